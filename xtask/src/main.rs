@@ -1,0 +1,68 @@
+//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`.
+//!
+//! Continuous integration runs these very commands (`.ci/run`) and knows nothing beyond them.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod fuzz;
+mod lint;
+mod run;
+mod say;
+mod test;
+mod tree;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::run::Failure;
+use crate::tree::Tree;
+
+/// Runs Ferry's checks, tests, benchmarks and fuzzers.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Checks formatting, clippy, the documentation, and the house's own rules
+    Lint,
+    /// Builds and runs all tests, documentation examples included
+    Test {
+        /// Goes to `cargo test` as it is: a filter, `-p CRATE`, `-- --nocapture`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Runs the benchmarks: one by name, `move` for a whole migration, or all of them
+    Bench {
+        /// A bench of a crate, or `move`
+        name: Option<String>,
+    },
+    /// Fuzzes the parsers on the stable toolchain; needs a C++ compiler
+    Fuzz(fuzz::Arguments),
+}
+
+fn main() -> ExitCode {
+    let task = Arguments::parse().task;
+    match perform(task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say::error(&failure);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<(), Failure> {
+    let tree = Tree::load()?;
+    match task {
+        Task::Lint => lint::run(&tree),
+        Task::Test { arguments } => test::run(&tree, &arguments),
+        Task::Bench { name } => bench::run(&tree, name.as_deref()),
+        Task::Fuzz(arguments) => fuzz::run(&tree, &arguments),
+    }
+}
