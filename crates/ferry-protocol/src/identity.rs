@@ -16,9 +16,7 @@ pub struct GuestId(String);
 
 /// A text that is no guest name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is no guest name: use 1 to 64 letters, digits, `-`, `_` or `.`, the first one no `.`"
-)]
+#[error("`{0}` is no guest name: use 1 to 64 letters, digits, `-`, `_` or `.`, the first one no `.`")]
 pub struct GuestIdError(String);
 
 impl GuestId {
@@ -39,7 +37,8 @@ impl FromStr for GuestId {
         if fits {
             Ok(Self(text.to_owned()))
         } else {
-            let shown: String = text.chars().take(MAX_GUEST_ID_BYTES).flat_map(char::escape_default).collect();
+            let shown: String =
+                text.chars().take(MAX_GUEST_ID_BYTES).flat_map(char::escape_default).collect();
             Err(GuestIdError(shown))
         }
     }

@@ -1,0 +1,127 @@
+//! How a migration ends, on each side.
+
+use std::fmt;
+
+use ferry_contract::Verdict;
+
+use crate::message::Reason;
+use crate::{Epoch, GuestId, TimerName};
+
+/// Why a migration ended without the guest having moved.
+///
+/// The kinds are apart because they ask for different deeds: the peer's incompatibility wants
+/// another host, the peer's misbehaviour another program, a lost link another try.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// No link to the target could be made: nothing began.
+    NotReached(String),
+    /// The peer speaks no protocol version that this build speaks, or is another program.
+    OtherProtocol(String),
+    /// The target's verdict is a refusal.
+    Refused(Verdict),
+    /// The peer ended the migration and said why.
+    Peer(Reason),
+    /// The peer sent what the protocol does not allow.
+    Misbehaved(String),
+    /// The link was lost.
+    LinkLost(String),
+    /// This side's machine could not do its part.
+    Machine(String),
+    /// A wait timed out.
+    TimedOut(TimerName),
+    /// The user cancelled.
+    Cancelled,
+    /// The source asked who runs the guest before custody had been taken.
+    Asked,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotReached(text)
+            | Self::OtherProtocol(text)
+            | Self::Misbehaved(text)
+            | Self::LinkLost(text)
+            | Self::Machine(text) => f.write_str(text),
+            Self::Refused(verdict) => {
+                f.write_str("the target refuses the guest")?;
+                verdict.findings.iter().try_for_each(|finding| write!(f, ": {finding}"))
+            }
+            Self::Peer(reason) => write!(f, "the other side ended the migration: {}", reason.text),
+            Self::TimedOut(timer) => write!(f, "the wait `{timer}` timed out"),
+            Self::Cancelled => f.write_str("the migration was cancelled"),
+            Self::Asked => f.write_str("the source asked for the guest back before custody was taken"),
+        }
+    }
+}
+
+/// How a link came to an end.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LinkFault {
+    /// The peer closed it, or its process ended.
+    Closed,
+    /// Nothing moved for the whole `silence` timeout.
+    Silent,
+    /// The operating system reported an error.
+    Failed(String),
+    /// What came cannot be read, or is not allowed.
+    Garbled(String),
+    /// What came is not Ferry's protocol.
+    OtherProtocol(String),
+}
+
+impl From<LinkFault> for Cause {
+    fn from(fault: LinkFault) -> Self {
+        match fault {
+            LinkFault::Closed => Self::LinkLost("the other side closed the link without a word".into()),
+            LinkFault::Silent => Self::TimedOut(TimerName::Silence),
+            LinkFault::Failed(text) => Self::LinkLost(text),
+            LinkFault::Garbled(text) => Self::Misbehaved(text),
+            LinkFault::OtherProtocol(text) => Self::OtherProtocol(text),
+        }
+    }
+}
+
+/// How a migration ended on the source.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SourceOutcome {
+    /// The target runs the guest under this epoch; the source let it go.
+    Moved {
+        /// The epoch under which the target runs the guest.
+        epoch: Epoch,
+    },
+    /// The source has the guest as before.
+    Kept {
+        /// Why it did not move.
+        cause: Cause,
+    },
+    /// The source has custody, but the guest could not be resumed and stays paused.
+    Held {
+        /// Why it did not move.
+        cause: Cause,
+        /// Why it could not be resumed.
+        obstacle: String,
+    },
+}
+
+/// How a session ended on the target.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum TargetOutcome {
+    /// The guest runs here.
+    Runs {
+        /// The guest that runs.
+        guest: GuestId,
+        /// The epoch under which it runs.
+        epoch: Epoch,
+        /// Whether the source said that it let the guest go; without it the source may ask.
+        released: bool,
+    },
+    /// The guest was not taken; its epoch is refused for ever.
+    NotTaken {
+        /// The guest that was offered.
+        guest: GuestId,
+        /// Why it was not taken.
+        cause: Cause,
+    },
+}

@@ -1,0 +1,119 @@
+//! After custody was given: the source waits, asks again, and resumes only on a refusal.
+
+use super::{
+    Ask, Cause, OfEpoch, Question, Source, SourceAction, SourceEvent, SourceOutcome, Time, TimerName,
+    ToSource, ToTarget, Wait,
+};
+
+impl Source {
+    /// The point of no return.
+    pub(super) fn give(&mut self, now: Time) -> Vec<SourceAction> {
+        self.total = None;
+        self.await_message(Wait::Running, now, self.config.timeouts.running, TimerName::Running);
+        vec![SourceAction::Give(self.offered())]
+    }
+
+    pub(super) fn on_given(&mut self, now: Time, event: SourceEvent) -> Vec<SourceAction> {
+        match event {
+            SourceEvent::Received(message) => self.on_answer(now, message),
+            SourceEvent::LinkLost(_) => {
+                self.linked = false;
+                self.ask_again(now)
+            }
+            SourceEvent::Connected if self.wait == Wait::Answer(Question::Linking) => self.ask(now),
+            SourceEvent::ConnectFailed(_) if self.wait == Wait::Answer(Question::Linking) => {
+                self.rest(now);
+                Vec::new()
+            }
+            SourceEvent::Tick => self.on_given_tick(now),
+            // Too late to cancel, and no job is under way.
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_answer(&mut self, now: Time, message: ToSource) -> Vec<SourceAction> {
+        match message {
+            ToSource::Running(of) if of == self.offered() => self.moved(of),
+            ToSource::Refused(refused) if refused.of == self.offered() => {
+                let mut actions = vec![SourceAction::TakeBack];
+                actions.extend(self.fail(Cause::Peer(refused.reason), false));
+                actions
+            }
+            // Another process listens there now: no further question to it can settle this.
+            ToSource::Unknown(_) => {
+                let mut actions = self.say_ambiguous();
+                actions.extend(self.ask_again(now));
+                actions
+            }
+            // Nothing else is proof of anything.
+            _ => self.ask_again(now),
+        }
+    }
+
+    fn moved(&mut self, of: OfEpoch) -> Vec<SourceAction> {
+        self.end();
+        vec![
+            SourceAction::Send(ToTarget::Release(of)),
+            SourceAction::Disconnect,
+            SourceAction::ReleaseGuest,
+            SourceAction::Finish(SourceOutcome::Moved { epoch: of.epoch }),
+        ]
+    }
+
+    /// Drops the link, if there is one, and asks over a new one: at once when it was the link of the
+    /// migration, after a rest when a question just failed.
+    fn ask_again(&mut self, now: Time) -> Vec<SourceAction> {
+        let mut actions = Vec::new();
+        if std::mem::take(&mut self.linked) {
+            actions.push(SourceAction::Disconnect);
+        }
+        self.deadline = None;
+        if self.wait == Wait::Running {
+            self.settle = Some(now.after(self.config.timeouts.settle));
+            self.wait = Wait::Answer(Question::Linking);
+            actions.push(SourceAction::Connect);
+        } else {
+            self.rest(now);
+        }
+        actions
+    }
+
+    fn ask(&mut self, now: Time) -> Vec<SourceAction> {
+        let Some(instance) = self.instance else {
+            return Vec::new(); // custody is given only to a target that said hello
+        };
+        self.linked = true;
+        self.wait = Wait::Answer(Question::Asked { until: now.after(self.config.timeouts.ask) });
+        let (guest, of) = (self.config.guest.clone(), self.offered());
+        vec![SourceAction::Send(ToTarget::Ask(Ask { guest, of, instance }))]
+    }
+
+    fn rest(&mut self, now: Time) {
+        self.wait = Wait::Answer(Question::Resting { until: now.after(self.config.timeouts.ask_interval) });
+    }
+
+    fn on_given_tick(&mut self, now: Time) -> Vec<SourceAction> {
+        let mut actions = Vec::new();
+        if self.settle.is_some_and(|at| now >= at) {
+            actions.extend(self.say_ambiguous());
+        }
+        match (&self.wait, self.deadline) {
+            (Wait::Running, Some((at, _))) if now >= at => actions.extend(self.ask_again(now)),
+            (Wait::Answer(Question::Asked { until }), _) if now >= *until => {
+                actions.extend(self.ask_again(now))
+            }
+            (Wait::Answer(Question::Resting { until }), _) if now >= *until => {
+                self.wait = Wait::Answer(Question::Linking);
+                actions.push(SourceAction::Connect);
+            }
+            _ => {}
+        }
+        actions
+    }
+
+    /// Says it once.
+    fn say_ambiguous(&mut self) -> Vec<SourceAction> {
+        let first = self.settle.take().is_some();
+        if first { vec![SourceAction::NoteAmbiguous] } else { Vec::new() }
+    }
+}

@@ -1,0 +1,387 @@
+//! The target's decisions.
+//!
+//! One [`Target`] is one process that waits for a guest: it holds the [`Ledger`] of epochs, at most
+//! one session, and every link on which a first message is awaited. As with the source, the caller
+//! carries actions out in order and reports jobs with the event that their documentation names.
+//! A session that ends without custody refuses its epoch for ever; that refusal is what lets a
+//! source resume.
+
+use std::collections::BTreeMap;
+
+use ferry_contract::Verdict;
+
+use crate::ledger::{Answer, Ledger};
+use crate::message::{
+    Ask, Hello, OfEpoch, Offer, Reason, ReasonKind, Refused, TargetHello, ToSource, ToTarget, VERSIONS,
+};
+use crate::outcome::LinkFault;
+use crate::{
+    Cause, Epoch, GuestId, InstanceId, MachineDescription, TargetOutcome, Time, Timeouts, TimerName,
+};
+
+mod session;
+
+/// The most links on which a first message may be awaited at once.
+const MAX_GREETING: usize = 16;
+
+/// One link of the target process; numbers are never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkId(pub u64);
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum TargetEvent {
+    /// A link was accepted.
+    Opened(LinkId),
+    /// A message came on a link.
+    Received(LinkId, ToTarget),
+    /// A link is gone.
+    LinkLost(LinkId, LinkFault),
+    /// [`TargetAction::Judge`] is done.
+    Judged(Verdict),
+    /// [`TargetAction::Build`] is done.
+    Built,
+    /// [`TargetAction::HashMemory`] is done.
+    Hashed([u8; 32]),
+    /// [`TargetAction::Restore`] is done.
+    Restored,
+    /// [`TargetAction::RunGuest`] is done: the guest runs.
+    GuestRuns,
+    /// The job that was asked for last failed. For [`TargetAction::RunGuest`]: no vCPU ran.
+    Failed(String),
+    /// The user wants the session to end.
+    Cancel,
+    /// Time passed; a deadline may be over.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum TargetAction {
+    /// Send a message on a link.
+    Send(LinkId, ToSource),
+    /// Close a link once everything sent on it has left. No event of it may come later.
+    Close(LinkId),
+    /// Hold the machine against this host.
+    Judge(MachineDescription),
+    /// Build the machine with memory and vCPUs; from now on its pages may come.
+    Build(MachineDescription),
+    /// Hash all memory.
+    HashMemory,
+    /// Restore the state, check it, take what only one host may hold.
+    Restore {
+        /// How many sections the source sent.
+        sections: u32,
+    },
+    /// Custody is here: run the guest.
+    RunGuest {
+        /// The guest.
+        guest: GuestId,
+        /// The epoch under which it runs.
+        epoch: Epoch,
+    },
+    /// Drop the machine that never ran, and what it took.
+    Discard,
+    /// A session is over. The process may wait for the next one, unless the guest runs here.
+    Finish(TargetOutcome),
+}
+
+/// Where a target is; the names are those of the table in `docs/guarantees.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TargetPhase {
+    /// No session: the process waits for a guest, or has one.
+    Waiting,
+    /// The offer is awaited.
+    Hello,
+    /// The machine is held against this host.
+    Offer,
+    /// The machine is being built.
+    Build,
+    /// Pages and state come.
+    Receive,
+    /// The state is being restored and checked.
+    Restore,
+    /// The target said ready; custody is awaited.
+    Ready,
+    /// Custody came; the guest is being started.
+    Taking,
+    /// The guest runs; the source's release is awaited.
+    Running,
+}
+
+impl TargetPhase {
+    /// Every phase, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Waiting,
+        Self::Hello,
+        Self::Offer,
+        Self::Build,
+        Self::Receive,
+        Self::Restore,
+        Self::Ready,
+        Self::Taking,
+        Self::Running,
+    ];
+
+    /// The phase's stable name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Hello => "hello",
+            Self::Offer => "offer",
+            Self::Build => "build",
+            Self::Receive => "receive",
+            Self::Restore => "restore",
+            Self::Ready => "ready",
+            Self::Taking => "taking",
+            Self::Running => "running",
+        }
+    }
+}
+
+/// One migration, from the source's hello to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Session {
+    link: LinkId,
+    guest: GuestId,
+    of: OfEpoch,
+    phase: TargetPhase,
+    deadline: Option<(Time, TimerName)>,
+    offer: Option<Offer>,
+    next_round: u32,
+    last_round_done: bool,
+    hash: HashCheck,
+}
+
+/// How far the comparison of the memory hashes has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum HashCheck {
+    Awaited,
+    Running {
+        expected: [u8; 32],
+    },
+    /// The job still runs and the state is complete already.
+    RunningThenRestore {
+        expected: [u8; 32],
+        sections: u32,
+    },
+    Passed,
+}
+
+/// A process that waits for a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Target {
+    instance: InstanceId,
+    program: String,
+    expected: Option<GuestId>,
+    timeouts: Timeouts,
+    ledger: Ledger,
+    session: Option<Session>,
+    /// Links without a session: when their time to speak ends.
+    greeting: BTreeMap<LinkId, Time>,
+}
+
+impl Target {
+    /// A process that waits for any guest, or for one of a certain name.
+    pub fn new(instance: InstanceId, expected: Option<GuestId>, timeouts: Timeouts) -> Self {
+        Self {
+            instance,
+            program: concat!("ferry ", env!("CARGO_PKG_VERSION")).into(),
+            expected,
+            timeouts,
+            ledger: Ledger::default(),
+            session: None,
+            greeting: BTreeMap::new(),
+        }
+    }
+
+    /// Where the session is.
+    pub fn phase(&self) -> TargetPhase {
+        self.session.as_ref().map_or(TargetPhase::Waiting, |session| session.phase)
+    }
+
+    /// What this process did with the epochs that it was offered.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The guest and epoch of the present session.
+    pub fn guest(&self) -> Option<(&GuestId, Epoch)> {
+        self.session.as_ref().map(|session| (&session.guest, session.of.epoch))
+    }
+
+    /// The next deadline and its name: step with [`TargetEvent::Tick`] at that time at the latest.
+    pub fn deadline(&self) -> Option<(Time, TimerName)> {
+        let session = self.session.as_ref().and_then(|session| session.deadline);
+        let greeting = self.greeting.values().min().map(|&at| (at, TimerName::Hello));
+        [session, greeting].into_iter().flatten().min_by_key(|&(at, _)| at)
+    }
+
+    /// Takes one event and gives the actions that follow.
+    pub fn step(&mut self, now: Time, event: TargetEvent) -> Vec<TargetAction> {
+        match event {
+            TargetEvent::Opened(link) => self.on_opened(now, link),
+            TargetEvent::Received(link, message) if self.is_sessions(link) => self.on_message(message),
+            TargetEvent::Received(link, message) if self.greeting.contains_key(&link) => {
+                self.on_first_message(now, link, message)
+            }
+            TargetEvent::Received(..) => Vec::new(),
+            TargetEvent::LinkLost(link, fault) => {
+                self.greeting.remove(&link);
+                if self.is_sessions(link) { self.on_session_link_lost(fault) } else { Vec::new() }
+            }
+            TargetEvent::Tick => self.on_tick(now),
+            TargetEvent::Cancel => self.on_cancel(),
+            job => self.on_job_done(now, job),
+        }
+    }
+
+    fn is_sessions(&self, link: LinkId) -> bool {
+        self.session.as_ref().is_some_and(|session| session.link == link)
+    }
+
+    fn on_opened(&mut self, now: Time, link: LinkId) -> Vec<TargetAction> {
+        if self.greeting.len() >= MAX_GREETING {
+            return vec![TargetAction::Close(link)];
+        }
+        self.greeting.insert(link, now.after(self.timeouts.hello));
+        Vec::new()
+    }
+
+    fn on_first_message(&mut self, now: Time, link: LinkId, message: ToTarget) -> Vec<TargetAction> {
+        match message {
+            ToTarget::Hello(hello) => {
+                self.greeting.remove(&link);
+                self.on_hello(now, link, hello)
+            }
+            ToTarget::Ask(ask) => self.on_ask(now, link, &ask),
+            ToTarget::Release(of) if self.took(of.epoch) => {
+                self.greeting.remove(&link);
+                self.released(link)
+            }
+            other => {
+                self.greeting.remove(&link);
+                let text = format!("`{}` is no first message of a link", other.name());
+                turn_away(link, Reason::new(ReasonKind::Misbehaved, text))
+            }
+        }
+    }
+
+    fn on_hello(&mut self, now: Time, link: LinkId, hello: Hello) -> Vec<TargetAction> {
+        let version = hello.version_max.min(*VERSIONS.end());
+        if version < hello.version_min.max(*VERSIONS.start()) {
+            let text = format!(
+                "the source speaks the protocol versions {} to {}, this target {} to {}: use a release of Ferry in between",
+                hello.version_min,
+                hello.version_max,
+                VERSIONS.start(),
+                VERSIONS.end()
+            );
+            return turn_away(link, Reason::new(ReasonKind::Incompatible, text));
+        }
+        if let Some(reason) = self.reason_to_turn_away(&hello.guest) {
+            return turn_away(link, reason);
+        }
+        let of = OfEpoch { session: hello.session, epoch: hello.epoch };
+        if !self.ledger.may_take(&hello.guest, hello.epoch) {
+            self.ledger.answer(&hello.guest, hello.epoch);
+            let text = format!("epoch {} of guest `{}` was refused here before", hello.epoch, hello.guest);
+            let reason = Reason::new(ReasonKind::OldEpoch, text);
+            let refused = ToSource::Refused(Refused { of, reason });
+            return vec![TargetAction::Send(link, refused), TargetAction::Close(link)];
+        }
+        self.session = Some(Session {
+            link,
+            guest: hello.guest,
+            of,
+            phase: TargetPhase::Hello,
+            deadline: Some((now.after(self.timeouts.offer), TimerName::Offer)),
+            offer: None,
+            next_round: 0,
+            last_round_done: false,
+            hash: HashCheck::Awaited,
+        });
+        let hello = TargetHello { version, instance: self.instance, program: self.program.clone() };
+        vec![TargetAction::Send(link, ToSource::Hello(hello))]
+    }
+
+    fn reason_to_turn_away(&self, guest: &GuestId) -> Option<Reason> {
+        if let Some((taken, _)) = self.ledger.taken() {
+            let text = format!("this target already has the guest `{taken}`: start another `ferry receive`");
+            return Some(Reason::new(ReasonKind::Busy, text));
+        }
+        if let Some(session) = &self.session {
+            let text = format!("this target is taking the guest `{}`: try again later", session.guest);
+            return Some(Reason::new(ReasonKind::Busy, text));
+        }
+        let expected = self.expected.as_ref().filter(|&expected| expected != guest)?;
+        let text = format!("this target waits for the guest `{expected}`, not for `{guest}`");
+        Some(Reason::new(ReasonKind::Busy, text))
+    }
+
+    /// Answers who runs a guest. The live session of that epoch, if there is one, is over then: an
+    /// answer that is not "here" is a refusal for ever.
+    fn on_ask(&mut self, now: Time, link: LinkId, ask: &Ask) -> Vec<TargetAction> {
+        if ask.instance != self.instance {
+            self.greeting.remove(&link);
+            return vec![TargetAction::Send(link, ToSource::Unknown(ask.of)), TargetAction::Close(link)];
+        }
+        let live = self.session.as_ref().is_some_and(|s| s.guest == ask.guest && s.of.epoch == ask.of.epoch);
+        let mut actions = Vec::new();
+        if live && self.ledger.taken().is_none() {
+            actions = self.end_session(Cause::Asked);
+        }
+        match self.ledger.answer(&ask.guest, ask.of.epoch) {
+            Answer::Taken => {
+                // The link stays open for the source's release.
+                self.greeting.insert(link, now.after(self.timeouts.release));
+                actions.push(TargetAction::Send(link, ToSource::Running(ask.of)));
+            }
+            Answer::Refused => {
+                self.greeting.remove(&link);
+                let text = "this target did not take the guest and never will under this epoch";
+                let reason = Reason::new(ReasonKind::Asked, text);
+                actions.push(TargetAction::Send(link, ToSource::Refused(Refused { of: ask.of, reason })));
+                actions.push(TargetAction::Close(link));
+            }
+        }
+        actions
+    }
+
+    fn took(&self, epoch: Epoch) -> bool {
+        self.ledger.taken().is_some_and(|&(_, taken)| taken == epoch)
+    }
+
+    fn released(&mut self, link: LinkId) -> Vec<TargetAction> {
+        let mut actions = vec![TargetAction::Close(link)];
+        if let Some(session) = self.session.take()
+            && session.link != link
+        {
+            actions.push(TargetAction::Close(session.link));
+        }
+        actions.extend(self.runs(true));
+        actions
+    }
+
+    fn runs(&self, released: bool) -> Option<TargetAction> {
+        let (guest, epoch) = self.ledger.taken()?.clone();
+        Some(TargetAction::Finish(TargetOutcome::Runs { guest, epoch, released }))
+    }
+
+    fn on_tick(&mut self, now: Time) -> Vec<TargetAction> {
+        let late: Vec<_> =
+            self.greeting.iter().filter(|&(_, &at)| now >= at).map(|(&link, _)| link).collect();
+        let mut actions: Vec<_> = late.iter().map(|&link| TargetAction::Close(link)).collect();
+        self.greeting.retain(|_, &mut at| now < at);
+        if let Some((at, timer)) = self.session.as_ref().and_then(|session| session.deadline)
+            && now >= at
+        {
+            actions.extend(self.on_session_timeout(timer));
+        }
+        actions
+    }
+}
+
+fn turn_away(link: LinkId, reason: Reason) -> Vec<TargetAction> {
+    vec![TargetAction::Send(link, ToSource::Abort(reason)), TargetAction::Close(link)]
+}

@@ -1,0 +1,200 @@
+//! One session of a target: from the offer to a guest that runs here, or to a refusal.
+
+use super::{
+    Cause, HashCheck, LinkFault, Refused, Session, Target, TargetAction, TargetEvent, TargetOutcome,
+    TargetPhase, Time, TimerName, ToSource, ToTarget,
+};
+use crate::source::reason_of;
+
+impl Target {
+    pub(super) fn on_message(&mut self, message: ToTarget) -> Vec<TargetAction> {
+        let Some(session) = &mut self.session else { return Vec::new() };
+        match (session.phase, message) {
+            (TargetPhase::Hello, ToTarget::Offer(offer)) => {
+                session.phase = TargetPhase::Offer;
+                session.deadline = None;
+                let machine = offer.machine.clone();
+                session.offer = Some(offer);
+                vec![TargetAction::Judge(machine)]
+            }
+            (TargetPhase::Receive, ToTarget::RoundEnd(end))
+                if end.round == session.next_round && !session.last_round_done =>
+            {
+                session.next_round = session.next_round.saturating_add(1);
+                session.last_round_done = end.last;
+                Vec::new()
+            }
+            (TargetPhase::Receive, ToTarget::MemoryHash(hash))
+                if session.last_round_done && session.verifies() && session.hash == HashCheck::Awaited =>
+            {
+                session.hash = HashCheck::Running { expected: hash.blake3 };
+                vec![TargetAction::HashMemory]
+            }
+            (TargetPhase::Receive, ToTarget::StateEnd(end)) if session.last_round_done => {
+                self.on_state_end(end.sections)
+            }
+            (TargetPhase::Ready, ToTarget::Custody(of)) if of == session.of => self.take(),
+            (TargetPhase::Running, ToTarget::Release(of)) if of == session.of => {
+                let link = session.link;
+                self.released(link)
+            }
+            // Custody was taken: nothing that comes on this link can change that.
+            (TargetPhase::Taking | TargetPhase::Running, _) => Vec::new(),
+            (_, ToTarget::Abort(reason)) => {
+                let link = session.link;
+                let mut actions = self.end_silently(Cause::Peer(reason));
+                actions.insert(0, TargetAction::Close(link));
+                actions
+            }
+            (phase, message) => {
+                let (name, phase) = (message.name(), phase.name());
+                self.end_session(Cause::Misbehaved(format!("the source sent `{name}` in phase `{phase}`")))
+            }
+        }
+    }
+
+    fn on_state_end(&mut self, sections: u32) -> Vec<TargetAction> {
+        let Some(session) = &mut self.session else { return Vec::new() };
+        match session.hash {
+            HashCheck::Running { expected } => {
+                session.hash = HashCheck::RunningThenRestore { expected, sections };
+                Vec::new()
+            }
+            HashCheck::Awaited if session.verifies() => {
+                self.end_session(Cause::Misbehaved("the source's memory hash is missing".into()))
+            }
+            HashCheck::RunningThenRestore { .. } => {
+                self.end_session(Cause::Misbehaved("the source ended its state twice".into()))
+            }
+            HashCheck::Awaited | HashCheck::Passed => {
+                session.phase = TargetPhase::Restore;
+                vec![TargetAction::Restore { sections }]
+            }
+        }
+    }
+
+    fn take(&mut self) -> Vec<TargetAction> {
+        let Some(session) = &mut self.session else { return Vec::new() };
+        let (guest, epoch) = (session.guest.clone(), session.of.epoch);
+        if !self.ledger.take(&guest, epoch) {
+            return self.end_session(Cause::Misbehaved(format!("epoch {epoch} was refused before")));
+        }
+        session.phase = TargetPhase::Taking;
+        session.deadline = None;
+        vec![TargetAction::RunGuest { guest, epoch }]
+    }
+
+    pub(super) fn on_job_done(&mut self, now: Time, event: TargetEvent) -> Vec<TargetAction> {
+        let timeouts = self.timeouts.clone();
+        let Some(session) = &mut self.session else { return Vec::new() };
+        match (session.phase, event) {
+            (TargetPhase::Offer, TargetEvent::Judged(verdict)) => {
+                let answer = TargetAction::Send(session.link, ToSource::Verdict(verdict.clone()));
+                if verdict.is_refusal() {
+                    return self.end_with(vec![answer], Cause::Refused(verdict));
+                }
+                session.phase = TargetPhase::Build;
+                let build = session.offer.as_ref().map(|offer| TargetAction::Build(offer.machine.clone()));
+                [Some(answer), build].into_iter().flatten().collect()
+            }
+            (TargetPhase::Build, TargetEvent::Built) => {
+                session.phase = TargetPhase::Receive;
+                vec![TargetAction::Send(session.link, ToSource::Built)]
+            }
+            (TargetPhase::Receive, TargetEvent::Hashed(found)) => self.on_hashed(found),
+            (TargetPhase::Restore, TargetEvent::Restored) => {
+                session.phase = TargetPhase::Ready;
+                session.deadline = Some((now.after(timeouts.custody), TimerName::Custody));
+                vec![TargetAction::Send(session.link, ToSource::Ready)]
+            }
+            (TargetPhase::Taking, TargetEvent::GuestRuns) => {
+                session.phase = TargetPhase::Running;
+                session.deadline = Some((now.after(timeouts.release), TimerName::Release));
+                vec![TargetAction::Send(session.link, ToSource::Running(session.of))]
+            }
+            (TargetPhase::Taking, TargetEvent::Failed(text)) => {
+                self.ledger.untake(&session.guest.clone(), session.of.epoch);
+                self.end_session(Cause::Machine(text))
+            }
+            (_, TargetEvent::Failed(text)) => self.end_session(Cause::Machine(text)),
+            // A job that nobody waits for any more.
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_hashed(&mut self, found: [u8; 32]) -> Vec<TargetAction> {
+        let Some(session) = &mut self.session else { return Vec::new() };
+        let (expected, sections) = match session.hash {
+            HashCheck::Running { expected } => (expected, None),
+            HashCheck::RunningThenRestore { expected, sections } => (expected, Some(sections)),
+            HashCheck::Awaited | HashCheck::Passed => return Vec::new(),
+        };
+        if found != expected {
+            let text = "the memory that arrived differs from the source's: the hashes are not equal";
+            return self.end_session(Cause::Misbehaved(text.into()));
+        }
+        session.hash = HashCheck::Passed;
+        sections.map_or_else(Vec::new, |sections| self.on_state_end(sections))
+    }
+
+    pub(super) fn on_session_link_lost(&mut self, fault: LinkFault) -> Vec<TargetAction> {
+        match self.phase() {
+            // The custody came, or the guest is being started by a job that reports next: the guest
+            // is here, and the source will ask.
+            TargetPhase::Taking => Vec::new(),
+            TargetPhase::Running => {
+                self.session = None;
+                self.runs(false).into_iter().collect()
+            }
+            _ => self.end_silently(fault.into()),
+        }
+    }
+
+    pub(super) fn on_session_timeout(&mut self, timer: TimerName) -> Vec<TargetAction> {
+        if self.phase() != TargetPhase::Running {
+            return self.end_session(Cause::TimedOut(timer));
+        }
+        let link = self.session.take().map(|session| TargetAction::Close(session.link));
+        link.into_iter().chain(self.runs(false)).collect()
+    }
+
+    pub(super) fn on_cancel(&mut self) -> Vec<TargetAction> {
+        match self.phase() {
+            TargetPhase::Waiting | TargetPhase::Taking | TargetPhase::Running => Vec::new(),
+            _ => self.end_session(Cause::Cancelled),
+        }
+    }
+
+    /// Ends the session, refuses its epoch and tells the source so.
+    pub(super) fn end_session(&mut self, cause: Cause) -> Vec<TargetAction> {
+        let Some(session) = &self.session else { return Vec::new() };
+        let refused = Refused { of: session.of, reason: reason_of(&cause) };
+        let tell = TargetAction::Send(session.link, ToSource::Refused(refused));
+        self.end_with(vec![tell], cause)
+    }
+
+    fn end_with(&mut self, mut actions: Vec<TargetAction>, cause: Cause) -> Vec<TargetAction> {
+        if let Some(session) = &self.session {
+            actions.push(TargetAction::Close(session.link));
+        }
+        // The refusal stands in the ledger before anybody is told: these actions are carried out after
+        // this step.
+        actions.extend(self.end_silently(cause));
+        actions
+    }
+
+    fn end_silently(&mut self, cause: Cause) -> Vec<TargetAction> {
+        let Some(session) = self.session.take() else { return Vec::new() };
+        self.ledger.answer(&session.guest, session.of.epoch);
+        vec![
+            TargetAction::Discard,
+            TargetAction::Finish(TargetOutcome::NotTaken { guest: session.guest, cause }),
+        ]
+    }
+}
+
+impl Session {
+    fn verifies(&self) -> bool {
+        self.offer.as_ref().is_some_and(|offer| offer.verify)
+    }
+}
