@@ -1,0 +1,47 @@
+//! The parts of an x86-64 machine, one module a subject.
+//!
+//! Each part mirrors one structure of KVM's interface and keeps its values and meaning; names that
+//! Rust or plain English would not have are spelled out. The order in which they are read and written
+//! is the affair of whoever holds the vCPU.
+
+mod activity;
+mod clock;
+mod debug;
+mod events;
+mod extended;
+mod irqchip;
+mod lapic;
+mod msrs;
+mod regs;
+mod sregs;
+
+pub use activity::{MpState, TscFrequency};
+pub use clock::Clock;
+pub use debug::DebugRegs;
+pub use events::{Exception, Interrupt, Nmi, Smi, VcpuEvents};
+pub use extended::{MAX_XCRS, MAX_XSAVE_BYTES, MIN_XSAVE_BYTES, Xcr, Xcrs, Xsave};
+pub use irqchip::{IOAPIC_PINS, IoApic, Irqchip, Pic};
+pub use lapic::{LAPIC_BYTES, Lapic};
+pub use msrs::{MAX_MSRS, Msrs};
+pub use regs::Regs;
+pub use sregs::{DescriptorTable, SREGS_PDPTRS_VALID, Segment, Sregs};
+
+use crate::{Part, Section, StateError};
+
+/// Lists the parts once, for the names and for the decoder.
+macro_rules! parts {
+    ($($part:ty),+ $(,)?) => {
+        /// The names of all parts of this module.
+        pub const KNOWN_SECTIONS: &[&str] = &[$(<$part>::NAME),+];
+
+        /// Decodes a section of any part of this module, and drops it.
+        pub(crate) fn decode_known(section: &Section) -> Result<(), StateError> {
+            $(if section.name == <$part>::NAME {
+                return section.read::<$part>().map(drop);
+            })+
+            Err(StateError::UnknownSection { section: section.name.clone(), index: section.index })
+        }
+    };
+}
+
+parts!(Regs, Sregs, VcpuEvents, MpState, Xcrs, Xsave, Lapic, DebugRegs, Msrs, TscFrequency, Irqchip, Clock,);

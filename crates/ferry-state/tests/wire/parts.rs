@@ -1,0 +1,208 @@
+//! One distinctive value of every part, for the tests in this folder.
+
+use ferry_state::x86::{
+    Clock, DebugRegs, DescriptorTable, Exception, IOAPIC_PINS, Interrupt, IoApic, Irqchip, LAPIC_BYTES,
+    Lapic, MpState, Msrs, Nmi, Pic, Regs, Segment, Smi, Sregs, TscFrequency, VcpuEvents, Xcr, Xcrs, Xsave,
+};
+use ferry_state::{Part, Section};
+
+/// Gives a value that was not given before, so that no two fields can be mixed up unseen.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(u64);
+
+impl Counter {
+    pub(crate) fn u64(&mut self) -> u64 {
+        self.0 += 0x0101;
+        0xfe00_0000_0000_0000 | self.0
+    }
+
+    pub(crate) fn u32(&mut self) -> u32 {
+        0xfe00_0000 | u32::try_from(self.u64() & 0xff_ffff).unwrap()
+    }
+
+    pub(crate) fn u16(&mut self) -> u16 {
+        u16::try_from(self.u64() & 0xffff).unwrap()
+    }
+
+    pub(crate) fn u8(&mut self) -> u8 {
+        u8::try_from(self.u64() & 0xff).unwrap()
+    }
+}
+
+pub(crate) fn regs() -> Regs {
+    let mut c = Counter::default();
+    Regs {
+        rax: c.u64(),
+        rbx: c.u64(),
+        rcx: c.u64(),
+        rdx: c.u64(),
+        rsi: c.u64(),
+        rdi: c.u64(),
+        rsp: c.u64(),
+        rbp: c.u64(),
+        r8: c.u64(),
+        r9: c.u64(),
+        r10: c.u64(),
+        r11: c.u64(),
+        r12: c.u64(),
+        r13: c.u64(),
+        r14: c.u64(),
+        r15: c.u64(),
+        rip: c.u64(),
+        rflags: c.u64(),
+    }
+}
+
+fn segment(c: &mut Counter) -> Segment {
+    Segment {
+        base: c.u64(),
+        limit: c.u32(),
+        selector: c.u16(),
+        kind: c.u8() & 0xf,
+        present: true,
+        dpl: c.u8() & 3,
+        db: false,
+        s: true,
+        l: false,
+        g: true,
+        avl: false,
+        unusable: true,
+    }
+}
+
+pub(crate) fn sregs() -> Sregs {
+    let mut c = Counter::default();
+    Sregs {
+        cs: segment(&mut c),
+        ds: segment(&mut c),
+        es: segment(&mut c),
+        fs: segment(&mut c),
+        gs: segment(&mut c),
+        ss: segment(&mut c),
+        tr: segment(&mut c),
+        ldt: segment(&mut c),
+        gdt: DescriptorTable { base: c.u64(), limit: c.u16() },
+        idt: DescriptorTable { base: c.u64(), limit: c.u16() },
+        cr0: c.u64(),
+        cr2: c.u64(),
+        cr3: c.u64(),
+        cr4: c.u64(),
+        cr8: c.u64(),
+        efer: c.u64(),
+        apic_base: c.u64(),
+        flags: 1,
+        pdptrs: [c.u64(), c.u64(), c.u64(), c.u64()],
+    }
+}
+
+pub(crate) fn events() -> VcpuEvents {
+    VcpuEvents {
+        exception: Exception {
+            injected: true,
+            vector: 14,
+            has_error_code: true,
+            pending: false,
+            error_code: 6,
+        },
+        interrupt: Interrupt { injected: false, vector: 0x31, soft: true, shadow: 2 },
+        nmi: Nmi { injected: true, pending: 2, masked: true },
+        sipi_vector: 0x9a,
+        flags: 0x3f,
+        smi: Smi { smm: false, pending: true, inside_nmi: false, latched_init: true },
+        triple_fault_pending: true,
+        exception_has_payload: true,
+        exception_payload: 0xdead_0000,
+    }
+}
+
+pub(crate) fn mp_state() -> MpState {
+    MpState { mp_state: 3 }
+}
+
+pub(crate) fn xcrs() -> Xcrs {
+    Xcrs { flags: 1, xcrs: vec![Xcr { xcr: 0, value: 7 }, Xcr { xcr: 1, value: 0x2_0000 }] }
+}
+
+pub(crate) fn xsave() -> Xsave {
+    Xsave { region: (0..600_u32).map(|i| u8::try_from(i % 251).unwrap()).collect() }
+}
+
+pub(crate) fn lapic() -> Lapic {
+    let mut regs = [0; LAPIC_BYTES];
+    for (byte, i) in regs.iter_mut().zip(0_u32..) {
+        *byte = u8::try_from(i % 249).unwrap();
+    }
+    Lapic { regs }
+}
+
+pub(crate) fn debug_regs() -> DebugRegs {
+    let mut c = Counter::default();
+    DebugRegs { db: [c.u64(), c.u64(), c.u64(), c.u64()], dr6: c.u64(), dr7: c.u64(), flags: c.u64() }
+}
+
+pub(crate) fn msrs() -> Msrs {
+    let mut c = Counter::default();
+    Msrs { values: [0x10, 0x174, 0x6e0, 0xc000_0080, 0xc000_0102].map(|index| (index, c.u64())).into() }
+}
+
+pub(crate) fn tsc_frequency() -> TscFrequency {
+    TscFrequency { khz: 2_900_000 }
+}
+
+fn pic(c: &mut Counter) -> Pic {
+    Pic {
+        last_irr: c.u8(),
+        irr: c.u8(),
+        imr: c.u8(),
+        isr: c.u8(),
+        priority_add: c.u8(),
+        irq_base: c.u8(),
+        read_reg_select: c.u8(),
+        poll: c.u8(),
+        special_mask: c.u8(),
+        init_state: c.u8(),
+        auto_eoi: c.u8(),
+        rotate_on_auto_eoi: c.u8(),
+        special_fully_nested_mode: c.u8(),
+        init4: c.u8(),
+        elcr: c.u8(),
+        elcr_mask: c.u8(),
+    }
+}
+
+pub(crate) fn irqchip() -> Irqchip {
+    let mut c = Counter::default();
+    let (pic_master, pic_slave) = (pic(&mut c), pic(&mut c));
+    let mut redirection = [0; IOAPIC_PINS];
+    redirection.fill_with(|| c.u64());
+    let ioapic =
+        IoApic { base_address: 0xfec0_0000, ioregsel: c.u32(), id: c.u32(), irr: c.u32(), redirection };
+    Irqchip { pic_master, pic_slave, ioapic }
+}
+
+pub(crate) fn clock() -> Clock {
+    let mut c = Counter::default();
+    Clock { clock: c.u64(), flags: 14, realtime: c.u64(), host_tsc: c.u64() }
+}
+
+fn section<T: Part>(value: &T) -> Section {
+    Section::of(value, 1, None).unwrap()
+}
+
+/// A section of every part.
+pub(crate) fn all() -> Vec<Section> {
+    vec![
+        section(&regs()),
+        section(&sregs()),
+        section(&events()),
+        section(&mp_state()),
+        section(&xcrs()),
+        section(&xsave()),
+        section(&lapic()),
+        section(&debug_regs()),
+        section(&msrs()),
+        section(&tsc_frequency()),
+        section(&irqchip()),
+        section(&clock()),
+    ]
+}
