@@ -35,6 +35,8 @@ pub enum TargetEvent {
     Opened(LinkId),
     /// A message came on a link.
     Received(LinkId, ToTarget),
+    /// Page data came on a link: at least once in each `silence` timeout while it does.
+    Heard(LinkId),
     /// A link is gone.
     LinkLost(LinkId, LinkFault),
     /// [`TargetAction::Judge`] is done.
@@ -221,11 +223,12 @@ impl Target {
     pub fn step(&mut self, now: Time, event: TargetEvent) -> Vec<TargetAction> {
         match event {
             TargetEvent::Opened(link) => self.on_opened(now, link),
-            TargetEvent::Received(link, message) if self.is_sessions(link) => self.on_message(message),
+            TargetEvent::Received(link, message) if self.is_sessions(link) => self.on_message(now, message),
             TargetEvent::Received(link, message) if self.greeting.contains_key(&link) => {
                 self.on_first_message(now, link, message)
             }
-            TargetEvent::Received(..) => Vec::new(),
+            TargetEvent::Heard(link) if self.is_sessions(link) => self.on_heard(now),
+            TargetEvent::Received(..) | TargetEvent::Heard(_) => Vec::new(),
             TargetEvent::LinkLost(link, fault) => {
                 self.greeting.remove(&link);
                 if self.is_sessions(link) { self.on_session_link_lost(fault) } else { Vec::new() }

@@ -39,8 +39,10 @@ pub enum TimerName {
     Verdict,
     /// Source: the target builds the machine with its memory.
     Build,
-    /// Both: nothing could be sent, or nothing came, while pages and state cross.
+    /// Both: nothing could be sent, or nothing came, while pages cross.
     Silence,
+    /// Target: the whole state, after the last round.
+    State,
     /// Source: the target's word that it is ready.
     Ready,
     /// Target: custody, after it said ready.
@@ -67,6 +69,7 @@ impl TimerName {
             Self::Verdict => "verdict",
             Self::Build => "build",
             Self::Silence => "silence",
+            Self::State => "state",
             Self::Ready => "ready",
             Self::Custody => "custody",
             Self::Running => "running",
@@ -99,6 +102,8 @@ pub struct Timeouts {
     pub build: Duration,
     /// [`TimerName::Silence`].
     pub silence: Duration,
+    /// [`TimerName::State`]: with `--verify` all memory is hashed here.
+    pub state: Duration,
     /// [`TimerName::Ready`].
     pub ready: Duration,
     /// [`TimerName::Custody`].
@@ -126,6 +131,7 @@ impl Default for Timeouts {
             verdict: Duration::from_secs(30),
             build: Duration::from_secs(120),
             silence: Duration::from_secs(10),
+            state: Duration::from_secs(60),
             ready: Duration::from_secs(30),
             custody: Duration::from_secs(30),
             running: Duration::from_secs(10),

@@ -7,7 +7,8 @@ use super::{
 use crate::source::reason_of;
 
 impl Target {
-    pub(super) fn on_message(&mut self, message: ToTarget) -> Vec<TargetAction> {
+    pub(super) fn on_message(&mut self, now: Time, message: ToTarget) -> Vec<TargetAction> {
+        let (silence, state) = (self.timeouts.silence, self.timeouts.state);
         let Some(session) = &mut self.session else { return Vec::new() };
         match (session.phase, message) {
             (TargetPhase::Hello, ToTarget::Offer(offer)) => {
@@ -22,6 +23,11 @@ impl Target {
             {
                 session.next_round = session.next_round.saturating_add(1);
                 session.last_round_done = end.last;
+                session.deadline = Some(if end.last {
+                    (now.after(state), TimerName::State)
+                } else {
+                    (now.after(silence), TimerName::Silence)
+                });
                 Vec::new()
             }
             (TargetPhase::Receive, ToTarget::MemoryHash(hash))
@@ -53,6 +59,18 @@ impl Target {
         }
     }
 
+    /// Pages come: the source is not silent.
+    pub(super) fn on_heard(&mut self, now: Time) -> Vec<TargetAction> {
+        let silence = self.timeouts.silence;
+        if let Some(session) = &mut self.session
+            && session.phase == TargetPhase::Receive
+            && !session.last_round_done
+        {
+            session.deadline = Some((now.after(silence), TimerName::Silence));
+        }
+        Vec::new()
+    }
+
     fn on_state_end(&mut self, sections: u32) -> Vec<TargetAction> {
         let Some(session) = &mut self.session else { return Vec::new() };
         match session.hash {
@@ -68,6 +86,7 @@ impl Target {
             }
             HashCheck::Awaited | HashCheck::Passed => {
                 session.phase = TargetPhase::Restore;
+                session.deadline = None;
                 vec![TargetAction::Restore { sections }]
             }
         }
@@ -99,6 +118,7 @@ impl Target {
             }
             (TargetPhase::Build, TargetEvent::Built) => {
                 session.phase = TargetPhase::Receive;
+                session.deadline = Some((now.after(timeouts.silence), TimerName::Silence));
                 vec![TargetAction::Send(session.link, ToSource::Built)]
             }
             (TargetPhase::Receive, TargetEvent::Hashed(found)) => self.on_hashed(found),
