@@ -1,0 +1,64 @@
+//! A body for every parser that reads bytes from outside: what the fuzzers run, and what stable
+//! tests replay.
+//!
+//! A body is a plain function over bytes. It must not panic, hang or take memory that the bytes only
+//! claim, and what it reads successfully must survive being written and read again. To add one:
+//! 1. write the body in the module of its floor, and list it in [`BODIES`];
+//! 2. give it at least one seed in [`seeds::all`], and write the seeds with
+//!    `FERRY_BLESS=1 cargo test -p ferry-fuzz`;
+//! 3. add `targets/NAME.rs` and its `[[bin]]` in `Cargo.toml`, like the others.
+//!
+//! The tests of this crate fail until all three are done.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::missing_panics_doc, reason = "a panic is how a body says that it found something")]
+
+pub mod mutate;
+pub mod protocol;
+pub mod seeds;
+pub mod state;
+
+use ferry_protocol::message::{ToSource, ToTarget};
+use ferry_state::x86;
+
+/// The crate whose macro makes a target of a body.
+#[cfg(feature = "libfuzzer")]
+pub use libfuzzer_sys;
+
+/// A body: it takes any bytes.
+pub type Body = fn(&[u8]);
+
+/// Every body with its name, which is also its target's and its corpus folder's.
+pub const BODIES: &[(&str, Body)] = &[
+    ("guest_id", protocol::guest_id),
+    ("frame", protocol::frame),
+    ("page_head", protocol::page_head),
+    ("to_target", protocol::message::<ToTarget>),
+    ("to_source", protocol::message::<ToSource>),
+    ("section", state::section),
+    ("x86_regs", state::part::<x86::Regs>),
+    ("x86_sregs", state::part::<x86::Sregs>),
+    ("x86_vcpu_events", state::part::<x86::VcpuEvents>),
+    ("x86_mp_state", state::part::<x86::MpState>),
+    ("x86_xcrs", state::part::<x86::Xcrs>),
+    ("x86_xsave", state::part::<x86::Xsave>),
+    ("x86_lapic", state::part::<x86::Lapic>),
+    ("x86_debug_regs", state::part::<x86::DebugRegs>),
+    ("x86_msrs", state::part::<x86::Msrs>),
+    ("x86_tsc_frequency", state::part::<x86::TscFrequency>),
+    ("x86_irqchip", state::part::<x86::Irqchip>),
+    ("x86_clock", state::part::<x86::Clock>),
+];
+
+/// The body of that name.
+pub fn body(name: &str) -> Option<Body> {
+    BODIES.iter().find(|(known, _)| *known == name).map(|(_, body)| *body)
+}
+
+/// Makes a libFuzzer target of a body: the only line of a file in `targets/`.
+#[macro_export]
+macro_rules! target {
+    ($body:path) => {
+        $crate::libfuzzer_sys::fuzz_target!(|bytes: &[u8]| $body(bytes));
+    };
+}

@@ -1,0 +1,166 @@
+//! Seeds: small valid inputs, so that a fuzzer need not guess its way to the first good one.
+//!
+//! They lie in `corpus/BODY/NAME`. When a wire form gains something, write the new seeds with
+//! `FERRY_BLESS=1 cargo test -p ferry-fuzz`; old ones stay useful as inputs from an older build.
+
+use ferry_contract::{Finding, FindingKind, Layer, Verdict};
+use ferry_protocol::frame::{FrameKind, PageHead, WireRange, encode};
+use ferry_protocol::message::{
+    Ask, Hello, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
+    TargetHello, ToSource, ToTarget,
+};
+use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
+use ferry_state::{Part, Section, x86};
+
+/// One seed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seed {
+    /// The body that reads it.
+    pub body: &'static str,
+    /// Its file's name.
+    pub name: String,
+    /// What it holds.
+    pub bytes: Vec<u8>,
+}
+
+/// All seeds.
+pub fn all() -> Vec<Seed> {
+    let mut seeds = protocol();
+    seeds.extend(state());
+    seeds
+}
+
+fn seed(body: &'static str, name: &str, bytes: &[u8]) -> Seed {
+    Seed { body, name: name.to_owned(), bytes: bytes.to_vec() }
+}
+
+fn protocol() -> Vec<Seed> {
+    let mut seeds = vec![seed("guest_id", "text", b"web-1"), seed("guest_id", "cbor", b"\x65web-1")];
+    for message in to_target() {
+        seeds.extend(framed("to_target", message.name(), FrameKind::ToTarget, &message.to_bytes()));
+    }
+    for message in to_source() {
+        seeds.extend(framed("to_source", message.name(), FrameKind::ToSource, &message.to_bytes()));
+    }
+    let ranges = vec![WireRange { first: 0, count: 2 }, WireRange { first: 16, count: 1 }];
+    let live = PageHead { round: 1, checksum: None, ranges };
+    let last = PageHead { checksum: Some(7), ..live.clone() };
+    seeds.extend(framed("page_head", "zeros", FrameKind::Zeros, &live.to_bytes()));
+    seeds.extend(framed("page_head", "pages", FrameKind::Pages, &last.to_bytes()));
+    seeds
+}
+
+/// One message of each kind.
+fn to_target() -> Vec<ToTarget> {
+    let Some(guest) = guest() else { return Vec::new() };
+    let hello = Hello {
+        version_min: 1,
+        version_max: 1,
+        session: SessionId(7),
+        guest: guest.clone(),
+        epoch: Epoch::BIRTH.next(),
+        program: "ferry".to_owned(),
+    };
+    let regions = vec![RegionSpan { start: 0, length: 1 << 20 }];
+    let machine = MachineDescription { kind: "sim".to_owned(), vcpus: 1, regions, config: vec![0xa0] };
+    vec![
+        ToTarget::Hello(hello),
+        ToTarget::Offer(Offer { machine, verify: true }),
+        ToTarget::RoundEnd(RoundEnd { round: 1, data_pages: 2, zero_pages: 3, last: false }),
+        ToTarget::MemoryHash(MemoryHash { blake3: [9; 32] }),
+        ToTarget::StateEnd(StateEnd { sections: 12 }),
+        ToTarget::Custody(of_epoch()),
+        ToTarget::Release(of_epoch()),
+        ToTarget::Abort(reason()),
+        ToTarget::Ask(Ask { guest, of: of_epoch(), instance: InstanceId(5) }),
+    ]
+}
+
+/// One message of each kind.
+fn to_source() -> Vec<ToSource> {
+    vec![
+        ToSource::Hello(TargetHello { version: 1, instance: InstanceId(5), program: "ferry".to_owned() }),
+        ToSource::Verdict(Verdict { findings: vec![finding()] }),
+        ToSource::Built,
+        ToSource::Ready,
+        ToSource::Running(of_epoch()),
+        ToSource::Refused(Refused { of: of_epoch(), reason: reason() }),
+        ToSource::Unknown(of_epoch()),
+        ToSource::Abort(reason()),
+    ]
+}
+
+fn guest() -> Option<GuestId> {
+    "web-1".parse().ok()
+}
+
+fn of_epoch() -> OfEpoch {
+    OfEpoch { session: SessionId(7), epoch: Epoch::BIRTH.next() }
+}
+
+fn reason() -> Reason {
+    Reason::new(ReasonKind::Cancelled, "asked to stop")
+}
+
+fn finding() -> Finding {
+    Finding {
+        kind: FindingKind::Refusal,
+        subject: "vcpus".to_owned(),
+        layer: Layer::Machine,
+        guest: "4".to_owned(),
+        target: "2".to_owned(),
+        effect: "two processors would be gone".to_owned(),
+        remedy: "choose another target".to_owned(),
+    }
+}
+
+/// What a body reads, and the frame around it for the body of streams.
+fn framed(body: &'static str, name: &str, kind: FrameKind, bytes: &[u8]) -> [Seed; 2] {
+    [seed(body, name, bytes), seed("frame", &format!("{body}-{name}"), &encode(kind, bytes))]
+}
+
+fn state() -> Vec<Seed> {
+    let xsave = x86::Xsave { region: vec![0; x86::MIN_XSAVE_BYTES] };
+    let msrs = x86::Msrs { values: [(0x10, 1), (0xc000_0080, 0xd01)].into() };
+    let xcrs = x86::Xcrs { xcrs: vec![x86::Xcr { xcr: 0, value: 7 }], ..x86::Xcrs::default() };
+    [
+        of_part("x86_regs", &x86::Regs::default()),
+        of_part("x86_sregs", &x86::Sregs::default()),
+        of_part("x86_vcpu_events", &x86::VcpuEvents::default()),
+        of_part("x86_mp_state", &x86::MpState::default()),
+        of_part("x86_xcrs", &xcrs),
+        of_part("x86_xsave", &xsave),
+        of_part("x86_lapic", &x86::Lapic::default()),
+        of_part("x86_debug_regs", &x86::DebugRegs::default()),
+        of_part("x86_msrs", &msrs),
+        of_part("x86_tsc_frequency", &x86::TscFrequency::default()),
+        of_part("x86_irqchip", &x86::Irqchip::default()),
+        of_part("x86_clock", &x86::Clock::default()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A part's bytes for its own body, and the section around it for the bodies of sections and streams.
+fn of_part<T: Part>(body: &'static str, value: &T) -> Vec<Seed> {
+    let Ok(section) = Section::of(value, 0, None) else { return Vec::new() };
+    let mut seeds = vec![seed(body, "value", &section.body)];
+    seeds.extend(framed("section", body, FrameKind::Section, &section.to_bytes()));
+    seeds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_seed_is_a_section_that_decodes() {
+        let sections: Vec<Seed> = all().into_iter().filter(|seed| seed.body == "section").collect();
+        assert_eq!(sections.len(), x86::KNOWN_SECTIONS.len());
+        for seed in sections {
+            let section = Section::from_bytes(&seed.bytes).unwrap();
+            ferry_state::decode_known(&section).unwrap();
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Fuzzes guest names.
+#![no_main]
+
+ferry_fuzz::target!(ferry_fuzz::protocol::guest_id);

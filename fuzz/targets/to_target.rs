@@ -1,0 +1,4 @@
+//! Fuzzes the messages to the target.
+#![no_main]
+
+ferry_fuzz::target!(ferry_fuzz::protocol::message::<ferry_protocol::message::ToTarget>);
