@@ -52,9 +52,10 @@ impl Classified {
     }
 
     fn add(&mut self, zero: bool, run: PageRange, may_join: bool) {
-        let (runs, pages) = match zero {
-            true => (&mut self.zero, &mut self.zero_pages),
-            false => (&mut self.data, &mut self.data_pages),
+        let (runs, pages) = if zero {
+            (&mut self.zero, &mut self.zero_pages)
+        } else {
+            (&mut self.data, &mut self.data_pages)
         };
         *pages += run.count;
         match runs.last_mut() {
@@ -134,7 +135,7 @@ mod tests {
 
         found.clear();
         assert_eq!(found, Classified::new());
-        ram.write(0x1000, &[1; 0x6000]).unwrap();
+        ram.write(0x1000, &vec![1; 0x6000]).unwrap();
         for region in ram.layout().clone().ranges() {
             ram.classify(region, &mut found).unwrap();
         }

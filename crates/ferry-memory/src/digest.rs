@@ -17,7 +17,7 @@ impl GuestRam {
         for &range in ranges {
             self.pages(range)?;
         }
-        let mut buffer = [0; CHECKSUM_BUFFER];
+        let mut buffer = vec![0; CHECKSUM_BUFFER];
         let mut sum = 0;
         for &range in ranges {
             self.for_each_piece(range, &mut buffer, |piece| sum = crc32c::crc32c_append(sum, piece))?;

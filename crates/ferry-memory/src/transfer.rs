@@ -147,7 +147,7 @@ impl<'a> Pieces<'a> {
 }
 
 /// One call that moves some bytes.
-trait Mover {
+trait Step {
     /// Moves bytes of these pieces, which are at least one and none empty, from the first on, and
     /// says how many. None means that there will be no more.
     fn step(&mut self, pieces: &[libc::iovec]) -> io::Result<usize>;
@@ -159,7 +159,7 @@ struct Sender<'a> {
     is_socket: bool,
 }
 
-impl Mover for Sender<'_> {
+impl Step for Sender<'_> {
     fn step(&mut self, pieces: &[libc::iovec]) -> io::Result<usize> {
         if self.is_socket {
             match send_message(self.fd, pieces) {
@@ -177,7 +177,7 @@ struct Receiver<'a> {
     fd: BorrowedFd<'a>,
 }
 
-impl Mover for Receiver<'_> {
+impl Step for Receiver<'_> {
     fn step(&mut self, pieces: &[libc::iovec]) -> io::Result<usize> {
         // SAFETY: `pieces` are valid iovecs over guest memory that outlives the call. The kernel
         // writes it; no reference to it exists.
@@ -186,10 +186,10 @@ impl Mover for Receiver<'_> {
 }
 
 /// Moves all pieces, however many steps it takes.
-fn drive(pieces: &mut Pieces<'_>, mover: &mut impl Mover) -> Result<(), IoError> {
+fn drive(pieces: &mut Pieces<'_>, kernel: &mut impl Step) -> Result<(), IoError> {
     while !pieces.pending().is_empty() {
         let (moved, expected) = (pieces.moved, pieces.expected);
-        match mover.step(pieces.pending()) {
+        match kernel.step(pieces.pending()) {
             Ok(0) => return Err(IoError::Ended { moved, expected }),
             Ok(count) => pieces.advance(count),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -285,7 +285,7 @@ mod tests {
         }
     }
 
-    impl Mover for Scripted {
+    impl Step for Scripted {
         fn step(&mut self, pieces: &[libc::iovec]) -> io::Result<usize> {
             assert!(pieces.iter().all(|piece| piece.iov_len > 0) && !pieces.is_empty());
             self.most_pieces = self.most_pieces.max(pieces.len());
@@ -318,7 +318,8 @@ mod tests {
     fn patterned() -> GuestRam {
         let ram = ram();
         for page in 0..PAGES {
-            let bytes: Vec<u8> = (0..4096u64).map(|at| (at * 7 + page * 31 + at / 256) as u8).collect();
+            let bytes: Vec<u8> =
+                (0..4096u64).map(|at| (at * 7 + page * 31 + at / 256).to_le_bytes()[0]).collect();
             ram.write(page << 12, &bytes).unwrap();
         }
         ram
@@ -362,7 +363,7 @@ mod tests {
             pieces.bytes(&tail);
             let mut kernel = Scripted::writes(&script);
             drive(&mut pieces, &mut kernel).unwrap();
-            prop_assert!(kernel.stream == [head, bytes(&ram, &runs), tail].concat());
+            prop_assert!(kernel.stream == [&head[..], &bytes(&ram, &runs), &tail].concat());
             prop_assert_eq!(pieces.moved, kernel.stream.len() as u64);
         }
 

@@ -1,5 +1,7 @@
 //! Classification against a model that looks at every byte.
 
+#![expect(clippy::unwrap_used, reason = "the tests' helpers panic as the tests do")]
+
 use ferry_memory::{Classified, GuestRam, Layout, PAGE_SIZE, PageRange, Span};
 use proptest::prelude::*;
 
@@ -26,7 +28,7 @@ fn model(ram: &GuestRam, zero: bool) -> Vec<PageRange> {
     let mut runs: Vec<PageRange> = Vec::new();
     for (start, count) in REGIONS {
         for page in start..start + count {
-            let mut bytes = [0; PAGE_SIZE as usize];
+            let mut bytes = [0; 4096];
             ram.read(page * PAGE_SIZE, &mut bytes).unwrap();
             if bytes.iter().all(|&byte| byte == 0) != zero {
                 continue;

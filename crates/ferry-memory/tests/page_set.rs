@@ -1,5 +1,7 @@
 //! Page sets against the plainest model: an ordered set of frame numbers.
 
+#![expect(clippy::unwrap_used, reason = "the tests' helpers panic as the tests do")]
+
 use std::collections::BTreeSet;
 
 use ferry_memory::{Layout, PAGE_SIZE, PageRange, PageSet, Span};
@@ -74,8 +76,9 @@ fn apply(layout: &Layout, op: Op, set: &mut PageSet, model: &mut BTreeSet<u64>) 
             let pages = layout.ranges().nth(region);
             assert_eq!(set.insert_bitmap(region, &words), pages.is_some());
             let Some(pages) = pages else { return };
-            let is_set =
-                |bit: u64| words.get((bit / 64) as usize).is_some_and(|word| word >> (bit % 64) & 1 == 1);
+            let is_set = |bit: u64| {
+                words.get(usize::try_from(bit / 64).unwrap()).is_some_and(|word| word >> (bit % 64) & 1 == 1)
+            };
             model.extend((0..pages.count).filter(|&bit| is_set(bit)).map(|bit| pages.first + bit));
         }
         Op::Union(ranges) => {
