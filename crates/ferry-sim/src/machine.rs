@@ -15,7 +15,7 @@ use crate::faults::{Call, SimFaults};
 use crate::page::Fault;
 use crate::resource::Resource;
 use crate::runner::{Runner, RunnerError, Start, Stopped};
-use crate::sim_core::{CoreError, SimCore, Verified};
+use crate::sim_core::{CoreError, SimCore, SimRegisters, Verified};
 use crate::state::{capture_core, capture_port, restore_core, restore_port};
 
 /// Pages that a check looks at before the guest may step again.
@@ -70,6 +70,17 @@ enum Place {
     Lost,
 }
 
+/// What the last report said.
+#[derive(Debug, Default)]
+struct Told {
+    progress: u64,
+    /// What the workload saw by itself, which moves with the guest.
+    seen: Verified,
+    /// What the checks found that this machine was asked for.
+    asked: Verified,
+    stopped: Option<String>,
+}
+
 /// What a machine has lived through; a state is restored only into one that has never run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Life {
@@ -103,7 +114,7 @@ pub struct SimMachine {
     ram: GuestRam,
     place: Place,
     life: Life,
-    asked: Mutex<Verified>,
+    told: Mutex<Told>,
     resource: Option<Resource>,
     faults: SimFaults,
     watch: Option<Arc<dyn RunWatch>>,
@@ -140,7 +151,7 @@ impl SimMachine {
             ram: core.ram().clone(),
             place: Place::Here(Box::new(core)),
             life: Life::Fresh,
-            asked: Mutex::default(),
+            told: Mutex::default(),
             resource: options.resource.map(Resource::new),
             faults: options.faults,
             watch: options.watch,
@@ -152,22 +163,33 @@ impl SimMachine {
         &self.config
     }
 
-    /// How the guest is doing, while it runs and while it is paused.
-    pub fn report(&self) -> Result<SimReport, MachineError> {
-        let (registers, checked, ended) = self
-            .peek(|core| (core.registers().clone(), core.pages_checked(), core.ended().map(str::to_owned)))?;
-        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all =
-            Verified { pages: checked, faults: registers.faults, first_fault: registers.first_fault };
-        all.add(&asked);
-        Ok(SimReport {
+    /// How the guest is doing, while it runs and while it is paused. Of a machine that does not answer
+    /// it is the last report, with that as the reason why it stopped.
+    pub fn report(&self) -> SimReport {
+        let looked = self.peek(|core| {
+            let checked = core.pages_checked();
+            (core.registers().clone(), checked, core.ended().map(str::to_owned))
+        });
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        match looked {
+            Ok((registers, checked, ended)) => {
+                let SimRegisters { steps, faults, first_fault, .. } = registers;
+                told.progress = steps;
+                told.seen = Verified { pages: checked, faults, first_fault };
+                told.stopped = ended;
+            }
+            Err(error) => told.stopped = Some(error.to_string()),
+        }
+        let mut all = told.seen;
+        all.add(&told.asked);
+        SimReport {
             payload: self.config.workload.name(),
-            progress: registers.steps,
+            progress: told.progress,
             pages_checked: all.pages,
             faults: all.faults,
             first_fault: all.first_fault,
-            stopped: ended,
-        })
+            stopped: told.stopped.clone(),
+        }
     }
 
     /// Holds all of the workload's pages against what was written there last. The guest, if it runs,
@@ -188,7 +210,7 @@ impl SimMachine {
             all.add(&part);
             first += VERIFY_CHUNK_PAGES;
         }
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).add(&all);
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).asked.add(&all);
         Ok(all)
     }
 

@@ -198,3 +198,10 @@ fn misuse_is_an_error_and_loses_no_page() {
     let nothing = SimConfig { memory_bytes: 0, ..churn(1) };
     assert!(matches!(SimCore::born(nothing), Err(CoreError::Config(_))));
 }
+
+#[test]
+fn the_numbers_of_a_guest_are_the_same_in_every_build() {
+    // The two sides of a migration may be two builds: what these digests cover never changes.
+    let digests = [churn(1), idle(1)].map(|config| ran(config, 200).digest().unwrap());
+    assert_eq!(digests.map(|digest| format!("{digest:016x}")), ["2c20f0e9f2dcfcda", "c2463c544f9e1d96"]);
+}

@@ -38,7 +38,7 @@ fn blank(config: SimConfig, options: SimOptions) -> SimMachine {
 /// Waits until the guest has done so many steps.
 fn wait_for(machine: &SimMachine, steps: u64) {
     let began = Instant::now();
-    while machine.report().unwrap().progress < steps {
+    while machine.report().progress < steps {
         assert!(began.elapsed() < PATIENCE, "{:?}", machine.report());
         std::thread::yield_now();
     }
@@ -62,12 +62,12 @@ fn move_over(source: &mut SimMachine, target: &mut SimMachine) -> Custody {
     source.start_dirty_tracking().unwrap();
     copy(&PageSet::full(&layout), source, target);
     for _ in 0..3 {
-        wait_for(source, source.report().unwrap().progress + 40);
+        wait_for(source, source.report().progress + 40);
         let mut dirty = PageSet::empty(&layout);
         source.harvest_dirty(Harvest::Live, &mut dirty).unwrap();
         copy(&dirty, source, target);
     }
-    wait_for(source, source.report().unwrap().progress + 40);
+    wait_for(source, source.report().progress + 40);
     let custody = source.pause().unwrap();
     source.release_resources().unwrap();
     let mut dirty = PageSet::empty(&layout);
@@ -92,11 +92,11 @@ fn a_guest_that_moved_while_it_ran_is_the_guest_that_did_not() {
     assert_eq!(target.digest().unwrap(), source.digest().unwrap());
 
     target.resume(custody).unwrap();
-    wait_for(&target, source.report().unwrap().progress + 1000);
+    wait_for(&target, source.report().progress + 1000);
     assert_eq!(target.verify(PATIENCE).unwrap().faults, 0);
     drop(target.pause().unwrap());
 
-    let report = target.report().unwrap();
+    let report = target.report();
     assert_eq!((report.payload, report.faults, report.stopped), ("churn", 0, None));
     assert_eq!(report.pages_checked, report.progress - 300 + 300, "steps after the filling, and one check");
     let mut undisturbed = SimCore::born(CHURN).unwrap();
@@ -112,8 +112,8 @@ fn a_page_that_was_not_sent_is_found_on_the_target() {
     let custody = move_over(&mut source, &mut target);
     target.ram().write(17 * PAGE_SIZE, &[0; 4096]).unwrap();
     target.resume(custody).unwrap();
-    wait_for(&target, source.report().unwrap().progress + 700);
-    let report = target.report().unwrap();
+    wait_for(&target, source.report().progress + 700);
+    let report = target.report();
     assert_eq!((report.faults, report.first_fault.unwrap().page), (1, 17));
 }
 
@@ -142,7 +142,7 @@ fn churn_is_never_faster_than_its_rate() {
     let began = Instant::now();
     machine.resume(custody()).unwrap();
     wait_for(&machine, 108);
-    let progress = machine.report().unwrap().progress;
+    let progress = machine.report().progress;
     let allowed = 8.0 + began.elapsed().as_secs_f64() * 1000.0;
     assert!(Duration::from_millis(99) < began.elapsed(), "a hundred pages at a thousand a second");
     assert!(f64::from(u32::try_from(progress).unwrap()) <= allowed, "{progress} of {allowed}");
@@ -173,7 +173,7 @@ fn the_custody_is_out_of_reach_while_the_guest_runs_and_comes_back_whole() {
     wait_for(&machine, 1);
     let back = machine.pause().unwrap();
     assert_eq!(back, custody());
-    let paused_at = machine.report().unwrap().progress;
+    let paused_at = machine.report().progress;
     machine.resume(back).unwrap();
     wait_for(&machine, paused_at + 1);
 }
@@ -296,7 +296,7 @@ fn each_call_fails_when_it_is_told_to_and_leaves_the_machine_as_it_was() {
         let error = make(call, &mut machine).unwrap_err().to_string();
         assert!(error.contains(call.name()), "{error}");
         if call == Call::Pause {
-            let progress = machine.report().unwrap().progress;
+            let progress = machine.report().progress;
             wait_for(&machine, progress + 1);
         }
         make(call, &mut machine).unwrap_or_else(|error| panic!("{call} again: {error}"));
@@ -323,4 +323,29 @@ fn a_harvest_into_a_foreign_set_loses_no_page() {
     let mut dirty = PageSet::empty(machine.ram().layout());
     machine.harvest_dirty(Harvest::Live, &mut dirty).unwrap();
     assert_eq!(dirty.count(), 300);
+}
+
+#[test]
+fn a_guest_that_can_do_no_more_steps_says_so_and_can_still_be_paused() {
+    // A state whose first field, the number of steps, is the last one that is allowed.
+    let mut state = born(CHURN).capture().unwrap();
+    let section = &mut state.sections[0];
+    assert_eq!(section.body[..3], [0xa4, 0x00, 0x00]);
+    section.body.splice(2..3, [0x1b, 0x40, 0, 0, 0, 0, 0, 0, 0]);
+    section.needed = vec![0];
+
+    let mut machine = blank(CHURN, SimOptions::default());
+    machine.restore(&state).unwrap();
+    machine.resume(custody()).unwrap();
+    let began = Instant::now();
+    while machine.report().stopped.is_none() {
+        assert!(began.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+    assert!(machine.report().stopped.unwrap().contains("all of its"));
+    assert_eq!(machine.pause().unwrap(), custody());
+
+    // One step more is no guest's.
+    *state.sections[0].body.get_mut(10).unwrap() = 1;
+    assert!(blank(CHURN, SimOptions::default()).restore(&state).is_err());
 }
