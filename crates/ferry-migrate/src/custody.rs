@@ -25,6 +25,11 @@ impl Custody {
         Self { guest, epoch: Epoch::BIRTH }
     }
 
+    /// Custody that a source gave and this process took.
+    pub(crate) fn taken(guest: GuestId, epoch: Epoch) -> Self {
+        Self { guest, epoch }
+    }
+
     /// Whose custody this is.
     pub fn guest(&self) -> &GuestId {
         &self.guest
@@ -33,5 +38,22 @@ impl Custody {
     /// The epoch under which the guest runs.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// The point of no return: afterwards there is nothing here that could run the guest.
+    pub(crate) fn give(self) -> Given {
+        Given(self)
+    }
+}
+
+/// Custody that was given away. It can become custody again only by the target's refusal, which the
+/// source's decisions turn into [`SourceAction::TakeBack`](ferry_protocol::SourceAction::TakeBack).
+#[derive(Debug)]
+pub(crate) struct Given(Custody);
+
+impl Given {
+    /// The target refused the epoch for ever.
+    pub(crate) fn refused(self) -> Custody {
+        self.0
     }
 }

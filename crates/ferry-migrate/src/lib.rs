@@ -1,10 +1,28 @@
 //! The live-migration engine: pumps around the decisions of `ferry-protocol`, and the trait
 //! [`Machine`] that a VMM implements to become movable.
+//!
+//! On the source, [`Migration::run`] moves one machine; on the target, [`Reception::wait`] waits for
+//! one. Both block the calling thread, and the caller owns threads, sockets' addresses and files.
+//! Nothing here decides: the pumps carry out the actions of [`ferry_protocol::Source`] and
+//! [`ferry_protocol::Target`] and report back. The one thing that they add is [`Custody`], the value
+//! without which no guest runs.
 
 #![forbid(unsafe_code)]
 
 mod custody;
+mod framing;
+mod intake;
+mod link;
 mod machine;
+mod report;
+mod send;
+mod source;
+mod target;
 
 pub use custody::Custody;
+pub use intake::Received;
+pub use link::{Address, AddressError, ListenError, Listener};
 pub use machine::{Builder, Harvest, Machine, MachineError, ResumeError, RunWatch};
+pub use report::{Arrival, DowntimeParts, Observer, Progress, Report};
+pub use source::{Canceller, MigrateOptions, Migration};
+pub use target::{Answering, Arrived, ReceiveOptions, Reception};

@@ -212,6 +212,11 @@ impl Target {
         self.session.as_ref().map(|session| (&session.guest, session.of.epoch))
     }
 
+    /// The link of the present session.
+    pub fn session_link(&self) -> Option<LinkId> {
+        self.session.as_ref().map(|session| session.link)
+    }
+
     /// The next deadline and its name: step with [`TargetEvent::Tick`] at that time at the latest.
     pub fn deadline(&self) -> Option<(Time, TimerName)> {
         let session = self.session.as_ref().and_then(|session| session.deadline);

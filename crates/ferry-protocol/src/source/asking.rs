@@ -53,9 +53,9 @@ impl Source {
     fn moved(&mut self, of: OfEpoch) -> Vec<SourceAction> {
         self.end();
         vec![
+            SourceAction::ReleaseGuest,
             SourceAction::Send(ToTarget::Release(of)),
             SourceAction::Disconnect,
-            SourceAction::ReleaseGuest,
             SourceAction::Finish(SourceOutcome::Moved { epoch: of.epoch }),
         ]
     }

@@ -1,0 +1,363 @@
+//! The source's pump: it carries out what [`Source`] decides, on one machine and one socket.
+//!
+//! One thread (the caller's) does all jobs in turn; one more reads the target's messages. Between
+//! two chunks of a round the pump looks at messages, deadlines and the user's wishes.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use ferry_memory::{GuestRam, PAGE_SIZE, PageSet};
+use ferry_protocol::message::ToTarget;
+use ferry_protocol::{
+    LinkFault, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome, SourcePhase,
+};
+
+use crate::custody::Given;
+use crate::link::{Address, Socket};
+use crate::report::{Observer, Progress, Report};
+use crate::send::Round;
+use crate::{Custody, Harvest, Machine};
+
+mod figures;
+mod jobs;
+mod peer;
+
+use figures::Figures;
+pub(crate) use jobs::sentence;
+use peer::Peer;
+
+/// Messages that may wait for the pump.
+const QUEUE: usize = 64;
+
+/// How long a cancel waits for room among the messages that the pump is about to read.
+const HEARING: Duration = Duration::from_secs(1);
+
+/// How long a peer that broke the link may still explain itself.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// One migration to be made.
+#[derive(Debug, Clone)]
+pub struct MigrateOptions {
+    /// Where the target listens.
+    pub address: Address,
+    /// The guest, the session, the epoch, limits and timeouts.
+    pub config: SourceConfig,
+}
+
+/// Lets another thread end a migration.
+#[derive(Debug, Clone)]
+pub struct Canceller {
+    events: Sender<Incoming>,
+}
+
+impl Canceller {
+    /// Asks for the end; false if the engine did not hear it, because the migration is over or
+    /// because it is stuck. It has no effect once custody was given.
+    pub fn cancel(&self) -> bool {
+        self.events.send_timeout(Incoming { link: 0, event: SourceEvent::Cancel }, HEARING).is_ok()
+    }
+}
+
+/// An event from outside the pump, and the link from which it came (0: none).
+#[derive(Debug)]
+struct Incoming {
+    link: u64,
+    event: SourceEvent,
+}
+
+/// Where the right to run the guest is.
+#[derive(Debug)]
+enum Holder {
+    /// The machine runs under it.
+    Machine,
+    /// The guest is paused; it is here.
+    Pump(Custody),
+    /// It was given away.
+    Target(Given),
+    /// The target runs the guest.
+    Gone,
+}
+
+/// A migration from this host, about to be made.
+#[derive(Debug)]
+pub struct Migration {
+    options: MigrateOptions,
+    events: Receiver<Incoming>,
+    sender: Sender<Incoming>,
+}
+
+impl Migration {
+    /// A migration that [`run`](Self::run) will make.
+    pub fn new(options: MigrateOptions) -> Self {
+        let (sender, events) = bounded(QUEUE);
+        Self { options, events, sender }
+    }
+
+    /// A handle to end it from another thread.
+    pub fn canceller(&self) -> Canceller {
+        Canceller { events: self.sender.clone() }
+    }
+
+    /// Makes the migration and returns when it is over.
+    ///
+    /// While the outcome is ambiguous it does not return: it says so to the observer and goes on
+    /// asking the target. Afterwards the guest runs here (or, with [`SourceOutcome::Held`], is paused
+    /// here, and the custody comes back in the second value), or it is gone.
+    pub fn run<M: Machine + ?Sized>(
+        self,
+        machine: &mut M,
+        observer: &dyn Observer,
+    ) -> (Report, Option<Custody>) {
+        let ram = machine.ram();
+        let dirty = PageSet::full(ram.layout());
+        let mut pump = Pump {
+            machine,
+            observer,
+            source: Source::new(self.options.config.clone()),
+            options: self.options,
+            events: self.events,
+            sender: self.sender,
+            pending: VecDeque::from([]),
+            peer: None,
+            links: 0,
+            holder: Holder::Machine,
+            ram,
+            dirty,
+            round: None,
+            figures: Figures::new(),
+            outcome: None,
+        };
+        pump.connect();
+        pump.drive();
+        pump.end()
+    }
+}
+
+struct Pump<'a, M: Machine + ?Sized> {
+    machine: &'a mut M,
+    observer: &'a dyn Observer,
+    source: Source,
+    options: MigrateOptions,
+    events: Receiver<Incoming>,
+    sender: Sender<Incoming>,
+    /// Events that this pump's own jobs gave.
+    pending: VecDeque<SourceEvent>,
+    peer: Option<Peer>,
+    /// Links made so far; events of earlier ones are not heard any more.
+    links: u64,
+    holder: Holder,
+    ram: GuestRam,
+    /// The pages of the next round.
+    dirty: PageSet,
+    /// The round under way.
+    round: Option<Round>,
+    figures: Figures,
+    outcome: Option<SourceOutcome>,
+}
+
+impl<M: Machine + ?Sized> Pump<'_, M> {
+    fn drive(&mut self) {
+        let mut phase = SourcePhase::Connect;
+        self.observer.source_phase(phase);
+        while self.outcome.is_none() {
+            let Some(event) = self.next_event() else { continue };
+            tracing::trace!(?event, phase = phase.name(), "source");
+            for action in self.source.step(self.figures.now(), event) {
+                // The phase is told before its first job, so that an observer sees it begin.
+                self.tell_phase(&mut phase);
+                self.carry_out(action);
+            }
+            self.tell_phase(&mut phase);
+        }
+    }
+
+    fn tell_phase(&mut self, told: &mut SourcePhase) {
+        let phase = self.source.phase();
+        if phase != *told {
+            *told = phase;
+            tracing::debug!(phase = phase.name(), "source");
+            self.observer.source_phase(phase);
+            self.tell_progress();
+        }
+    }
+
+    /// The next event; none if a chunk of the round under way was sent instead.
+    fn next_event(&mut self) -> Option<SourceEvent> {
+        if let Some(event) = self.pending.pop_front() {
+            return Some(event);
+        }
+        if self.round.is_some() {
+            return match self.events.try_recv() {
+                Ok(incoming) => self.heard(incoming),
+                Err(_) if self.is_late() => Some(SourceEvent::Tick),
+                Err(_) => self.send_chunk(),
+            };
+        }
+        let incoming = match self.source.deadline() {
+            None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some((at, _)) => self.events.recv_timeout(at.since(self.figures.now())),
+        };
+        match incoming {
+            Ok(incoming) => self.heard(incoming),
+            Err(_) => Some(SourceEvent::Tick),
+        }
+    }
+
+    fn heard(&self, incoming: Incoming) -> Option<SourceEvent> {
+        let is_present = self.peer.as_ref().is_some_and(|_| incoming.link == self.links);
+        (incoming.link == 0 || is_present).then_some(incoming.event)
+    }
+
+    fn is_late(&self) -> bool {
+        self.source.deadline().is_some_and(|(at, _)| self.figures.now() >= at)
+    }
+
+    fn carry_out(&mut self, action: SourceAction) {
+        match action {
+            SourceAction::Connect => self.connect(),
+            SourceAction::Disconnect => self.disconnect(),
+            SourceAction::Send(message) => self.send(&message),
+            SourceAction::SendRound { round, last } => self.start_round(round, last),
+            SourceAction::Give(of) => self.give(of),
+            SourceAction::TakeBack => self.take_back(),
+            SourceAction::ReleaseGuest => {
+                self.figures.guest_runs();
+                self.holder = Holder::Gone;
+            }
+            SourceAction::NoteStalled(predicted) => self.observer.stalled(predicted),
+            SourceAction::NoteAmbiguous => {
+                tracing::warn!("nobody answers who runs the guest");
+                self.observer.ambiguous();
+            }
+            SourceAction::Finish(outcome) => self.outcome = Some(outcome),
+            job => self.do_job(&job),
+        }
+    }
+
+    fn connect(&mut self) {
+        self.links += 1;
+        let timeouts = &self.options.config.timeouts;
+        let made = Socket::connect(&self.options.address, timeouts.connect)
+            .and_then(|socket| Peer::new(socket, self.links, timeouts.silence, self.sender.clone()));
+        self.pending.push_back(match made {
+            Ok(peer) => {
+                self.peer = Some(peer);
+                SourceEvent::Connected
+            }
+            Err(text) => SourceEvent::ConnectFailed(text),
+        });
+    }
+
+    fn disconnect(&mut self) {
+        self.round = None;
+        self.peer = None;
+    }
+
+    fn send(&mut self, message: &ToTarget) {
+        let sent = self.peer.as_ref().map_or(Err(LinkFault::Closed), |peer| peer.send(message));
+        if let Err(fault) = sent {
+            self.lose_link(fault);
+        }
+    }
+
+    /// A write failed. The peer may have said why before it closed: its message, if it comes, goes
+    /// before the fault.
+    fn lose_link(&mut self, fault: LinkFault) {
+        let Some(peer) = self.peer.take() else { return };
+        self.round = None;
+        let until = Instant::now() + if fault == LinkFault::Silent { Duration::ZERO } else { LAST_WORDS };
+        while let Ok(incoming) = self.events.recv_deadline(until) {
+            let is_present = incoming.link == self.links;
+            if is_present && matches!(incoming.event, SourceEvent::LinkLost(_)) {
+                break;
+            }
+            if is_present || incoming.link == 0 {
+                self.pending.push_back(incoming.event);
+            }
+        }
+        drop(peer);
+        self.pending.push_back(SourceEvent::LinkLost(fault));
+    }
+
+    /// The message and the consumption of the custody are one step: whatever becomes of the message,
+    /// there is nothing here any more that could run the guest.
+    fn give(&mut self, of: ferry_protocol::message::OfEpoch) {
+        self.figures.custody_given();
+        match std::mem::replace(&mut self.holder, Holder::Gone) {
+            Holder::Pump(custody) => {
+                self.holder = Holder::Target(custody.give());
+                self.send(&ToTarget::Custody(of));
+            }
+            other => self.holder = other,
+        }
+    }
+
+    fn take_back(&mut self) {
+        self.holder = match std::mem::replace(&mut self.holder, Holder::Gone) {
+            Holder::Target(given) => Holder::Pump(given.refused()),
+            other => other,
+        };
+    }
+
+    fn start_round(&mut self, number: u32, last: bool) {
+        if self.peer.is_none() {
+            return; // the link's loss is already on its way to the source
+        }
+        self.figures.round_starts(last);
+        self.round = Some(Round::new(number, last, &self.dirty));
+        self.dirty.clear();
+    }
+
+    fn send_chunk(&mut self) -> Option<SourceEvent> {
+        let (round, peer) = (self.round.as_mut()?, self.peer.as_ref()?);
+        match round.send_chunk(&self.ram, peer.socket()) {
+            Ok(true) => {
+                self.tell_progress();
+                None
+            }
+            Ok(false) => {
+                let sent = round.sent();
+                self.figures.round_ends(sent);
+                self.round = None;
+                Some(SourceEvent::RoundSent { data_pages: sent.data_pages, zero_pages: sent.zero_pages })
+            }
+            Err(fault) => {
+                self.lose_link(fault);
+                None
+            }
+        }
+    }
+
+    fn tell_progress(&self) {
+        let (round, left, sent) = self.round.as_ref().map_or((self.figures.rounds(), 0, 0), |round| {
+            let sent = round.sent();
+            (round.number(), round.left_pages(), sent.data_pages + sent.zero_pages)
+        });
+        let totals = self.figures.totals(self.round.as_ref().map(Round::sent));
+        self.observer.progress(&Progress {
+            phase: self.source.phase(),
+            round,
+            round_done_bytes: sent * PAGE_SIZE,
+            round_left_bytes: left * PAGE_SIZE,
+            data_bytes: totals.data_pages * PAGE_SIZE,
+            zero_bytes: totals.zero_pages * PAGE_SIZE,
+            throughput_bytes_per_second: self.figures.throughput(totals),
+            dirty_bytes_per_second: self.figures.dirty_rate(),
+            expected_downtime: self.figures.expected_downtime(),
+        });
+    }
+
+    fn end(mut self) -> (Report, Option<Custody>) {
+        self.disconnect();
+        let outcome = self.outcome.take().unwrap_or(SourceOutcome::Kept {
+            cause: ferry_protocol::Cause::Machine("the migration ended without an outcome".into()),
+        });
+        let report = self.figures.report(outcome, self.source.verdict().cloned(), self.options.config.epoch);
+        let custody = match self.holder {
+            Holder::Pump(custody) => Some(custody),
+            Holder::Machine | Holder::Target(_) | Holder::Gone => None,
+        };
+        (report, custody)
+    }
+}

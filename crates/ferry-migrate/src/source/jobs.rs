@@ -1,0 +1,132 @@
+//! The source's jobs on its machine, each answered by one event.
+
+use std::time::Instant;
+
+use ferry_protocol::frame::{FrameKind, encode};
+use ferry_protocol::{LinkFault, SourceAction, SourceEvent};
+use ferry_state::MachineState;
+
+use super::{Harvest, Holder, Machine, Pump};
+use crate::MachineError;
+use crate::framing::io_fault;
+
+impl<M: Machine + ?Sized> Pump<'_, M> {
+    pub(super) fn do_job(&mut self, job: &SourceAction) {
+        let began = Instant::now();
+        let done = match job {
+            SourceAction::StartLog => {
+                self.machine.start_dirty_tracking().map(|()| Some(SourceEvent::LogStarted))
+            }
+            SourceAction::StopLog => {
+                if let Err(error) = self.machine.stop_dirty_tracking() {
+                    tracing::warn!(error = sentence(&error), "dirty tracking could not be ended");
+                }
+                Ok(None)
+            }
+            SourceAction::Harvest { last } => self.harvest(*last),
+            SourceAction::Pause => self.pause(),
+            SourceAction::ReleaseResources => {
+                self.machine.release_resources().map(|()| Some(SourceEvent::ResourcesReleased))
+            }
+            SourceAction::HashMemory => Ok(Some(SourceEvent::Hashed(self.ram.hash()))),
+            SourceAction::SendState => self.send_state(),
+            SourceAction::Resume { take_resources } => self.resume(*take_resources),
+            // Carried out by the pump itself.
+            _ => Ok(None),
+        };
+        self.figures.job_took(job, began.elapsed());
+        match done {
+            Ok(event) => self.pending.extend(event),
+            Err(error) => {
+                tracing::warn!(?job, error = sentence(&error), "a job failed");
+                self.pending.push_back(SourceEvent::Failed(sentence(&error)));
+            }
+        }
+    }
+
+    fn harvest(&mut self, last: bool) -> Result<Option<SourceEvent>, MachineError> {
+        let when = if last { Harvest::Paused } else { Harvest::Live };
+        // Pages of a round that could not be sent stay in the set: nothing is forgotten.
+        self.machine.harvest_dirty(when, &mut self.dirty)?;
+        let dirty_pages = self.dirty.count();
+        self.figures.harvested(dirty_pages);
+        Ok(Some(SourceEvent::Harvested { dirty_pages }))
+    }
+
+    fn pause(&mut self) -> Result<Option<SourceEvent>, MachineError> {
+        self.figures.pause_ordered();
+        self.holder = Holder::Pump(self.machine.pause()?);
+        Ok(Some(SourceEvent::Paused))
+    }
+
+    /// On an abort before custody: the locks first, then the guest.
+    fn resume(&mut self, take_resources: bool) -> Result<Option<SourceEvent>, MachineError> {
+        if take_resources {
+            self.machine.take_resources()?;
+        }
+        match std::mem::replace(&mut self.holder, Holder::Gone) {
+            Holder::Pump(custody) => match self.machine.resume(custody) {
+                Ok(()) => {
+                    self.holder = Holder::Machine;
+                    self.figures.guest_runs();
+                    Ok(Some(SourceEvent::Resumed))
+                }
+                Err(error) => {
+                    self.holder = Holder::Pump(error.custody);
+                    Err(error.source)
+                }
+            },
+            other => {
+                self.holder = other;
+                Err(MachineError::new("this side has no custody of the guest"))
+            }
+        }
+    }
+
+    fn send_state(&mut self) -> Result<Option<SourceEvent>, MachineError> {
+        let state = self.machine.capture()?;
+        let devices = self.machine.capture_devices()?;
+        let mut frames = Vec::new();
+        let mut sections = 0_u32;
+        for section in state.sections.iter().chain(&devices.sections) {
+            frames.extend_from_slice(&encode(FrameKind::Section, &section.to_bytes()));
+            sections += 1;
+        }
+        check_names(&state, &devices)?;
+        let sent = self.peer.as_ref().map_or(Err(LinkFault::Closed), |peer| {
+            std::io::Write::write_all(&mut peer.socket(), &frames).map_err(|error| io_fault(&error))
+        });
+        match sent {
+            Ok(()) => Ok(Some(SourceEvent::StateSent { sections })),
+            Err(fault) => {
+                self.lose_link(fault);
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The target tells devices from the rest by their sections' names.
+fn check_names(state: &MachineState, devices: &MachineState) -> Result<(), MachineError> {
+    let is_device = |name: &str| name.starts_with("device/");
+    let wrong = (state.sections.iter().find(|section| is_device(&section.name)))
+        .or_else(|| devices.sections.iter().find(|section| !is_device(&section.name)));
+    wrong.map_or(Ok(()), |section| {
+        let name = &section.name;
+        Err(MachineError::new(format!(
+            "section `{name}`: devices' sections, and no others, are named `device/…`"
+        )))
+    })
+}
+
+/// An error and its causes as one sentence.
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

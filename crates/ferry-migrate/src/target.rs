@@ -1,0 +1,277 @@
+//! The target's pump: it carries out what [`Target`] decides, for one process that waits for a guest.
+//!
+//! One thread accepts links, one a link reads it (pages go straight into guest memory there), and the
+//! caller's thread decides and does all jobs. A session that fails frees everything and the process
+//! waits for the next one.
+
+use std::time::{Duration, Instant};
+
+use ferry_protocol::{
+    Epoch, GuestId, InstanceId, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase, Timeouts,
+};
+
+use crate::intake::Received;
+use crate::link::Listener;
+use crate::report::{Arrival, Observer};
+use crate::source::sentence;
+use crate::{Builder, Custody, Machine, MachineError};
+
+mod doors;
+
+use doors::Doors;
+
+/// How a process waits for a guest.
+#[derive(Debug, Clone)]
+pub struct ReceiveOptions {
+    /// This life of the process, chosen at random.
+    pub instance: InstanceId,
+    /// The only guest that is taken; any, if none is named.
+    pub expected: Option<GuestId>,
+    /// How long each wait may last.
+    pub timeouts: Timeouts,
+}
+
+/// A process that waits for a guest.
+#[derive(Debug)]
+pub struct Reception {
+    doors: Doors,
+}
+
+/// A guest that arrived and runs here.
+#[derive(Debug)]
+pub struct Arrived<M> {
+    /// Its machine.
+    pub machine: M,
+    /// Its name.
+    pub guest: GuestId,
+    /// The epoch under which it runs.
+    pub epoch: Epoch,
+    /// What it took.
+    pub arrival: Arrival,
+    /// Answers the source's questions, if it may still have some; keep it as long as the guest.
+    pub answering: Option<Answering>,
+}
+
+/// Answers a source that does not know yet that the guest runs here. It ends by itself when the
+/// source lets the guest go, and frees the address.
+#[derive(Debug)]
+pub struct Answering {
+    _stop: crossbeam_channel::Sender<()>,
+}
+
+impl Reception {
+    /// Waits on a listener.
+    pub fn new(listener: Listener, options: ReceiveOptions) -> std::io::Result<Self> {
+        let target = Target::new(options.instance, options.expected, options.timeouts);
+        Ok(Self { doors: Doors::open(listener, target)? })
+    }
+
+    /// Waits until a guest arrived and runs here. Sessions that fail are told to the observer, and
+    /// the wait goes on. It ends without a guest only when the listener is broken.
+    pub fn wait<B: Builder>(
+        self,
+        builder: &mut B,
+        observer: &dyn Observer,
+    ) -> Result<Arrived<B::Machine>, MachineError> {
+        Pump { doors: self.doors, builder, observer, machine: None, figures: None }.drive()
+    }
+}
+
+struct Pump<'a, B: Builder> {
+    doors: Doors,
+    builder: &'a mut B,
+    observer: &'a dyn Observer,
+    machine: Option<B::Machine>,
+    figures: Option<Figures>,
+}
+
+/// What the pump measures of one session.
+#[derive(Debug)]
+struct Figures {
+    began: Instant,
+    build: Duration,
+    restore: Duration,
+    resume: Duration,
+    runs: Option<Instant>,
+}
+
+impl<B: Builder> Pump<'_, B> {
+    fn drive(mut self) -> Result<Arrived<B::Machine>, MachineError> {
+        let mut phase = TargetPhase::Waiting;
+        self.observer.target_phase(phase);
+        loop {
+            let event = self.doors.next_event()?;
+            let mut events = std::collections::VecDeque::from([event]);
+            while let Some(event) = events.pop_front() {
+                tracing::trace!(?event, phase = phase.name(), "target");
+                let actions = self.doors.step(event);
+                self.tell_phase(&mut phase);
+                for action in actions {
+                    if let TargetAction::Finish(outcome) = action {
+                        self.observer.target_finished(&outcome);
+                        if let TargetOutcome::Runs { guest, epoch, released } = outcome {
+                            return self.arrived(guest, epoch, released);
+                        }
+                    } else {
+                        events.extend(self.carry_out(action));
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell_phase(&mut self, told: &mut TargetPhase) {
+        let phase = self.doors.phase();
+        if phase != *told {
+            *told = phase;
+            tracing::debug!(phase = phase.name(), "target");
+            self.observer.target_phase(phase);
+        }
+    }
+
+    fn carry_out(&mut self, action: TargetAction) -> Option<TargetEvent> {
+        let began = Instant::now();
+        let done = match action {
+            TargetAction::Send(link, message) => {
+                self.doors.send(link, &message);
+                return None;
+            }
+            TargetAction::Close(link) => {
+                self.doors.close(link);
+                return None;
+            }
+            TargetAction::Judge(machine) => {
+                let figures = Figures {
+                    began,
+                    build: Duration::ZERO,
+                    restore: Duration::ZERO,
+                    resume: Duration::ZERO,
+                    runs: None,
+                };
+                self.figures = Some(figures);
+                Ok(TargetEvent::Judged(self.builder.judge(&machine)))
+            }
+            TargetAction::Build(machine) => self.builder.build(&machine).map(|machine| {
+                self.doors.open_intake(machine.ram());
+                self.machine = Some(machine);
+                self.measure(|figures| figures.build = began.elapsed());
+                TargetEvent::Built
+            }),
+            TargetAction::HashMemory => {
+                self.with_machine(|machine| Ok(machine.ram().hash())).map(TargetEvent::Hashed)
+            }
+            TargetAction::Restore { sections } => self.restore(sections).map(|()| {
+                self.measure(|figures| figures.restore = began.elapsed());
+                TargetEvent::Restored
+            }),
+            TargetAction::RunGuest { guest, epoch } => self.run_guest(guest, epoch).map(|()| {
+                self.measure(|figures| {
+                    figures.resume = began.elapsed();
+                    figures.runs = Some(Instant::now());
+                });
+                TargetEvent::GuestRuns
+            }),
+            TargetAction::Discard => {
+                self.discard();
+                return None;
+            }
+            TargetAction::Finish(_) => return None,
+        };
+        Some(done.unwrap_or_else(|error| {
+            tracing::warn!(error = sentence(&error), "a job failed");
+            TargetEvent::Failed(sentence(&error))
+        }))
+    }
+
+    fn restore(&mut self, sections: u32) -> Result<(), MachineError> {
+        let (machine_state, devices) = self.doors.state(sections).map_err(MachineError::new)?;
+        self.with_machine(|machine| {
+            machine.restore(&machine_state)?;
+            machine.restore_devices(&devices)?;
+            machine.take_resources()
+        })
+    }
+
+    /// The custody that is made here is the only one: the source consumed its own before it sent the
+    /// message that led here.
+    fn run_guest(&mut self, guest: GuestId, epoch: Epoch) -> Result<(), MachineError> {
+        self.with_machine(|machine| {
+            // A custody that comes back runs nothing: the epoch is refused, and the source takes its
+            // own back.
+            machine.resume(Custody::taken(guest, epoch)).map_err(|error| error.source)
+        })
+    }
+
+    fn discard(&mut self) {
+        if let Some(mut machine) = self.machine.take()
+            && let Err(error) = machine.release_resources()
+        {
+            tracing::warn!(error = sentence(&error), "resources of a guest that was not taken");
+        }
+        self.figures = None;
+    }
+
+    fn with_machine<T>(
+        &mut self,
+        job: impl FnOnce(&mut B::Machine) -> Result<T, MachineError>,
+    ) -> Result<T, MachineError> {
+        self.machine.as_mut().map_or_else(|| Err(MachineError::new("no machine was built")), job)
+    }
+
+    fn measure(&mut self, note: impl FnOnce(&mut Figures)) {
+        if let Some(figures) = &mut self.figures {
+            note(figures);
+        }
+    }
+
+    fn arrived(
+        mut self,
+        guest: GuestId,
+        epoch: Epoch,
+        released: bool,
+    ) -> Result<Arrived<B::Machine>, MachineError> {
+        let mut machine = self.machine.take().ok_or_else(|| MachineError::new("no machine was built"))?;
+        machine.announce();
+        let received: Received = self.doors.received();
+        let arrival = self.figures.take().map_or_else(
+            || Arrival {
+                received,
+                total: Duration::ZERO,
+                build: Duration::ZERO,
+                restore: Duration::ZERO,
+                resume: Duration::ZERO,
+            },
+            |figures| Arrival {
+                received,
+                total: figures.runs.map_or(Duration::ZERO, |at| at - figures.began),
+                build: figures.build,
+                restore: figures.restore,
+                resume: figures.resume,
+            },
+        );
+        let answering = if released { None } else { Some(answer(self.doors)?) };
+        Ok(Arrived { machine, guest, epoch, arrival, answering })
+    }
+}
+
+/// Goes on answering in a thread of its own, until the source let the guest go.
+fn answer(mut doors: Doors) -> Result<Answering, MachineError> {
+    let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+    let released = |action: &TargetAction| {
+        matches!(action, TargetAction::Finish(TargetOutcome::Runs { released: true, .. }))
+    };
+    std::thread::Builder::new()
+        .name("ferry-answering".into())
+        .spawn(move || {
+            while let Ok(Some(event)) = doors.next_event_or(&stopped) {
+                for action in doors.step(event) {
+                    if released(&action) {
+                        return;
+                    }
+                    doors.answer(action);
+                }
+            }
+        })
+        .map_err(|error| MachineError::with_source("no thread to answer the source's questions", error))?;
+    Ok(Answering { _stop: stop })
+}

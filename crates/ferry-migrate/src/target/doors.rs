@@ -1,0 +1,324 @@
+//! A target's links: accepting them, reading them, closing them, and the decisions fed by them.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
+use ferry_memory::GuestRam;
+use ferry_protocol::frame::FrameKind;
+use ferry_protocol::message::{ToSource, ToTarget};
+use ferry_protocol::{LinkFault, LinkId, Target, TargetAction, TargetEvent, TargetPhase, Time};
+use ferry_state::MachineState;
+
+use crate::MachineError;
+use crate::framing::{parse_message, read_frame, send_message};
+use crate::intake::{Intake, Received};
+use crate::link::{Listener, Socket};
+
+/// Events that may wait for the pump; readers wait when it is full.
+const QUEUE: usize = 64;
+
+/// How long a small message to the source may take to be written.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a closed link may linger, so that the last message reaches a source that still sends.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How often a reader says that page data comes.
+const HEARD_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+enum Incoming {
+    Accepted(Socket),
+    Event(TargetEvent),
+    /// The listener does not accept any more.
+    Broken(std::io::Error),
+}
+
+#[derive(Debug)]
+struct Link {
+    socket: Arc<Socket>,
+    intake: Arc<Intake>,
+    closing: Arc<AtomicBool>,
+}
+
+/// The links of one target, and its decisions.
+#[derive(Debug)]
+pub(super) struct Doors {
+    target: Target,
+    began: Instant,
+    listener: Arc<Listener>,
+    acceptor: Option<JoinHandle<()>>,
+    events: Receiver<Incoming>,
+    sender: Sender<Incoming>,
+    links: BTreeMap<LinkId, Link>,
+    made: u64,
+    /// Links that were closed and linger.
+    closing: Vec<(Instant, Arc<Socket>)>,
+    /// The intake of the session that built a machine last.
+    intake: Option<Arc<Intake>>,
+}
+
+impl Doors {
+    pub(super) fn open(listener: Listener, target: Target) -> std::io::Result<Self> {
+        let (sender, events) = bounded(QUEUE);
+        let listener = Arc::new(listener);
+        let (accepting, to_pump) = (Arc::clone(&listener), sender.clone());
+        let acceptor = std::thread::Builder::new()
+            .name("ferry-accept".into())
+            .spawn(move || accept_all(&accepting, &to_pump))?;
+        Ok(Self {
+            target,
+            began: Instant::now(),
+            listener,
+            acceptor: Some(acceptor),
+            events,
+            sender,
+            links: BTreeMap::new(),
+            made: 0,
+            closing: Vec::new(),
+            intake: None,
+        })
+    }
+
+    pub(super) fn phase(&self) -> TargetPhase {
+        self.target.phase()
+    }
+
+    pub(super) fn step(&mut self, event: TargetEvent) -> Vec<TargetAction> {
+        if let TargetEvent::LinkLost(link, _) = &event {
+            self.links.remove(link);
+        }
+        let now = self.now();
+        self.target.step(now, event)
+    }
+
+    fn now(&self) -> Time {
+        Time::ZERO.after(self.began.elapsed())
+    }
+
+    /// The next event: a message, a lost link, or a deadline that is over.
+    pub(super) fn next_event(&mut self) -> Result<TargetEvent, MachineError> {
+        let event = self.next_event_or(&never())?;
+        event.ok_or_else(|| MachineError::new("the reception was stopped"))
+    }
+
+    /// The same, or nothing when the other side of `stopped` is gone.
+    pub(super) fn next_event_or(
+        &mut self,
+        stopped: &Receiver<()>,
+    ) -> Result<Option<TargetEvent>, MachineError> {
+        loop {
+            let wait = self.reap();
+            let incoming = select! {
+                recv(self.events) -> incoming => incoming.ok(),
+                recv(stopped) -> _ => return Ok(None),
+                default(wait) => None,
+            };
+            match incoming {
+                Some(Incoming::Event(event)) => return Ok(Some(event)),
+                Some(Incoming::Accepted(socket)) => {
+                    if let Some(event) = self.admit(socket) {
+                        return Ok(Some(event));
+                    }
+                }
+                Some(Incoming::Broken(error)) => {
+                    return Err(MachineError::with_source("the listener is broken", error));
+                }
+                None if self.target.deadline().is_some_and(|(at, _)| self.now() >= at) => {
+                    return Ok(Some(TargetEvent::Tick));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Ends links that lingered long enough; gives how long to wait for the next deadline.
+    fn reap(&mut self) -> Duration {
+        let now = Instant::now();
+        self.closing.retain(|(since, socket)| {
+            let lingers = now.duration_since(*since) < LINGER;
+            if !lingers {
+                socket.shutdown(Shutdown::Both);
+            }
+            lingers
+        });
+        let deadline = self.target.deadline().map(|(at, _)| at.since(self.now()));
+        let lingering = self.closing.first().map(|_| LINGER);
+        [deadline, lingering].into_iter().flatten().min().unwrap_or(Duration::from_secs(3600))
+    }
+
+    fn admit(&mut self, socket: Socket) -> Option<TargetEvent> {
+        self.made += 1;
+        let id = LinkId(self.made);
+        let link = Link {
+            socket: Arc::new(socket),
+            intake: Arc::new(Intake::default()),
+            closing: Arc::new(AtomicBool::new(false)),
+        };
+        let reader = Reader {
+            link: id,
+            socket: Arc::clone(&link.socket),
+            intake: Arc::clone(&link.intake),
+            closing: Arc::clone(&link.closing),
+            events: self.sender.clone(),
+        };
+        let prepared = link.socket.set_write_timeout(SEND_TIMEOUT);
+        let spawned = prepared.and_then(|()| {
+            std::thread::Builder::new().name("ferry-target-reader".into()).spawn(move || reader.run())
+        });
+        match spawned {
+            Ok(_) => {
+                self.links.insert(id, link);
+                Some(TargetEvent::Opened(id))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a link could not be served");
+                None
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, link: LinkId, message: &ToSource) {
+        let Some(Link { socket, .. }) = self.links.get(&link) else { return };
+        if let Err(fault) = send_message(socket, FrameKind::ToSource, message) {
+            // The reader of the same socket reports the loss.
+            tracing::debug!(?fault, message = message.name(), "a message could not be sent");
+            socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Closes a link. What it still sends is read and dropped for a while: closing a socket with
+    /// unread bytes would reset it, and the source could miss the last message.
+    pub(super) fn close(&mut self, link: LinkId) {
+        if let Some(link) = self.links.remove(&link) {
+            link.closing.store(true, Ordering::Release);
+            link.socket.shutdown(Shutdown::Write);
+            self.closing.push((Instant::now(), link.socket));
+        }
+    }
+
+    /// Carries out an action of a target that has its guest already.
+    pub(super) fn answer(&mut self, action: TargetAction) {
+        match action {
+            TargetAction::Send(link, message) => self.send(link, &message),
+            TargetAction::Close(link) => self.close(link),
+            other => tracing::error!(?other, "a target that has its guest was asked for a job"),
+        }
+    }
+
+    /// The session's machine stands: pages may come on its link.
+    pub(super) fn open_intake(&mut self, ram: GuestRam) {
+        let link = self.target.session_link().and_then(|link| self.links.get(&link));
+        self.intake = link.map(|link| Arc::clone(&link.intake));
+        if let Some(intake) = &self.intake {
+            intake.open(ram);
+        }
+    }
+
+    pub(super) fn state(&self, sections: u32) -> Result<(MachineState, MachineState), String> {
+        self.intake.as_ref().ok_or("no state came")?.state(sections)
+    }
+
+    pub(super) fn received(&self) -> Received {
+        self.intake.as_ref().map(|intake| intake.received()).unwrap_or_default()
+    }
+}
+
+impl Drop for Doors {
+    fn drop(&mut self) {
+        self.listener.close();
+        for link in self.links.values() {
+            link.socket.shutdown(Shutdown::Both);
+        }
+        // The acceptor may wait for room in the queue: make some until it is gone.
+        if let Some(acceptor) = self.acceptor.take() {
+            while !acceptor.is_finished() {
+                let _ = self.events.recv_timeout(Duration::from_millis(1));
+            }
+            if acceptor.join().is_err() {
+                tracing::error!("the acceptor panicked");
+            }
+        }
+    }
+}
+
+fn accept_all(listener: &Listener, events: &Sender<Incoming>) {
+    loop {
+        let (incoming, over) = match listener.accept() {
+            Ok(socket) => (Incoming::Accepted(socket), false),
+            Err(error) if is_passing(&error) => continue,
+            Err(error) => (Incoming::Broken(error), true),
+        };
+        if events.send(incoming).is_err() || over {
+            return;
+        }
+    }
+}
+
+/// Errors of one connection, not of the listener.
+fn is_passing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// Reads one link until it ends.
+struct Reader {
+    link: LinkId,
+    socket: Arc<Socket>,
+    intake: Arc<Intake>,
+    closing: Arc<AtomicBool>,
+    events: Sender<Incoming>,
+}
+
+impl Reader {
+    fn run(self) {
+        let mut heard = Instant::now();
+        loop {
+            let read = self.read_one();
+            if self.closing.load(Ordering::Acquire) {
+                return self.drain();
+            }
+            let event = match read {
+                Ok(Some(message)) => TargetEvent::Received(self.link, message),
+                Ok(None) if heard.elapsed() < HEARD_EVERY => continue,
+                Ok(None) => {
+                    heard = Instant::now();
+                    TargetEvent::Heard(self.link)
+                }
+                Err(fault) => {
+                    let _ = self.events.send(Incoming::Event(TargetEvent::LinkLost(self.link, fault)));
+                    return;
+                }
+            };
+            if self.events.send(Incoming::Event(event)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A message, or none when data was taken.
+    fn read_one(&self) -> Result<Option<ToTarget>, LinkFault> {
+        let (kind, head) = read_frame(&self.socket)?;
+        if kind != FrameKind::ToTarget {
+            return self.intake.take(kind, &head, &self.socket).map(|()| None);
+        }
+        let message = parse_message::<ToTarget>(&head)?;
+        if let ToTarget::RoundEnd(end) = &message {
+            self.intake.end_round(end)?;
+        }
+        Ok(Some(message))
+    }
+
+    /// Reads and drops what still comes on a closed link; the pump ends it for good.
+    fn drain(&self) {
+        let mut dropped = [0; 16 * 1024];
+        let began = Instant::now();
+        while began.elapsed() < LINGER && (&*self.socket).read(&mut dropped).is_ok_and(|read| read > 0) {}
+    }
+}
