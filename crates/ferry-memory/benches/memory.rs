@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use ferry_memory::{
     Classified, GuestRam, Layout, PAGE_SIZE, PageRange, PageSet, Span, receive_pages, send_pages,
 };
@@ -69,6 +69,7 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str, bytes: u64) -> BenchmarkG
     let mut group = criterion.benchmark_group(name);
     group
         .sample_size(10)
+        .sampling_mode(SamplingMode::Flat)
         .warm_up_time(Duration::from_millis(150))
         .measurement_time(Duration::from_millis(700))
         .throughput(Throughput::Bytes(bytes));
