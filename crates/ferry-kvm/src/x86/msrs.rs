@@ -1,0 +1,131 @@
+//! MSRs in the chunks that KVM takes, and the order in which they are set.
+//!
+//! `KVM_GET_MSRS` and `KVM_SET_MSRS` work through their list and return how many entries they did:
+//! fewer than asked means that the next one was refused (`__msr_io` in arch/x86/kvm/x86.c).
+
+use std::collections::BTreeSet;
+
+use ferry_state::x86::Msrs;
+use ferry_state::{Part, Section};
+use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs as KvmMsrs, kvm_msr_entry};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::errno;
+
+use super::{Skipped, StateIoError};
+
+/// `IA32_TIME_STAMP_COUNTER`.
+pub(super) const IA32_TSC: u32 = 0x10;
+
+/// `IA32_TSC_DEADLINE`.
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
+
+/// MSRs that say what the others may be: `IA32_FEATURE_CONTROL`, the microcode's revision,
+/// `MSR_PLATFORM_INFO`, `IA32_ARCH_CAPABILITIES`, `IA32_PERF_CAPABILITIES`, `MSR_AMD64_DE_CFG`, and the
+/// VMX capabilities from `IA32_VMX_BASIC` to `IA32_VMX_VMFUNC`.
+fn is_feature_msr(msr: u32) -> bool {
+    matches!(msr, 0x3a | 0x8b | 0xce | 0x10a | 0x345 | 0x480..=0x491 | 0xc001_1029)
+}
+
+/// Which of the two batches of a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Batch {
+    /// MSRs that say what the others, the special registers and a nested state may be.
+    Features,
+    /// Everything else; the TSC, then its deadline, come last.
+    Rest,
+}
+
+impl Batch {
+    /// The MSRs of this batch in the order in which they are set.
+    fn of(self, msrs: &Msrs) -> Vec<(u32, u64)> {
+        let is_mine = |msr: u32| is_feature_msr(msr) == (self == Self::Features);
+        let mut mine: Vec<(u32, u64)> =
+            msrs.values.iter().map(|(msr, value)| (*msr, *value)).filter(|(msr, _)| is_mine(*msr)).collect();
+        mine.sort_by_key(|(msr, _)| match *msr {
+            // The deadline counts in TSC units: it is set when the TSC is, and both as late as can be.
+            IA32_TSC_DEADLINE => 2,
+            IA32_TSC => 1,
+            _ => 0,
+        });
+        mine
+    }
+}
+
+/// Reads MSRs, and names those that KVM refuses to read.
+pub(super) fn read(vcpu: &VcpuFd, index: u32, msrs: &[u32]) -> Result<(Msrs, BTreeSet<u32>), StateIoError> {
+    let mut read = Msrs::default();
+    let mut refused = BTreeSet::new();
+    let mut left = msrs;
+    while !left.is_empty() {
+        let chunk = left.get(..KVM_MAX_MSR_ENTRIES).unwrap_or(left);
+        let entry = |msr: &u32| kvm_msr_entry { index: *msr, ..Default::default() };
+        let mut buffer = buffer(chunk.iter().map(entry), "KVM_GET_MSRS", index)?;
+        let done = vcpu.get_msrs(&mut buffer).map_err(|source| failed("KVM_GET_MSRS", index, source))?;
+        read.values.extend(buffer.as_slice().iter().take(done).map(|entry| (entry.index, entry.data)));
+        left = left.get(done..).unwrap_or_default();
+        if done < chunk.len() {
+            refused.extend(left.first());
+            left = left.get(1..).unwrap_or_default();
+        }
+    }
+    Ok((read, refused))
+}
+
+/// Sets one batch of a section's MSRs. An MSR that KVM refuses is an error if the guest needs it,
+/// else it is noted and stays as this host made it.
+pub(super) fn write(
+    vcpu: &VcpuFd,
+    section: &Section,
+    msrs: &Msrs,
+    batch: Batch,
+    skipped: &mut Vec<Skipped>,
+) -> Result<(), StateIoError> {
+    let index = section.index;
+    let ordered = batch.of(msrs);
+    let mut left = ordered.as_slice();
+    while !left.is_empty() {
+        let chunk = left.get(..KVM_MAX_MSR_ENTRIES).unwrap_or(left);
+        let entry = |(msr, value): &(u32, u64)| kvm_msr_entry { index: *msr, data: *value, reserved: 0 };
+        let buffer = buffer(chunk.iter().map(entry), "KVM_SET_MSRS", index)?;
+        let done = vcpu.set_msrs(&buffer).map_err(|source| failed("KVM_SET_MSRS", index, source))?;
+        left = left.get(done..).unwrap_or_default();
+        if done < chunk.len()
+            && let Some(((msr, value), rest)) = left.split_first().map(|(first, rest)| (*first, rest))
+        {
+            if section.needs(msr) {
+                return Err(StateIoError::MsrRefused { index, msr, value });
+            }
+            skipped.push(Skipped::Msr { index, msr, value });
+            left = rest;
+        }
+    }
+    Ok(())
+}
+
+fn buffer(
+    entries: impl Iterator<Item = kvm_msr_entry>,
+    ioctl: &'static str,
+    index: u32,
+) -> Result<KvmMsrs, StateIoError> {
+    let entries: Vec<kvm_msr_entry> = entries.collect();
+    KvmMsrs::from_entries(&entries).map_err(|_| failed(ioctl, index, errno::Error::new(libc::ENOMEM)))
+}
+
+fn failed(ioctl: &'static str, index: u32, source: errno::Error) -> StateIoError {
+    let fact = "no MSR was done".to_owned();
+    StateIoError::Ioctl { ioctl, section: Msrs::NAME, index, fact, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_come_first_and_the_deadline_last() {
+        let order = [0x3a, 0x480, 0x491, 0x10, 0x174, 0x6e0, 0xc000_0102];
+        let msrs = Msrs { values: order.map(|msr| (msr, u64::from(msr))).into() };
+        let of = |batch: Batch| batch.of(&msrs).iter().map(|(msr, _)| *msr).collect::<Vec<_>>();
+        assert_eq!(of(Batch::Features), [0x3a, 0x480, 0x491]);
+        assert_eq!(of(Batch::Rest), [0x174, 0xc000_0102, IA32_TSC, IA32_TSC_DEADLINE]);
+    }
+}
