@@ -50,9 +50,9 @@ impl Report {
 
     fn broken(text: &str) -> Outcome {
         let mut lines = text.lines();
-        let panic = lines.find(|line| line.contains("panicked at")).map(|line| {
+        let panic = lines.find_map(|line| line.split_once(" panicked at ")).map(|(_thread, place)| {
             let message = lines.next().unwrap_or_default();
-            format!("{} {message}", line.trim_start_matches("thread '<unnamed>' "))
+            format!("panicked at {place} {message}")
         });
         let error = || text.lines().find(|line| line.contains("ERROR: libFuzzer")).map(str::to_owned);
         let reason = panic.or_else(error).unwrap_or_else(|| "ended without a word".to_owned());
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_broken_input_comes_with_its_command() {
-        let text = "thread '<unnamed>' panicked at fuzz/src/lib.rs:9:5:\nindex out of bounds\n\
+        let text = "thread '<unnamed>' (4711) panicked at fuzz/src/lib.rs:9:5:\nindex out of bounds\n\
                     ==1== ERROR: libFuzzer: deadly signal\nTest unit written to fuzz/artifacts/frame/crash-1\n";
         let report = Report::read("frame", false, text);
         assert!(!report.is_fine());
