@@ -5,7 +5,7 @@
 //! `kvm_vcpu_ioctl_x86_get_xsave2` in arch/x86/kvm/x86.c and `fpu_copy_guest_fpstate_to_uabi` in
 //! arch/x86/kernel/fpu/core.c.
 
-use kvm_bindings::{KVMIO, Xsave as XsaveBuffer, kvm_sregs2, kvm_xsave, kvm_xsave2};
+use kvm_bindings::{KVMIO, Xsave as XsaveBuffer, kvm_sregs2};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::{errno, ioctl_ior_nr, ioctl_iow_nr};
@@ -74,9 +74,12 @@ pub(super) fn set_xsave(vcpu: &VcpuFd, region: &[u8]) -> Result<(), errno::Error
 
 /// An XSAVE buffer of [`XSAVE_ROOM_BYTES`] with this head and zeroes behind it.
 fn buffer(head: &[u32; HEAD_WORDS]) -> Result<XsaveBuffer, errno::Error> {
-    let len = XSAVE_ROOM_BYTES / size_of::<u32>() - HEAD_WORDS;
-    let header = kvm_xsave2 { len, xsave: kvm_xsave { region: *head, ..Default::default() } };
-    XsaveBuffer::from_header(header).map_err(|_| errno::Error::new(libc::ENOMEM))
+    let extra = XSAVE_ROOM_BYTES / size_of::<u32>() - HEAD_WORDS;
+    let mut buffer = XsaveBuffer::new(extra).map_err(|_| errno::Error::new(libc::ENOMEM))?;
+    // SAFETY: the length of the flexible part stays as it is; only numbers are written.
+    let whole = unsafe { buffer.as_mut_fam_struct() };
+    whole.xsave.region = *head;
+    Ok(buffer)
 }
 
 /// The first `length` bytes of these words.
