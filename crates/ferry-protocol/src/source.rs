@@ -2,7 +2,9 @@
 //!
 //! [`Source::step`] takes an event and the time and gives the actions that follow. The caller
 //! carries them out in order and reports each job (everything but sends and notes) with the event
-//! that its documentation names. The point of no return is [`SourceAction::Give`]: before it every
+//! that its documentation names: each job once, in the order of their asking. Only what sends
+//! ([`SourceAction::SendRound`], [`SourceAction::SendState`]) goes unanswered when its link is lost or
+//! an action that follows makes it pointless (`Disconnect`, `Resume`, `Finish`). The point of no return is [`SourceAction::Give`]: before it every
 //! failure leads back to a guest that runs here, after it only the target's refusal does.
 
 use std::time::Duration;
@@ -98,7 +100,7 @@ pub enum SourceEvent {
     },
     /// [`SourceAction::Resume`] is done.
     Resumed,
-    /// The job that was asked for last failed; the machine is as it was before that job.
+    /// The oldest job that is not answered yet failed; the machine is as it was before that job.
     Failed(String),
     /// The user wants the migration to end.
     Cancel,
@@ -246,7 +248,11 @@ enum Wait {
     Ready,
     Running,
     Answer(Question),
-    Resumed { cause: Cause, tell: bool },
+    /// The migration failed while the guest was being paused, or its resources released: the answer
+    /// of that job says what is to be undone.
+    Halted { cause: Cause, tell: bool },
+    /// `stale`: an earlier job is still to be answered first.
+    Resumed { cause: Cause, tell: bool, stale: bool },
     Nothing,
 }
 
@@ -321,7 +327,7 @@ impl Source {
             Wait::Ready => SourcePhase::Ready,
             Wait::Running => SourcePhase::Given,
             Wait::Answer(_) => SourcePhase::Asking,
-            Wait::Resumed { .. } => SourcePhase::Undo,
+            Wait::Halted { .. } | Wait::Resumed { .. } => SourcePhase::Undo,
             Wait::Nothing => SourcePhase::Done,
         }
     }
@@ -363,12 +369,12 @@ impl Source {
         match event {
             SourceEvent::Received(message) => self.on_message(now, message),
             SourceEvent::Connected if self.wait == Wait::Link => self.on_connected(now),
-            SourceEvent::ConnectFailed(text) => self.fail(Cause::NotReached(text), false),
+            SourceEvent::ConnectFailed(text) if self.wait == Wait::Link => self.fail(Cause::NotReached(text), false),
             SourceEvent::LinkLost(fault) => {
                 self.linked = false;
                 self.fail(fault.into(), false)
             }
-            SourceEvent::Failed(text) => self.fail(Cause::Machine(text), true),
+            SourceEvent::Failed(text) => self.undo(Cause::Machine(text), true, false),
             SourceEvent::Cancel => self.fail(Cause::Cancelled, true),
             SourceEvent::Tick => match self.deadline() {
                 Some((at, timer)) if now >= at => self.fail(Cause::TimedOut(timer), true),

@@ -5,34 +5,64 @@ use super::{Cause, Reason, ReasonKind, Source, SourceAction, SourceEvent, Source
 impl Source {
     /// Ends the migration; the guest goes on here. `tell` says whether the target is told why.
     pub(super) fn fail(&mut self, cause: Cause, tell: bool) -> Vec<SourceAction> {
+        self.undo(cause, tell, true)
+    }
+
+    /// The same; `unanswered` says whether a job that is waited for may still be under way.
+    pub(super) fn undo(&mut self, cause: Cause, tell: bool, unanswered: bool) -> Vec<SourceAction> {
         self.deadline = None;
         self.total = None;
         self.settle = None;
+        let mut stale = false;
+        match self.wait {
+            Wait::Pause { .. } | Wait::Released { .. } if unanswered => {
+                self.wait = Wait::Halted { cause, tell };
+                return Vec::new();
+            }
+            // It is ended in turn, after it was started.
+            Wait::Log => self.log_started = unanswered,
+            Wait::LastHarvest { .. } | Wait::Hash => stale = unanswered,
+            _ => {}
+        }
         if !self.paused {
             return self.kept(cause, tell);
         }
         // The guest first: telling may block, and every moment is downtime.
-        self.wait = Wait::Resumed { cause, tell };
+        self.wait = Wait::Resumed { cause, tell, stale };
         vec![SourceAction::Resume { take_resources: self.resources_released }]
     }
 
     pub(super) fn on_undo(&mut self, event: SourceEvent) -> Vec<SourceAction> {
-        match (&self.wait, event) {
-            (Wait::Resumed { cause, tell }, SourceEvent::Resumed) => {
-                let (cause, tell) = (cause.clone(), *tell);
+        if let SourceEvent::LinkLost(_) = event {
+            self.linked = false;
+            return Vec::new();
+        }
+        match (self.wait.clone(), event) {
+            (Wait::Halted { cause, tell }, SourceEvent::Paused) => {
+                self.paused = true;
+                self.undo(cause, tell, false)
+            }
+            (Wait::Halted { cause, tell }, SourceEvent::ResourcesReleased) => {
+                self.resources_released = true;
+                self.undo(cause, tell, false)
+            }
+            (Wait::Halted { cause, tell }, SourceEvent::Failed(_)) => self.undo(cause, tell, false),
+            (
+                Wait::Resumed { cause, tell, stale: true },
+                SourceEvent::Harvested { .. } | SourceEvent::Hashed(_) | SourceEvent::Failed(_),
+            ) => {
+                self.wait = Wait::Resumed { cause, tell, stale: false };
+                Vec::new()
+            }
+            (Wait::Resumed { cause, tell, .. }, SourceEvent::Resumed) => {
                 self.paused = false;
                 self.resources_released = false;
                 self.kept(cause, tell)
             }
-            (Wait::Resumed { cause, tell }, SourceEvent::Failed(obstacle)) => {
-                let (cause, tell) = (cause.clone(), *tell);
+            (Wait::Resumed { cause, tell, .. }, SourceEvent::Failed(obstacle)) => {
                 let mut actions = self.farewell(&cause, tell);
                 actions.push(SourceAction::Finish(SourceOutcome::Held { cause, obstacle }));
                 actions
-            }
-            (_, SourceEvent::LinkLost(_)) => {
-                self.linked = false;
-                Vec::new()
             }
             _ => Vec::new(),
         }
