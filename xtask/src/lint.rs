@@ -44,7 +44,7 @@ pub(crate) fn run(tree: &Tree) -> Result<(), Failure> {
     }
     let mut failed = Vec::new();
     if !findings.is_empty() {
-        failed.push(format!("{} breaches of the house's rules", findings.len()));
+        failed.push(format!("the house's rules ({})", findings.len()));
     }
     let checks: [(&str, &[&str]); 3] = [
         ("formatting", &["fmt", "--all", "--check"]),
