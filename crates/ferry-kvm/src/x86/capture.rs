@@ -199,3 +199,8 @@ impl Reader<'_> {
 pub(super) fn has_lapic(vcpu: &VcpuFd, index: u32, caps: &X86Caps) -> Result<bool, StateIoError> {
     Ok(Reader { vcpu, index, caps }.lapic()?.is_some())
 }
+
+/// The events of a vCPU.
+pub(super) fn events(vcpu: &VcpuFd, index: u32, caps: &X86Caps) -> Result<VcpuEvents, StateIoError> {
+    Reader { vcpu, index, caps }.events()
+}

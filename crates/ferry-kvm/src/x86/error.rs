@@ -1,8 +1,9 @@
-//! What can go wrong between a state and KVM, and what was left out without harm.
+//! What can go wrong between a state and KVM, and what is worth a notice.
 
 use std::fmt;
 
 use ferry_state::StateError;
+use ferry_state::x86::VcpuEvents;
 use vmm_sys_util::errno;
 
 /// State could not be read from KVM or put into it.
@@ -57,6 +58,32 @@ pub enum StateIoError {
         msr: u32,
         /// The value that the guest has in it.
         value: u64,
+    },
+    /// KVM took an MSR that the guest needs, and did not keep it.
+    #[error(
+        "KVM_SET_MSRS: this host's KVM took value {value:#x} of MSR {msr:#x}, which vCPU {index} of the guest needs, and reads {reads:#x}; choose a host whose KVM has this MSR"
+    )]
+    MsrNotKept {
+        /// The vCPU's index.
+        index: u32,
+        /// The MSR.
+        msr: u32,
+        /// The value that the guest has in it.
+        value: u64,
+        /// The value that is in it here.
+        reads: u64,
+    },
+    /// KVM took a vCPU's events, and did not keep them all.
+    #[error(
+        "KVM_SET_VCPU_EVENTS: this host's KVM did not keep all events of vCPU {index}: of {sent:?} it keeps {kept:?}"
+    )]
+    EventsNotKept {
+        /// The vCPU's index.
+        index: u32,
+        /// What the guest has.
+        sent: Box<VcpuEvents>,
+        /// What is there here.
+        kept: Box<VcpuEvents>,
     },
     /// The guest's TSC frequency cannot be had here.
     #[error(
@@ -124,13 +151,13 @@ pub enum StateIoError {
     State(#[from] StateError),
 }
 
-/// Something of a state that this host's KVM refused and the guest does not need: its value is what
-/// the source's KVM gives a new vCPU.
+/// Something that was restored otherwise than it was captured, and that the guest can go on with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Skipped {
-    /// One MSR.
-    Msr {
+pub enum Notice {
+    /// KVM refused an MSR that is not needed: the guest has in it what the source's KVM gives a new
+    /// vCPU. It stays as this host made it.
+    MsrSkipped {
         /// The vCPU's index.
         index: u32,
         /// The MSR.
@@ -138,23 +165,36 @@ pub enum Skipped {
         /// The value that was refused.
         value: u64,
     },
-    /// A whole section.
-    Section {
+    /// KVM refused a section in which nothing is needed. It stays as this host made it.
+    SectionSkipped {
         /// The section's name.
         section: &'static str,
         /// Its index.
         index: u32,
     },
+    /// KVM took the TSC and counts from another value: it lets guests see the host's own, as `kvm_pvm`
+    /// does.
+    TscNotKept {
+        /// The vCPU's index.
+        index: u32,
+        /// The value that the guest had.
+        value: u64,
+        /// The value that it has here.
+        reads: u64,
+    },
 }
 
-impl fmt::Display for Skipped {
+impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Msr { index, msr, value } => {
+            Self::MsrSkipped { index, msr, value } => {
                 write!(f, "MSR {msr:#x} of vCPU {index} was left as this host made it: it refuses {value:#x}")
             }
-            Self::Section { section, index } => {
+            Self::SectionSkipped { section, index } => {
                 write!(f, "section {section}, index {index} was left as this host made it")
+            }
+            Self::TscNotKept { index, value, reads } => {
+                write!(f, "the TSC of vCPU {index} leaps from {value} to {reads}: this host's KVM sets none")
             }
         }
     }

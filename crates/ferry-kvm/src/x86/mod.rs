@@ -27,6 +27,6 @@ mod tests;
 
 pub use caps::X86Caps;
 pub use capture::{VcpuBaseline, capture_vcpu};
-pub use error::{Skipped, StateIoError};
+pub use error::{Notice, StateIoError};
 pub use restore::{check_sections, note_pause, restore_vcpu};
 pub use vm::{VmBaseline, capture_vm, restore_vm};

@@ -11,7 +11,7 @@ use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs as KvmMsrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
-use super::{Skipped, StateIoError};
+use super::{Notice, StateIoError};
 
 /// `IA32_TIME_STAMP_COUNTER`.
 pub(super) const IA32_TSC: u32 = 0x10;
@@ -78,7 +78,7 @@ pub(super) fn write(
     section: &Section,
     msrs: &Msrs,
     batch: Batch,
-    skipped: &mut Vec<Skipped>,
+    notices: &mut Vec<Notice>,
 ) -> Result<(), StateIoError> {
     let index = section.index;
     let ordered = batch.of(msrs);
@@ -95,8 +95,40 @@ pub(super) fn write(
             if section.needs(msr) {
                 return Err(StateIoError::MsrRefused { index, msr, value });
             }
-            skipped.push(Skipped::Msr { index, msr, value });
+            notices.push(Notice::MsrSkipped { index, msr, value });
             left = rest;
+        }
+    }
+    Ok(())
+}
+
+/// MSRs that count time by themselves and read otherwise than they were set: the TSC's deadline, which
+/// may pass, and Hyper-V's run time and reference count.
+const TIME_MSRS: [u32; 3] = [IA32_TSC_DEADLINE, 0x4000_0010, 0x4000_0020];
+
+/// How far the TSC may be from what it was set to, in seconds: a vCPU's TSC is pulled to that of the
+/// others if it was set within one second of them (`kvm_synchronize_tsc`), and some time goes by.
+const TSC_SECONDS_MAX: u64 = 5;
+
+/// Reads back the MSRs that are needed. A KVM may take an MSR and drop its value: `kvm_pvm` does so with
+/// some, and the module's parameter `ignore_msrs` with all that it does not know.
+pub(super) fn check_kept(
+    vcpu: &VcpuFd,
+    section: &Section,
+    msrs: &Msrs,
+    notices: &mut Vec<Notice>,
+) -> Result<(), StateIoError> {
+    let index = section.index;
+    let (kept, _) = read(vcpu, index, &section.needed)?;
+    for (&msr, &value) in msrs.values.iter().filter(|(msr, _)| section.needs(**msr)) {
+        let reads = kept.values.get(&msr).copied().unwrap_or(0);
+        if msr == IA32_TSC {
+            let hertz = u64::from(vcpu.get_tsc_khz().unwrap_or(0)) * 1000;
+            if value.abs_diff(reads) > hertz.saturating_mul(TSC_SECONDS_MAX) {
+                notices.push(Notice::TscNotKept { index, value, reads });
+            }
+        } else if reads != value && !TIME_MSRS.contains(&msr) {
+            return Err(StateIoError::MsrNotKept { index, msr, value, reads });
         }
     }
     Ok(())

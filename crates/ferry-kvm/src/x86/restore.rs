@@ -13,7 +13,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
 use super::msrs::Batch;
-use super::{Skipped, StateIoError, X86Caps, capture, convert, ioctls, msrs};
+use super::{Notice, StateIoError, X86Caps, capture, convert, ioctls, msrs};
 
 /// Refuses a state that has needed sections of unknown parts, or of vCPUs beyond `vcpus`: nothing
 /// would apply them. For the state of vCPUs and VM, without that of devices.
@@ -30,48 +30,48 @@ pub fn check_sections(state: &MachineState, vcpus: u32) -> Result<(), StateIoErr
     Ok(())
 }
 
-/// Puts the sections of one index into a fresh vCPU, and says what KVM refused and the guest does not
-/// need. After an error the vCPU holds half a state: discard its VM.
+/// Puts the sections of one index into a fresh vCPU, and says what is worth a notice. After an error
+/// the vCPU holds half a state: discard its VM.
 pub fn restore_vcpu(
     vcpu: &VcpuFd,
     index: u32,
     state: &MachineState,
     caps: &X86Caps,
-) -> Result<Vec<Skipped>, StateIoError> {
-    let mut skipped = Vec::new();
+) -> Result<Vec<Notice>, StateIoError> {
+    let mut notices = Vec::new();
     let to = Writer { vcpu, index, caps };
     // First: the TSC's value, its deadline and the kvmclock are all counted in this frequency.
-    apply_if_there(state, index, &mut skipped, |part| to.tsc_frequency(part))?;
+    apply_if_there(state, index, &mut notices, |part| to.tsc_frequency(part))?;
     // Before SREGS2 and the other MSRs: these say which of their values KVM takes; and once a nested
     // state is set, KVM refuses the VMX ones.
-    to.msrs(state, Batch::Features, &mut skipped)?;
+    to.msrs(state, Batch::Features, &mut notices)?;
     // Before the LAPIC, whose mode is in the APIC base; before a nested state, which needs EFER.SVME;
     // SREGS2 rather than SREGS, so that PAE's page directory pointers are not read from memory anew.
-    apply(state, index, &mut skipped, |part| to.sregs(part))?;
+    apply(state, index, &mut notices, |part| to.sregs(part))?;
     // After the APIC base, before the TSC deadline, which KVM ignores unless the LAPIC's timer is in
     // that mode.
-    if !apply_if_there(state, index, &mut skipped, |part| to.lapic(part))?
+    if !apply_if_there(state, index, &mut notices, |part| to.lapic(part))?
         && capture::has_lapic(vcpu, index, caps)?
     {
         return Err(StateIoError::NotInState { section: Lapic::NAME, index });
     }
-    // After the LAPIC; the TSC and then the deadline last: see `Batch`.
-    to.msrs(state, Batch::Rest, &mut skipped)?;
+    // After the LAPIC; the TSC and then the deadline last: see `Batch`. Then what is needed is read back.
+    to.msrs(state, Batch::Rest, &mut notices)?;
     // The selftests' order; KVM does not check XSAVE against XCR0.
-    apply_if_there(state, index, &mut skipped, |part| to.xcrs(part))?;
-    apply(state, index, &mut skipped, |part| to.xsave(part))?;
+    apply_if_there(state, index, &mut notices, |part| to.xcrs(part))?;
+    apply(state, index, &mut notices, |part| to.xsave(part))?;
     // Before the events, whose pending exception may have DR6 as its payload.
-    apply(state, index, &mut skipped, |part| to.debug_regs(part))?;
+    apply(state, index, &mut notices, |part| to.debug_regs(part))?;
     // Before the events: it drops a pending exception (__set_regs).
-    apply(state, index, &mut skipped, |part| to.regs(part))?;
+    apply(state, index, &mut notices, |part| to.regs(part))?;
     // Before a nested state, because SMM forces the vCPU out of it; before MP_STATE, because a state of
     // INIT or SIPI is refused or kept by what the events say of SMM.
-    apply(state, index, &mut skipped, |part| to.events(part))?;
+    apply(state, index, &mut notices, |part| to.events(part))?;
     // Last: with what was set before it the vCPU is whole, and KVM would else wake it on the way.
-    apply(state, index, &mut skipped, |part| to.mp_state(part))?;
+    apply(state, index, &mut notices, |part| to.mp_state(part))?;
     // After the MSR that turns the kvmclock on.
     note_pause(vcpu, index, caps)?;
-    Ok(skipped)
+    Ok(notices)
 }
 
 /// Tells a guest with a kvmclock that it was paused, so that its watchdogs take no offence
@@ -96,10 +96,10 @@ pub fn note_pause(vcpu: &VcpuFd, index: u32, caps: &X86Caps) -> Result<(), State
 pub(super) fn apply<T: Part>(
     state: &MachineState,
     index: u32,
-    skipped: &mut Vec<Skipped>,
+    notices: &mut Vec<Notice>,
     set: impl FnOnce(&T) -> Result<(), StateIoError>,
 ) -> Result<(), StateIoError> {
-    if apply_if_there(state, index, skipped, set)? {
+    if apply_if_there(state, index, notices, set)? {
         Ok(())
     } else {
         Err(StateError::MissingSection { section: T::NAME, index }.into())
@@ -110,7 +110,7 @@ pub(super) fn apply<T: Part>(
 pub(super) fn apply_if_there<T: Part>(
     state: &MachineState,
     index: u32,
-    skipped: &mut Vec<Skipped>,
+    notices: &mut Vec<Notice>,
     set: impl FnOnce(&T) -> Result<(), StateIoError>,
 ) -> Result<bool, StateIoError> {
     let Some(section) = state.section(T::NAME, index)? else {
@@ -120,7 +120,7 @@ pub(super) fn apply_if_there<T: Part>(
         Ok(()) => Ok(true),
         Err(StateIoError::State(error)) => Err(error.into()),
         Err(_) if section.needed.is_empty() => {
-            skipped.push(Skipped::Section { section: T::NAME, index });
+            notices.push(Notice::SectionSkipped { section: T::NAME, index });
             Ok(true)
         }
         Err(error) => Err(error),
@@ -152,12 +152,17 @@ impl Writer<'_> {
         &self,
         state: &MachineState,
         batch: Batch,
-        skipped: &mut Vec<Skipped>,
+        notices: &mut Vec<Notice>,
     ) -> Result<(), StateIoError> {
         let index = self.index;
         let missing = || StateError::MissingSection { section: Msrs::NAME, index };
         let section = state.section(Msrs::NAME, index)?.ok_or_else(missing)?;
-        msrs::write(self.vcpu, section, &section.read()?, batch, skipped)
+        let values: Msrs = section.read()?;
+        msrs::write(self.vcpu, section, &values, batch, notices)?;
+        match batch {
+            Batch::Features => Ok(()),
+            Batch::Rest => msrs::check_kept(self.vcpu, section, &values, notices),
+        }
     }
 
     fn sregs(&self, part: &Sregs) -> Result<(), StateIoError> {
@@ -244,7 +249,17 @@ impl Writer<'_> {
                 part.flags
             );
             self.failed::<VcpuEvents>("KVM_SET_VCPU_EVENTS", fact, source)
-        })
+        })?;
+        // KVM passes over what no flag declares valid, and over more without a word. The flags
+        // themselves say what this host's KVM reports, and the SIPI vector is never reported.
+        let kept = capture::events(self.vcpu, self.index, self.caps)?;
+        let sent = VcpuEvents { flags: kept.flags, sipi_vector: kept.sipi_vector, ..part.clone() };
+        if kept == sent {
+            Ok(())
+        } else {
+            let (sent, kept) = (Box::new(sent), Box::new(kept));
+            Err(StateIoError::EventsNotKept { index: self.index, sent, kept })
+        }
     }
 
     fn mp_state(&self, part: &MpState) -> Result<(), StateIoError> {

@@ -7,7 +7,7 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::errno;
 
 use super::restore::{apply, apply_if_there};
-use super::{Skipped, StateIoError, convert};
+use super::{Notice, StateIoError, convert};
 
 /// What a VM held right after its creation, with its irqchip.
 #[derive(Debug, Clone)]
@@ -39,20 +39,20 @@ pub fn capture_vm(vm: &VmFd, baseline: Option<&VmBaseline>) -> Result<Vec<Sectio
 }
 
 /// Puts back what a VM holds beside its vCPUs: after every vCPU was restored, before the first runs.
-/// Says what KVM refused and the guest does not need. After an error discard the VM.
-pub fn restore_vm(vm: &VmFd, state: &MachineState) -> Result<Vec<Skipped>, StateIoError> {
-    let mut skipped = Vec::new();
+/// Says what is worth a notice. After an error discard the VM.
+pub fn restore_vm(vm: &VmFd, state: &MachineState) -> Result<Vec<Notice>, StateIoError> {
+    let mut notices = Vec::new();
     // After the vCPUs' LAPICs: setting the IOAPIC sends the interrupts that wait in it to them
     // (kvm_ioapic_inject_all).
-    if !apply_if_there(state, 0, &mut skipped, |part| set_irqchip(vm, part))? && irqchip(vm)?.is_some() {
+    if !apply_if_there(state, 0, &mut notices, |part| set_irqchip(vm, part))? && irqchip(vm)?.is_some() {
         return Err(StateIoError::NotInState { section: Irqchip::NAME, index: 0 });
     }
     // After the vCPUs' TSCs, from which KVM counts it on; as late as can be, because it runs.
-    apply(state, 0, &mut skipped, |part: &Clock| {
+    apply(state, 0, &mut notices, |part: &Clock| {
         vm.set_clock(&convert::clock_to_kvm(part))
             .map_err(|e| failed::<Clock>("KVM_SET_CLOCK", "KVM refuses the clock", e))
     })?;
-    Ok(skipped)
+    Ok(notices)
 }
 
 /// The three chips; None in a VM without an in-kernel irqchip, where KVM says ENXIO.
