@@ -238,11 +238,24 @@ enum Wait {
     Verdict,
     Built,
     Log,
-    Round { round: u32, since: Time, last: bool },
-    Harvest { after: u32, figures: RoundFigures },
-    Pause { round: u32 },
-    Released { round: u32 },
-    LastHarvest { round: u32 },
+    Round {
+        round: u32,
+        since: Time,
+        last: bool,
+    },
+    Harvest {
+        after: u32,
+        figures: RoundFigures,
+    },
+    Pause {
+        round: u32,
+    },
+    Released {
+        round: u32,
+    },
+    LastHarvest {
+        round: u32,
+    },
     Hash,
     State,
     Ready,
@@ -250,9 +263,16 @@ enum Wait {
     Answer(Question),
     /// The migration failed while the guest was being paused, or its resources released: the answer
     /// of that job says what is to be undone.
-    Halted { cause: Cause, tell: bool },
+    Halted {
+        cause: Cause,
+        tell: bool,
+    },
     /// `stale`: an earlier job is still to be answered first.
-    Resumed { cause: Cause, tell: bool, stale: bool },
+    Resumed {
+        cause: Cause,
+        tell: bool,
+        stale: bool,
+    },
     Nothing,
 }
 
@@ -369,7 +389,9 @@ impl Source {
         match event {
             SourceEvent::Received(message) => self.on_message(now, message),
             SourceEvent::Connected if self.wait == Wait::Link => self.on_connected(now),
-            SourceEvent::ConnectFailed(text) if self.wait == Wait::Link => self.fail(Cause::NotReached(text), false),
+            SourceEvent::ConnectFailed(text) if self.wait == Wait::Link => {
+                self.fail(Cause::NotReached(text), false)
+            }
             SourceEvent::LinkLost(fault) => {
                 self.linked = false;
                 self.fail(fault.into(), false)

@@ -2,7 +2,8 @@
 //!
 //! One [`Target`] is one process that waits for a guest: it holds the [`Ledger`] of epochs, at most
 //! one session, and every link on which a first message is awaited. As with the source, the caller
-//! carries actions out in order and reports jobs with the event that their documentation names.
+//! carries actions out in order and reports each job with the event that its documentation names:
+//! once, in the order of their asking, also when [`TargetAction::Discard`] followed.
 //! A session that ends without custody refuses its epoch for ever; that refusal is what lets a
 //! source resume.
 
@@ -10,19 +11,25 @@ use std::collections::BTreeMap;
 
 use ferry_contract::Verdict;
 
-use crate::ledger::{Answer, Ledger};
+use crate::ledger::Ledger;
 use crate::message::{
-    Ask, Hello, OfEpoch, Offer, Reason, ReasonKind, Refused, TargetHello, ToSource, ToTarget, VERSIONS,
+    Hello, OfEpoch, Offer, Reason, ReasonKind, Refused, TargetHello, ToSource, ToTarget, VERSIONS,
 };
 use crate::outcome::LinkFault;
 use crate::{
     Cause, Epoch, GuestId, InstanceId, MachineDescription, TargetOutcome, Time, Timeouts, TimerName,
 };
 
+mod questions;
 mod session;
+
+use questions::Greeting;
 
 /// The most links on which a first message may be awaited at once.
 const MAX_GREETING: usize = 16;
+
+/// The most jobs of ended sessions that may still be under way when a new session begins.
+const MAX_STALE_JOBS: u32 = 4;
 
 /// One link of the target process; numbers are never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,7 +56,7 @@ pub enum TargetEvent {
     Restored,
     /// [`TargetAction::RunGuest`] is done: the guest runs.
     GuestRuns,
-    /// The job that was asked for last failed. For [`TargetAction::RunGuest`]: no vCPU ran.
+    /// The oldest job that is not answered yet failed. For [`TargetAction::RunGuest`]: no vCPU ran.
     Failed(String),
     /// The user wants the session to end.
     Cancel,
@@ -149,6 +156,8 @@ struct Session {
     of: OfEpoch,
     phase: TargetPhase,
     deadline: Option<(Time, TimerName)>,
+    /// A job was asked for and is not answered yet.
+    job: bool,
     offer: Option<Offer>,
     next_round: u32,
     last_round_done: bool,
@@ -179,8 +188,10 @@ pub struct Target {
     timeouts: Timeouts,
     ledger: Ledger,
     session: Option<Session>,
-    /// Links without a session: when their time to speak ends.
-    greeting: BTreeMap<LinkId, Time>,
+    /// Jobs of sessions that are over: their answers come before those of later jobs and mean nothing.
+    stale_jobs: u32,
+    /// Links without a session.
+    greeting: BTreeMap<LinkId, Greeting>,
 }
 
 impl Target {
@@ -193,6 +204,7 @@ impl Target {
             timeouts,
             ledger: Ledger::default(),
             session: None,
+            stale_jobs: 0,
             greeting: BTreeMap::new(),
         }
     }
@@ -220,7 +232,11 @@ impl Target {
     /// The next deadline and its name: step with [`TargetEvent::Tick`] at that time at the latest.
     pub fn deadline(&self) -> Option<(Time, TimerName)> {
         let session = self.session.as_ref().and_then(|session| session.deadline);
-        let greeting = self.greeting.values().min().map(|&at| (at, TimerName::Hello));
+        let greeting = self
+            .greeting
+            .values()
+            .map(|greeting| (greeting.until, TimerName::Hello))
+            .min_by_key(|&(at, _)| at);
         [session, greeting].into_iter().flatten().min_by_key(|&(at, _)| at)
     }
 
@@ -252,7 +268,7 @@ impl Target {
         if self.greeting.len() >= MAX_GREETING {
             return vec![TargetAction::Close(link)];
         }
-        self.greeting.insert(link, now.after(self.timeouts.hello));
+        self.greeting.insert(link, Greeting { until: now.after(self.timeouts.hello), asked: None });
         Vec::new()
     }
 
@@ -263,7 +279,7 @@ impl Target {
                 self.on_hello(now, link, hello)
             }
             ToTarget::Ask(ask) => self.on_ask(now, link, &ask),
-            ToTarget::Release(of) if self.took(of.epoch) => {
+            ToTarget::Release(of) if self.may_release(link, of) => {
                 self.greeting.remove(&link);
                 self.released(link)
             }
@@ -304,6 +320,7 @@ impl Target {
             of,
             phase: TargetPhase::Hello,
             deadline: Some((now.after(self.timeouts.offer), TimerName::Offer)),
+            job: false,
             offer: None,
             next_round: 0,
             last_round_done: false,
@@ -322,65 +339,24 @@ impl Target {
             let text = format!("this target is taking the guest `{}`: try again later", session.guest);
             return Some(Reason::new(ReasonKind::Busy, text));
         }
+        if self.stale_jobs >= MAX_STALE_JOBS {
+            let text = "this target is still busy with migrations that failed: try again later";
+            return Some(Reason::new(ReasonKind::Busy, text));
+        }
         let expected = self.expected.as_ref().filter(|&expected| expected != guest)?;
         let text = format!("this target waits for the guest `{expected}`, not for `{guest}`");
         Some(Reason::new(ReasonKind::Busy, text))
     }
 
-    /// Answers who runs a guest. The live session of that epoch, if there is one, is over then: an
-    /// answer that is not "here" is a refusal for ever.
-    fn on_ask(&mut self, now: Time, link: LinkId, ask: &Ask) -> Vec<TargetAction> {
-        if ask.instance != self.instance {
-            self.greeting.remove(&link);
-            return vec![TargetAction::Send(link, ToSource::Unknown(ask.of)), TargetAction::Close(link)];
-        }
-        let live = self.session.as_ref().is_some_and(|s| s.guest == ask.guest && s.of.epoch == ask.of.epoch);
-        let mut actions = Vec::new();
-        if live && self.ledger.taken().is_none() {
-            actions = self.end_session(Cause::Asked);
-        }
-        match self.ledger.answer(&ask.guest, ask.of.epoch) {
-            Answer::Taken => {
-                // The link stays open for the source's release.
-                self.greeting.insert(link, now.after(self.timeouts.release));
-                actions.push(TargetAction::Send(link, ToSource::Running(ask.of)));
-            }
-            Answer::Refused => {
-                self.greeting.remove(&link);
-                let text = "this target did not take the guest and never will under this epoch";
-                let reason = Reason::new(ReasonKind::Asked, text);
-                actions.push(TargetAction::Send(link, ToSource::Refused(Refused { of: ask.of, reason })));
-                actions.push(TargetAction::Close(link));
-            }
-        }
-        actions
-    }
-
-    fn took(&self, epoch: Epoch) -> bool {
-        self.ledger.taken().is_some_and(|&(_, taken)| taken == epoch)
-    }
-
-    fn released(&mut self, link: LinkId) -> Vec<TargetAction> {
-        let mut actions = vec![TargetAction::Close(link)];
-        if let Some(session) = self.session.take()
-            && session.link != link
-        {
-            actions.push(TargetAction::Close(session.link));
-        }
-        actions.extend(self.runs(true));
-        actions
-    }
-
-    fn runs(&self, released: bool) -> Option<TargetAction> {
-        let (guest, epoch) = self.ledger.taken()?.clone();
-        Some(TargetAction::Finish(TargetOutcome::Runs { guest, epoch, released }))
-    }
-
     fn on_tick(&mut self, now: Time) -> Vec<TargetAction> {
-        let late: Vec<_> =
-            self.greeting.iter().filter(|&(_, &at)| now >= at).map(|(&link, _)| link).collect();
+        let late: Vec<_> = self
+            .greeting
+            .iter()
+            .filter(|(_, greeting)| now >= greeting.until)
+            .map(|(&link, _)| link)
+            .collect();
         let mut actions: Vec<_> = late.iter().map(|&link| TargetAction::Close(link)).collect();
-        self.greeting.retain(|_, &mut at| now < at);
+        self.greeting.retain(|_, greeting| now < greeting.until);
         if let Some((at, timer)) = self.session.as_ref().and_then(|session| session.deadline)
             && now >= at
         {

@@ -16,6 +16,7 @@ impl Target {
                 session.deadline = None;
                 let machine = offer.machine.clone();
                 session.offer = Some(offer);
+                session.job = true;
                 vec![TargetAction::Judge(machine)]
             }
             (TargetPhase::Receive, ToTarget::RoundEnd(end))
@@ -34,6 +35,7 @@ impl Target {
                 if session.last_round_done && session.verifies() && session.hash == HashCheck::Awaited =>
             {
                 session.hash = HashCheck::Running { expected: hash.blake3 };
+                session.job = true;
                 vec![TargetAction::HashMemory]
             }
             (TargetPhase::Receive, ToTarget::StateEnd(end)) if session.last_round_done => {
@@ -87,6 +89,7 @@ impl Target {
             HashCheck::Awaited | HashCheck::Passed => {
                 session.phase = TargetPhase::Restore;
                 session.deadline = None;
+                session.job = true;
                 vec![TargetAction::Restore { sections }]
             }
         }
@@ -100,12 +103,18 @@ impl Target {
         }
         session.phase = TargetPhase::Taking;
         session.deadline = None;
+        session.job = true;
         vec![TargetAction::RunGuest { guest, epoch }]
     }
 
     pub(super) fn on_job_done(&mut self, now: Time, event: TargetEvent) -> Vec<TargetAction> {
+        if self.stale_jobs > 0 {
+            self.stale_jobs -= 1;
+            return Vec::new();
+        }
         let timeouts = self.timeouts.clone();
         let Some(session) = &mut self.session else { return Vec::new() };
+        session.job = false;
         match (session.phase, event) {
             (TargetPhase::Offer, TargetEvent::Judged(verdict)) => {
                 let answer = TargetAction::Send(session.link, ToSource::Verdict(verdict.clone()));
@@ -113,6 +122,7 @@ impl Target {
                     return self.end_with(vec![answer], Cause::Refused(verdict));
                 }
                 session.phase = TargetPhase::Build;
+                session.job = true;
                 let build = session.offer.as_ref().map(|offer| TargetAction::Build(offer.machine.clone()));
                 [Some(answer), build].into_iter().flatten().collect()
             }
@@ -130,12 +140,18 @@ impl Target {
             (TargetPhase::Taking, TargetEvent::GuestRuns) => {
                 session.phase = TargetPhase::Running;
                 session.deadline = Some((now.after(timeouts.release), TimerName::Release));
-                vec![TargetAction::Send(session.link, ToSource::Running(session.of))]
+                let mut actions = vec![TargetAction::Send(session.link, ToSource::Running(session.of))];
+                actions.extend(self.answer_waiting(now));
+                actions
             }
             (TargetPhase::Taking, TargetEvent::Failed(text)) => {
                 self.ledger.untake(&session.guest.clone(), session.of.epoch);
-                self.end_session(Cause::Machine(text))
+                let mut actions = self.end_session(Cause::Machine(text));
+                actions.extend(self.refuse_waiting());
+                actions
             }
+            // The guest runs here: whatever failed, nobody may be told otherwise.
+            (TargetPhase::Running, TargetEvent::Failed(_)) => Vec::new(),
             (_, TargetEvent::Failed(text)) => self.end_session(Cause::Machine(text)),
             // A job that nobody waits for any more.
             _ => Vec::new(),
@@ -206,6 +222,7 @@ impl Target {
     fn end_silently(&mut self, cause: Cause) -> Vec<TargetAction> {
         let Some(session) = self.session.take() else { return Vec::new() };
         self.ledger.answer(&session.guest, session.of.epoch);
+        self.stale_jobs += u32::from(session.job);
         vec![
             TargetAction::Discard,
             TargetAction::Finish(TargetOutcome::NotTaken { guest: session.guest, cause }),
