@@ -1,1 +1,28 @@
-//! TODO
+//! Live migration for guests on Linux KVM.
+//!
+//! A VMM on kvm-ioctls and vm-memory hands its `VmFd`, `VcpuFd`s and `GuestMemory` to a
+//! [`KvmMachine`], and its guests can be moved. What it needs beside that is here too:
+//!
+//! - [`open`] opens `/dev/kvm` or says why not; [`HostLimits`] and [`judge()`] hold an offered machine
+//!   against this host;
+//! - [`allocate`] maps guest memory on a memfd, [`MemorySlots`] registers memory with KVM;
+//! - [`Kick`] gets a vCPU's thread out of `KVM_RUN`;
+//! - [`x86`] captures and restores the state of vCPUs and VM.
+
+#![allow(unsafe_code, reason = "KVM's ioctls and run pages are raw memory; each block has its reason")]
+
+mod dirty_log;
+mod host;
+mod ioctl;
+mod judge;
+mod kick;
+mod machine;
+mod memory;
+mod state;
+pub mod x86;
+
+pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};
+pub use judge::judge;
+pub use kick::{Entered, Kick, KickError, kick_signal};
+pub use machine::{Devices, KIND, KvmMachine, UseVcpu, Vcpus};
+pub use memory::{HOLE_END, HOLE_START, MemoryError, MemorySlots, allocate, x86_layout};

@@ -1,2 +1,36 @@
-//! TODO
+//! Ferry's reference VMM: vCPU threads, a debug port, built-in payloads.
+//!
+//! It is as small as a VMM can be that shows what a migration must keep: a guest whose payload writes
+//! memory, knows what it wrote, and says on being asked whether all is still there. [`create()`] makes
+//! a guest, [`KvmBuilder`] the machine that takes one on the target; [`AnyGuest`] and [`AnyBuilder`]
+//! are the same over KVM and the simulated machine, chosen by [`Backend`].
+//!
+//! - [`GuestConfig`]: what a guest is asked to be; [`ports`]: how payload and device speak;
+//!   [`payload`]: what the payload does to its pages;
+//! - [`Guest`]: a machine whose payload reports;
+//! - [`RunLog`]: a journal by which tests see that no two processes run one guest.
+
 #![forbid(unsafe_code)]
+
+mod backend;
+mod boot;
+mod config;
+mod debug_port;
+mod error;
+mod guest;
+mod kvm_guest;
+pub mod payload;
+pub mod ports;
+mod run_log;
+mod sim_guest;
+mod vcpu_threads;
+
+pub use backend::{AnyBuilder, AnyGuest, Backend, BackendError, Chosen, create, fresh_seed};
+pub use config::{ConfigError, GuestConfig, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload};
+pub use debug_port::DebugPort;
+pub use error::VmmError;
+pub use guest::{CheckReport, Guest, GuestReport};
+pub use kvm_guest::{KvmBuilder, KvmDevices, KvmGuest, create as create_on_kvm};
+pub use run_log::{RunEvent, RunLine, RunLog};
+pub use sim_guest::create as create_in_sim;
+pub use vcpu_threads::VcpuThreads;

@@ -1,0 +1,307 @@
+//! [`KvmMachine`]: makes any guest movable that a VMM holds as a `VmFd`, `VcpuFd`s and a
+//! `GuestMemory`.
+//!
+//! The VMM keeps its threads and its devices, and says through two small traits what only it can do:
+//! [`Vcpus`] stops its vCPU threads and lets them go, [`Devices`] saves and restores its devices.
+//! Everything else (memory, dirty log, vCPU and VM state, custody) is done here:
+//!
+//! ```ignore
+//! let memory = MemorySlots::register(vm, guest_memory)?;
+//! let mut machine = KvmMachine::new(&kvm, memory, my_vcpus, my_devices)?;
+//! machine.with_vcpu(0, &mut |vcpu| …)?;           // the first registers
+//! machine.resume(Custody::born(id))?;             // without custody nothing runs
+//! ferry_migrate::migrate(&mut machine, …);        // or hand it to a control thread
+//! ```
+//!
+//! Which thread does what: the engine's thread calls into the machine. Exits that are under way are
+//! completed by `KVM_RUN` with `immediate_exit` on the vCPU's own thread, because a `KVM_RUN` from
+//! another thread makes KVM wait for a grace period (`kvm_vcpu_ioctl` in `virt/kvm/kvm_main.c`:
+//! the pid changes); all other vCPU ioctls are made from the engine's thread.
+
+use std::sync::Arc;
+
+use ferry_memory::{GuestRam, PageSet};
+use ferry_migrate::{Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
+use ferry_protocol::{Epoch, GuestId, MachineDescription};
+use ferry_state::MachineState;
+use kvm_ioctls::{Kvm, VcpuFd};
+
+use crate::dirty_log::DirtyLog;
+use crate::memory::MemorySlots;
+use crate::state::KvmState;
+
+/// The kind of machine in a [`MachineDescription`].
+pub const KIND: &str = "kvm-x86_64";
+
+/// A VMM's vCPU threads, as [`KvmMachine`] needs them.
+///
+/// They start stopped. Dropping the value stops them for good, and returns when none runs any more.
+pub trait Vcpus: Send {
+    /// Number of vCPUs; they have the indices below it.
+    fn count(&self) -> u32;
+
+    /// Stops every vCPU, and completes on each one's own thread the exit that was under way: with
+    /// [`Kick`](crate::Kick), run until `EINTR`. When this returns no vCPU runs and no thread
+    /// touches guest memory. If it fails, either all vCPUs run on, or the guest has ended by itself
+    /// and none runs.
+    fn pause(&mut self) -> Result<(), MachineError>;
+
+    /// Lets every vCPU go. If it fails, none runs.
+    fn resume(&mut self) -> Result<(), MachineError>;
+
+    /// Calls `use_vcpu` with one stopped vCPU. Fails if there is no such vCPU, or with what
+    /// `use_vcpu` failed.
+    fn with_vcpu(&mut self, index: u32, use_vcpu: &mut UseVcpu<'_>) -> Result<(), MachineError>;
+}
+
+/// What [`Vcpus::with_vcpu`] calls.
+pub type UseVcpu<'a> = dyn FnMut(&VcpuFd) -> Result<(), MachineError> + 'a;
+
+/// A VMM's devices, as [`KvmMachine`] needs them.
+pub trait Devices: Send {
+    /// The state of the devices of the paused machine, one section or more a device, named
+    /// `device/…`; an empty state if they have none.
+    fn capture(&mut self) -> Result<MachineState, MachineError>;
+
+    /// Puts it back. The state comes from the other side: refuse what does not make sense, and what
+    /// is needed and unknown.
+    fn restore(&mut self, state: &MachineState) -> Result<(), MachineError>;
+
+    /// Adds the pages that devices wrote to guest memory from user space since the last call: KVM's
+    /// dirty log does not know of them. Empty for a VMM whose devices write no guest memory.
+    fn harvest_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
+}
+
+/// A guest on KVM that can be moved.
+#[derive(Debug)]
+pub struct KvmMachine<V, D> {
+    // The order matters when it is dropped: the vCPUs stop, the watch is told, the slots go.
+    vcpus: V,
+    run: Run,
+    devices: D,
+    dirty: DirtyLog,
+    state: KvmState,
+    memory: MemorySlots,
+    ram: GuestRam,
+    config: Vec<u8>,
+}
+
+impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
+    /// A machine whose vCPUs are stopped. It runs once [`resume`](Machine::resume) gets its custody.
+    ///
+    /// Call it once the vCPUs have their CPUID, and set their first registers afterwards
+    /// ([`with_vcpu`](Self::with_vcpu)): what the vCPUs hold now is what "right after creation" means
+    /// for the rest of the guest's life here, and what differs from it is what a target must apply.
+    pub fn new(kvm: &Kvm, memory: MemorySlots, mut vcpus: V, devices: D) -> Result<Self, MachineError> {
+        let ram = GuestRam::new(Arc::new(memory.memory().clone()))
+            .map_err(|error| failed("this guest memory cannot be moved", error))?;
+        let dirty = DirtyLog::new(memory.vm());
+        let state = KvmState::at_creation(kvm, memory.vm(), &mut vcpus)?;
+        Ok(Self { vcpus, run: Run::default(), devices, dirty, state, memory, ram, config: Vec::new() })
+    }
+
+    /// The same with the VMM's own configuration, which the target's builder gets.
+    #[must_use]
+    pub fn with_config(mut self, config: Vec<u8>) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The same with someone who is told when the guest starts and stops to run.
+    #[must_use]
+    pub fn with_watch(mut self, watch: Arc<dyn RunWatch>) -> Self {
+        self.run.watch = Some(watch);
+        self
+    }
+
+    /// The VMM's vCPU threads.
+    pub fn vcpus(&self) -> &V {
+        &self.vcpus
+    }
+
+    /// The VMM's devices.
+    pub fn devices(&self) -> &D {
+        &self.devices
+    }
+
+    /// Calls `use_vcpu` with one stopped vCPU.
+    pub fn with_vcpu(&mut self, index: u32, use_vcpu: &mut UseVcpu<'_>) -> Result<(), MachineError> {
+        self.must_be_stopped("use its vCPU")?;
+        self.vcpus.with_vcpu(index, use_vcpu)
+    }
+
+    /// Whether the machine holds its custody, so that its guest runs (or has ended by itself).
+    pub fn runs(&self) -> bool {
+        self.run.custody.is_some()
+    }
+
+    /// Fails while the guest runs.
+    fn must_be_stopped(&self, what: &str) -> Result<(), MachineError> {
+        if self.runs() {
+            return Err(MachineError::new(format!("the guest runs; pause it first to {what}")));
+        }
+        Ok(())
+    }
+}
+
+impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
+    fn description(&self) -> MachineDescription {
+        MachineDescription {
+            kind: KIND.to_owned(),
+            vcpus: self.vcpus.count(),
+            regions: self.memory.regions(),
+            config: self.config.clone(),
+        }
+    }
+
+    fn ram(&self) -> GuestRam {
+        self.ram.clone()
+    }
+
+    fn start_dirty_tracking(&mut self) -> Result<(), MachineError> {
+        // What devices wrote before is not asked for.
+        self.devices.harvest_dirty(&mut PageSet::empty(self.ram.layout()))?;
+        self.dirty.start(&self.memory).map_err(|error| failed("the dirty log does not start", error))
+    }
+
+    fn harvest_dirty(&mut self, when: Harvest, into: &mut PageSet) -> Result<(), MachineError> {
+        self.dirty
+            .harvest(&self.memory, when, into)
+            .map_err(|error| failed("the dirty log cannot be harvested", error))?;
+        self.devices.harvest_dirty(into)
+    }
+
+    fn stop_dirty_tracking(&mut self) -> Result<(), MachineError> {
+        self.dirty.stop(&self.memory).map_err(|error| failed("the dirty log does not stop", error))
+    }
+
+    fn pause(&mut self) -> Result<Custody, MachineError> {
+        let Some(custody) = self.run.custody.take() else {
+            return Err(MachineError::new("the guest does not run here, so it cannot be paused"));
+        };
+        match self.vcpus.pause() {
+            Ok(()) => {
+                self.run.stops(&custody);
+                Ok(custody)
+            }
+            Err(error) => {
+                self.run.custody = Some(custody);
+                Err(error)
+            }
+        }
+    }
+
+    fn resume(&mut self, custody: Custody) -> Result<(), ResumeError> {
+        if let Err(source) = self.run.admits(&custody) {
+            return Err(ResumeError { custody, source });
+        }
+        let has_run = self.run.bound.is_some();
+        if has_run && let Err(source) = self.state.note_pause(&mut self.vcpus) {
+            return Err(ResumeError { custody, source });
+        }
+        self.run.starts(&custody);
+        match self.vcpus.resume() {
+            Ok(()) => {
+                self.run.custody = Some(custody);
+                Ok(())
+            }
+            Err(source) => {
+                self.run.stops(&custody);
+                Err(ResumeError { custody, source })
+            }
+        }
+    }
+
+    fn capture(&mut self) -> Result<MachineState, MachineError> {
+        self.must_be_stopped("capture its state")?;
+        self.state.capture(self.memory.vm(), &mut self.vcpus)
+    }
+
+    fn restore(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.must_be_stopped("restore a state")?;
+        if self.run.bound.is_some() {
+            return Err(MachineError::new("this machine has run; a state is restored into a new one"));
+        }
+        self.state.restore(self.memory.vm(), &mut self.vcpus, state)
+    }
+
+    fn capture_devices(&mut self) -> Result<MachineState, MachineError> {
+        self.must_be_stopped("capture its devices")?;
+        self.devices.capture()
+    }
+
+    fn restore_devices(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.must_be_stopped("restore its devices")?;
+        self.devices.restore(state)
+    }
+}
+
+/// What could not be done, and why.
+pub(crate) fn failed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> MachineError {
+    MachineError::with_source(what, error)
+}
+
+/// Who may run the guest, and whether it does.
+///
+/// It is declared behind the vCPUs, so that it tells the watch of the stop only once they are gone.
+#[derive(Default)]
+struct Run {
+    /// Held exactly while the guest runs.
+    custody: Option<Custody>,
+    /// The guest of the first custody, and the highest epoch so far.
+    bound: Option<(GuestId, Epoch)>,
+    watch: Option<Arc<dyn RunWatch>>,
+}
+
+impl Run {
+    /// Whether the guest may be run under this custody.
+    fn admits(&self, custody: &Custody) -> Result<(), MachineError> {
+        if let Some(held) = &self.custody {
+            return Err(MachineError::new(format!("guest {} runs already", held.guest())));
+        }
+        match &self.bound {
+            Some((guest, _)) if guest != custody.guest() => Err(MachineError::new(format!(
+                "this machine holds guest {guest}, the custody is of guest {}",
+                custody.guest()
+            ))),
+            Some((guest, epoch)) if *epoch > custody.epoch() => Err(MachineError::new(format!(
+                "guest {guest} has run under epoch {epoch}, the custody is of the older epoch {}",
+                custody.epoch()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before the first vCPU is let go.
+    fn starts(&mut self, custody: &Custody) {
+        self.bound = Some((custody.guest().clone(), custody.epoch()));
+        if let Some(watch) = &self.watch {
+            watch.starts(custody);
+        }
+    }
+
+    /// Once no vCPU runs any more.
+    fn stops(&self, custody: &Custody) {
+        if let Some(watch) = &self.watch {
+            watch.stops(custody);
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // The vCPUs were dropped before, so none runs.
+        if let Some(custody) = self.custody.take() {
+            self.stops(&custody);
+        }
+    }
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Run")
+            .field("custody", &self.custody)
+            .field("bound", &self.bound)
+            .finish_non_exhaustive()
+    }
+}

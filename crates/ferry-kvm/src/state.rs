@@ -1,0 +1,82 @@
+//! A machine's state as a whole: all its vCPUs, then the VM, by the calls of [`x86`].
+
+use ferry_migrate::MachineError;
+use ferry_state::MachineState;
+use kvm_ioctls::{Kvm, VmFd};
+
+use crate::Vcpus;
+use crate::machine::failed;
+use crate::x86::{self, StateIoError, VcpuBaseline, VmBaseline, X86Caps};
+
+/// What KVM can do for one machine's state, and what the machine held at its creation.
+#[derive(Debug)]
+pub(crate) struct KvmState {
+    caps: X86Caps,
+    vm: VmBaseline,
+    vcpus: Vec<VcpuBaseline>,
+}
+
+impl KvmState {
+    /// Looks at a machine whose vCPUs have their CPUID and nothing else yet.
+    pub(crate) fn at_creation(kvm: &Kvm, vm: &VmFd, vcpus: &mut impl Vcpus) -> Result<Self, MachineError> {
+        let unread = |error| failed("the state of the new machine cannot be read", error);
+        let mut caps = X86Caps::prepare(kvm, vm).map_err(unread)?;
+        let baseline = VmBaseline::capture(vm).map_err(unread)?;
+        let mut baselines = Vec::new();
+        for index in 0..vcpus.count() {
+            vcpus.with_vcpu(index, &mut |vcpu| {
+                baselines.push(VcpuBaseline::capture(vcpu, index, &mut caps).map_err(unread)?);
+                Ok(())
+            })?;
+        }
+        Ok(Self { caps, vm: baseline, vcpus: baselines })
+    }
+
+    /// Captures all vCPUs and the VM, which stand still.
+    pub(crate) fn capture(&self, vm: &VmFd, vcpus: &mut impl Vcpus) -> Result<MachineState, MachineError> {
+        let unread = |error| failed("the guest's state cannot be captured", error);
+        let mut sections = Vec::new();
+        for (index, baseline) in (0..vcpus.count()).zip(&self.vcpus) {
+            vcpus.with_vcpu(index, &mut |vcpu| {
+                sections.extend(x86::capture_vcpu(vcpu, index, Some(baseline), &self.caps).map_err(unread)?);
+                Ok(())
+            })?;
+        }
+        sections.extend(x86::capture_vm(vm, Some(&self.vm)).map_err(unread)?);
+        MachineState::from_sections(sections).map_err(|error| unread(error.into()))
+    }
+
+    /// Puts a state into a machine that has never run.
+    pub(crate) fn restore(
+        &self,
+        vm: &VmFd,
+        vcpus: &mut impl Vcpus,
+        state: &MachineState,
+    ) -> Result<(), MachineError> {
+        let refused = |error: StateIoError| failed("the guest's state cannot be restored here", error);
+        x86::check_sections(state, vcpus.count()).map_err(refused)?;
+        let mut notices = Vec::new();
+        for index in 0..vcpus.count() {
+            vcpus.with_vcpu(index, &mut |vcpu| {
+                notices.extend(x86::restore_vcpu(vcpu, index, state, &self.caps).map_err(refused)?);
+                Ok(())
+            })?;
+        }
+        notices.extend(x86::restore_vm(vm, state).map_err(refused)?);
+        for notice in notices {
+            tracing::info!(%notice, "restored with a notice");
+        }
+        Ok(())
+    }
+
+    /// Tells the vCPUs that they were paused, before they run on.
+    pub(crate) fn note_pause(&self, vcpus: &mut impl Vcpus) -> Result<(), MachineError> {
+        for index in 0..vcpus.count() {
+            vcpus.with_vcpu(index, &mut |vcpu| {
+                x86::note_pause(vcpu, index, &self.caps)
+                    .map_err(|error| failed("the guest's clock cannot be told of the pause", error))
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,255 @@
+//! One guest over two kinds of machine: KVM where it can be had, the simulated machine elsewhere.
+//!
+//! [`Backend::choose`] opens KVM and decides; [`create`] makes a guest of the chosen kind, and
+//! [`AnyBuilder`] takes one on a target.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferry_contract::Verdict;
+use ferry_memory::{GuestRam, PageSet};
+use ferry_migrate::{Builder, Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
+use ferry_protocol::MachineDescription;
+use ferry_sim::{SimBuilder, SimOptions};
+use ferry_state::MachineState;
+
+use crate::kvm_guest::KvmBuilder;
+use crate::{CheckReport, Guest, GuestConfig, GuestReport, VmmError};
+
+/// What a guest is to run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// KVM if it can be used, else the simulated machine.
+    #[default]
+    Auto,
+    /// KVM, or an error.
+    Kvm,
+    /// The simulated machine.
+    Sim,
+}
+
+/// A text that names no backend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no such backend: use `auto`, `kvm` or `sim`")]
+pub struct BackendError;
+
+impl FromStr for Backend {
+    type Err = BackendError;
+
+    fn from_str(text: &str) -> Result<Self, BackendError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Kvm),
+            "sim" => Ok(Self::Sim),
+            _ => Err(BackendError),
+        }
+    }
+}
+
+/// What guests run on, decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Chosen {
+    /// KVM.
+    Kvm,
+    /// The simulated machine; with the sentence that says why KVM cannot be used, unless it was
+    /// asked for.
+    Sim {
+        /// Why not KVM.
+        reason: Option<String>,
+    },
+}
+
+impl Backend {
+    /// Decides; fails only if KVM was asked for and cannot be used.
+    pub fn choose(self) -> Result<Chosen, VmmError> {
+        match self {
+            Self::Sim => Ok(Chosen::Sim { reason: None }),
+            Self::Kvm => ferry_kvm::open().map(|_| Chosen::Kvm).map_err(VmmError::from),
+            Self::Auto => Ok(match ferry_kvm::open() {
+                Ok(_) => Chosen::Kvm,
+                Err(error) => Chosen::Sim { reason: Some(error.to_string()) },
+            }),
+        }
+    }
+}
+
+impl Chosen {
+    /// Its name: `kvm` or `sim`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Sim { .. } => "sim",
+        }
+    }
+}
+
+/// A seed that no other guest has.
+pub fn fresh_seed() -> u64 {
+    // The standard library keys each of these from the operating system's random numbers.
+    RandomState::new().build_hasher().finish()
+}
+
+/// Makes a guest that is born here, with its payload loaded and its vCPUs stopped: it runs once
+/// [`resume`](Machine::resume) gets its custody. `seed` makes its pages its own.
+pub fn create(
+    chosen: &Chosen,
+    config: &GuestConfig,
+    seed: u64,
+    watch: Option<Arc<dyn RunWatch>>,
+) -> Result<AnyGuest, VmmError> {
+    match chosen {
+        Chosen::Kvm => crate::kvm_guest::create(config, seed, watch).map(AnyGuest::new),
+        Chosen::Sim { .. } => crate::sim_guest::create(config, seed, watch).map(AnyGuest::new),
+    }
+}
+
+/// A guest of either kind.
+pub struct AnyGuest(Box<dyn Guest>);
+
+impl AnyGuest {
+    /// Takes a guest of any kind.
+    pub fn new(guest: impl Guest + 'static) -> Self {
+        Self(Box::new(guest))
+    }
+}
+
+impl fmt::Debug for AnyGuest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AnyGuest").field(&self.description().kind).finish()
+    }
+}
+
+impl Guest for AnyGuest {
+    fn report(&self) -> GuestReport {
+        self.0.report()
+    }
+
+    fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
+        self.0.verify(timeout)
+    }
+}
+
+impl Machine for AnyGuest {
+    fn description(&self) -> MachineDescription {
+        self.0.description()
+    }
+
+    fn ram(&self) -> GuestRam {
+        self.0.ram()
+    }
+
+    fn start_dirty_tracking(&mut self) -> Result<(), MachineError> {
+        self.0.start_dirty_tracking()
+    }
+
+    fn harvest_dirty(&mut self, when: Harvest, into: &mut PageSet) -> Result<(), MachineError> {
+        self.0.harvest_dirty(when, into)
+    }
+
+    fn stop_dirty_tracking(&mut self) -> Result<(), MachineError> {
+        self.0.stop_dirty_tracking()
+    }
+
+    fn pause(&mut self) -> Result<Custody, MachineError> {
+        self.0.pause()
+    }
+
+    fn resume(&mut self, custody: Custody) -> Result<(), ResumeError> {
+        self.0.resume(custody)
+    }
+
+    fn capture(&mut self) -> Result<MachineState, MachineError> {
+        self.0.capture()
+    }
+
+    fn restore(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.0.restore(state)
+    }
+
+    fn capture_devices(&mut self) -> Result<MachineState, MachineError> {
+        self.0.capture_devices()
+    }
+
+    fn restore_devices(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.0.restore_devices(state)
+    }
+
+    fn release_resources(&mut self) -> Result<(), MachineError> {
+        self.0.release_resources()
+    }
+
+    fn take_resources(&mut self) -> Result<(), MachineError> {
+        self.0.take_resources()
+    }
+
+    fn announce(&mut self) {
+        self.0.announce();
+    }
+}
+
+/// Makes guests of the chosen kind on the target of a migration.
+#[derive(Debug)]
+pub enum AnyBuilder {
+    /// On KVM.
+    Kvm(KvmBuilder),
+    /// In the simulated machine.
+    Sim(SimBuilder),
+}
+
+impl AnyBuilder {
+    /// A builder of guests of this kind, whose watch is told when they start and stop to run.
+    pub fn new(chosen: &Chosen, watch: Option<Arc<dyn RunWatch>>) -> Result<Self, VmmError> {
+        Ok(match chosen {
+            Chosen::Kvm => Self::Kvm(KvmBuilder::new()?.with_watch(watch)),
+            Chosen::Sim { .. } => Self::Sim(SimBuilder::new(SimOptions { watch, ..SimOptions::default() })),
+        })
+    }
+}
+
+impl Builder for AnyBuilder {
+    type Machine = AnyGuest;
+
+    fn judge(&mut self, machine: &MachineDescription) -> Verdict {
+        match self {
+            Self::Kvm(builder) => builder.judge(machine),
+            Self::Sim(builder) => builder.judge(machine),
+        }
+    }
+
+    fn build(&mut self, machine: &MachineDescription) -> Result<AnyGuest, MachineError> {
+        match self {
+            Self::Kvm(builder) => builder.build(machine).map(AnyGuest::new),
+            Self::Sim(builder) => builder.build(machine).map(AnyGuest::new),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_simulated_machine_needs_no_reason_when_asked_for() {
+        assert_eq!(Backend::Sim.choose().unwrap(), Chosen::Sim { reason: None });
+        assert_eq!("sim".parse(), Ok(Backend::Sim));
+        assert_eq!("xen".parse::<Backend>(), Err(BackendError));
+    }
+
+    #[test]
+    fn auto_says_why_it_is_not_kvm() {
+        match (Backend::Auto.choose().unwrap(), ferry_kvm::open()) {
+            (Chosen::Kvm, Ok(_)) => {}
+            (Chosen::Sim { reason: Some(reason) }, Err(error)) => assert_eq!(reason, error.to_string()),
+            (chosen, _) => panic!("{chosen:?}"),
+        }
+    }
+
+    #[test]
+    fn seeds_differ() {
+        assert_ne!(fresh_seed(), fresh_seed());
+    }
+}

@@ -1,0 +1,62 @@
+//! What can go wrong with a guest, in sentences.
+
+use std::time::Duration;
+
+use ferry_kvm::{KickError, MemoryError, OpenError};
+use ferry_memory::RamError;
+use ferry_migrate::MachineError;
+
+use crate::ConfigError;
+
+/// A guest could not be made, asked or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmmError {
+    /// KVM cannot be used here.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The configuration asks for something that cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Guest memory could not be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// KVM refused a step of making the VM.
+    #[error("KVM cannot {step}: {source}")]
+    Kvm {
+        /// What was to be done.
+        step: &'static str,
+        /// What KVM said.
+        source: vmm_sys_util::errno::Error,
+    },
+    /// A vCPU's thread could not be made interruptible.
+    #[error(transparent)]
+    Kick(#[from] KickError),
+    /// The host gave no thread.
+    #[error("no thread for a vCPU: {0}")]
+    Thread(std::io::Error),
+    /// The built-in payload did not assemble.
+    #[error("the built-in payload does not assemble: {0}")]
+    Payload(String),
+    /// The payload does not fit into guest memory.
+    #[error("the built-in payload does not fit into the guest's memory: {source}")]
+    Load {
+        /// What was out of place.
+        source: RamError,
+    },
+    /// The machine could not be put together.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The guest did not answer a question in time.
+    #[error("the guest did not answer within {} ms; is it paused?", timeout.as_millis())]
+    NoAnswer {
+        /// How long it was given.
+        timeout: Duration,
+    },
+    /// The guest has ended, so it cannot answer.
+    #[error("the guest has ended: {reason}")]
+    Ended {
+        /// Why.
+        reason: String,
+    },
+}

@@ -1,0 +1,43 @@
+//! What the program wants of a guest beyond moving it: how it is doing, and its own word that
+//! nothing was lost. Guests on KVM and in the simulated machine answer alike.
+
+use std::time::Duration;
+
+use ferry_migrate::Machine;
+
+use crate::VmmError;
+
+/// A machine whose payload reports.
+pub trait Guest: Machine {
+    /// Facts for `status`.
+    fn report(&self) -> GuestReport;
+
+    /// Asks the running guest to verify all its pages itself, and waits for its answer.
+    fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError>;
+}
+
+/// How a guest is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GuestReport {
+    /// The payload's name: `idle` or `churn`.
+    pub payload: String,
+    /// Turns of the payload's main loop since the guest's birth; it moves with the guest.
+    pub progress: u64,
+    /// Pages that the guest has held against what they should contain.
+    pub pages_checked: u64,
+    /// Pages that it found otherwise.
+    pub faults: u64,
+    /// The first of them, as a sentence.
+    pub first_fault: Option<String>,
+    /// Why the guest ended by itself, if it did.
+    pub stopped: Option<String>,
+}
+
+/// A guest's answer to a check that it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CheckReport {
+    /// Pages that it verified: all that it has written.
+    pub pages: u64,
+    /// Pages that did not hold what they should.
+    pub faults: u64,
+}

@@ -1,0 +1,241 @@
+//! A guest on KVM: VM, memory, vCPU, debug port, payload.
+//!
+//! [`create`] makes one that is born here; [`KvmBuilder`] makes the machine on the target of a
+//! migration. Either way it is a [`KvmGuest`] whose vCPUs are stopped: it runs once
+//! [`resume`](ferry_migrate::Machine::resume) gets its custody.
+//!
+//! Facts from the kernel's Documentation/virt/kvm/api.rst: 4.24 `KVM_CREATE_IRQCHIP`, 4.37
+//! `KVM_SET_TSS_ADDR` and 4.41 `KVM_SET_IDENTITY_MAP_ADDR` (both needed on Intel; unused guest-physical
+//! pages below 4 GiB), 4.20 `KVM_SET_CPUID2`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferry_contract::{Finding, FindingKind, Layer, Verdict};
+use ferry_kvm::{Devices, HostLimits, KvmMachine, MemorySlots, OpenError};
+use ferry_memory::PageSet;
+use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
+use ferry_protocol::MachineDescription;
+use ferry_state::MachineState;
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+
+use crate::debug_port::DebugPort;
+use crate::payload::Parameters;
+use crate::vcpu_threads::VcpuThreads;
+use crate::{CheckReport, Guest, GuestConfig, GuestReport, VmmError, boot};
+
+/// Three pages for a TSS that Intel's KVM needs, in the hole below 4 GiB.
+const TSS_ADDRESS: u64 = 0xfffb_d000;
+
+/// One page for an identity map that Intel's KVM needs, before the TSS.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// A guest on KVM.
+pub type KvmGuest = KvmMachine<VcpuThreads, KvmDevices>;
+
+/// The devices of a guest on KVM.
+#[derive(Debug)]
+pub struct KvmDevices {
+    port: Arc<DebugPort>,
+}
+
+impl KvmDevices {
+    /// The debug port. A clone answers other threads while the engine holds the machine.
+    pub fn port(&self) -> &Arc<DebugPort> {
+        &self.port
+    }
+}
+
+impl Devices for KvmDevices {
+    fn capture(&mut self) -> Result<MachineState, MachineError> {
+        self.port
+            .capture()
+            .map_err(|error| MachineError::with_source("the debug port's state cannot be captured", error))
+    }
+
+    fn restore(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.port
+            .restore(state)
+            .map_err(|error| MachineError::with_source("the debug port's state cannot be restored", error))
+    }
+
+    fn harvest_dirty(&mut self, _into: &mut PageSet) -> Result<(), MachineError> {
+        // The debug port reads and writes no guest memory.
+        Ok(())
+    }
+}
+
+impl Guest for KvmGuest {
+    fn report(&self) -> GuestReport {
+        self.devices().port.report()
+    }
+
+    fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
+        self.devices().port.verify(timeout)
+    }
+}
+
+/// Makes a guest that is born here, with its payload loaded. `seed` makes its pages its own.
+pub fn create(
+    config: &GuestConfig,
+    seed: u64,
+    watch: Option<Arc<dyn RunWatch>>,
+) -> Result<KvmGuest, VmmError> {
+    config.validate()?;
+    let kvm = ferry_kvm::open()?;
+    let mut guest = Parts::build(&kvm, config)?.assemble(&kvm, config, watch)?;
+    boot::load(&guest.ram(), config.memory_bytes)?;
+    let parameters = config.parameters(seed);
+    guest.with_vcpu(0, &mut |vcpu| {
+        start_at(vcpu, &parameters)
+            .map_err(|error| MachineError::with_source("the guest's first registers cannot be set", error))
+    })?;
+    Ok(guest)
+}
+
+/// Makes a vCPU begin with the program.
+fn start_at(vcpu: &VcpuFd, parameters: &Parameters) -> Result<(), VmmError> {
+    let sregs = vcpu.get_sregs().map_err(|source| step("read special registers", source))?;
+    vcpu.set_sregs(&boot::special_registers(sregs))
+        .map_err(|source| step("set special registers", source))?;
+    vcpu.set_regs(&boot::registers(parameters)).map_err(|source| step("set registers", source))
+}
+
+/// Makes guests on the target of a migration.
+pub struct KvmBuilder {
+    kvm: Kvm,
+    watch: Option<Arc<dyn RunWatch>>,
+}
+
+impl KvmBuilder {
+    /// Opens KVM.
+    pub fn new() -> Result<Self, OpenError> {
+        Ok(Self { kvm: ferry_kvm::open()?, watch: None })
+    }
+
+    /// The same with someone who is told when a guest starts and stops to run.
+    #[must_use]
+    pub fn with_watch(mut self, watch: Option<Arc<dyn RunWatch>>) -> Self {
+        self.watch = watch;
+        self
+    }
+}
+
+impl std::fmt::Debug for KvmBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KvmBuilder").field("kvm", &self.kvm).finish_non_exhaustive()
+    }
+}
+
+impl Builder for KvmBuilder {
+    type Machine = KvmGuest;
+
+    fn judge(&mut self, machine: &MachineDescription) -> Verdict {
+        let mut findings = ferry_kvm::judge(&HostLimits::probe(&self.kvm), machine);
+        if machine.kind == ferry_kvm::KIND {
+            findings.extend(judge_config(machine));
+        }
+        Verdict { findings }
+    }
+
+    fn build(&mut self, machine: &MachineDescription) -> Result<KvmGuest, MachineError> {
+        if let Some(finding) = self.judge(machine).findings.first() {
+            return Err(MachineError::new(format!("this machine cannot be built here: {finding}")));
+        }
+        let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
+            Parts::build(&self.kvm, &config)?.assemble(&self.kvm, &config, self.watch.clone())
+        });
+        built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))
+    }
+}
+
+/// What is wrong with the configuration of an offered machine, by itself or against the rest of the
+/// description.
+fn judge_config(machine: &MachineDescription) -> Option<Finding> {
+    let refusal = |guest: String, target: String| Finding {
+        kind: FindingKind::Refusal,
+        subject: "guest configuration".to_owned(),
+        layer: Layer::Vmm,
+        guest,
+        target,
+        effect: "the machine would not be the guest's".to_owned(),
+        remedy: "run the same version of ferry on both hosts".to_owned(),
+    };
+    match GuestConfig::from_bytes(&machine.config) {
+        Err(error) => Some(refusal("one of its own".to_owned(), format!("cannot use it: {error}"))),
+        Ok(config) if config.cpus != machine.vcpus || config.regions() != machine.regions => Some(refusal(
+            format!("{} vCPUs and {} bytes", machine.vcpus, machine.memory_bytes()),
+            format!("would build {} vCPUs and {} bytes", config.cpus, config.memory_bytes),
+        )),
+        Ok(_) => None,
+    }
+}
+
+/// A VM with its memory and vCPUs, before it is a machine.
+struct Parts {
+    memory: MemorySlots,
+    vcpus: Vec<VcpuFd>,
+}
+
+impl Parts {
+    fn build(kvm: &Kvm, config: &GuestConfig) -> Result<Self, VmmError> {
+        let vm = Arc::new(create_vm(kvm)?);
+        let memory = MemorySlots::register(Arc::clone(&vm), ferry_kvm::allocate(&config.regions())?)?;
+        let vcpus = (0..config.cpus).map(|index| create_vcpu(kvm, &vm, index)).collect::<Result<_, _>>()?;
+        Ok(Self { memory, vcpus })
+    }
+
+    fn assemble(
+        self,
+        kvm: &Kvm,
+        config: &GuestConfig,
+        watch: Option<Arc<dyn RunWatch>>,
+    ) -> Result<KvmGuest, VmmError> {
+        let port = Arc::new(DebugPort::new(config.payload.name()));
+        let vcpus = VcpuThreads::start(self.vcpus, Arc::clone(&port))?;
+        let machine =
+            KvmMachine::new(kvm, self.memory, vcpus, KvmDevices { port })?.with_config(config.to_bytes());
+        Ok(match watch {
+            Some(watch) => machine.with_watch(watch),
+            None => machine,
+        })
+    }
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
+    let vm = kvm.create_vm().map_err(|source| step("create a VM", source))?;
+    if vm.check_extension(Cap::SetIdentityMapAddr) {
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(|source| step("place the identity map", source))?;
+    }
+    if vm.check_extension(Cap::SetTssAddr) {
+        let address = usize::try_from(TSS_ADDRESS).unwrap_or(usize::MAX);
+        vm.set_tss_address(address).map_err(|source| step("place the TSS", source))?;
+    }
+    vm.create_irq_chip().map_err(|source| step("create the interrupt controllers", source))?;
+    Ok(vm)
+}
+
+/// A vCPU that has what this KVM supports.
+fn create_vcpu(kvm: &Kvm, vm: &VmFd, index: u32) -> Result<VcpuFd, VmmError> {
+    let vcpu = vm.create_vcpu(index.into()).map_err(|source| step("create a vCPU", source))?;
+    let mut cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|source| step("say which CPUID it supports", source))?;
+    for entry in cpuid.as_mut_slice() {
+        // What belongs to one vCPU is the host processor's own in KVM's answer (Intel SDM volume 2,
+        // CPUID: leaf 1 EBX bits 31:24, leaves 0xb and 0x1f EDX).
+        match entry.function {
+            1 => entry.ebx = entry.ebx & 0x00ff_ffff | index << 24,
+            0xb | 0x1f => entry.edx = index,
+            _ => {}
+        }
+    }
+    vcpu.set_cpuid2(&cpuid).map_err(|source| step("set CPUID", source))?;
+    Ok(vcpu)
+}
+
+fn step(step: &'static str, source: vmm_sys_util::errno::Error) -> VmmError {
+    VmmError::Kvm { step, source }
+}

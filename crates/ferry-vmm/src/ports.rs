@@ -1,0 +1,54 @@
+//! The ports through which the built-in payloads and the debug port speak: all they share.
+//!
+//! Every access is 32 bits wide. The payload writes with `OUT DX, EAX` and reads with `IN EAX, DX`.
+//! Values that belong together are written one after the other; the last one counts them. What was
+//! written but not yet counted is part of the device's state, so that a guest can be moved in
+//! between.
+
+/// Write: wait. The value is the time in microseconds from the moment at which the last wait was
+/// due, so that bursts keep their rate however long they take; 0 waits without a time. The wait may
+/// end early: for a pause, for a command, or for nothing.
+pub const WAIT: u16 = 0xf00;
+
+/// Read: the ticket of the check that the host asks for, or 0. It stays until that ticket is
+/// written to [`CHECK_DONE`].
+pub const COMMAND: u16 = 0xf04;
+
+/// Write: so many turns of the payload's main loop are done.
+pub const PROGRESS: u16 = 0xf08;
+
+/// Write: so many pages were held against what they should contain.
+pub const PAGES_CHECKED: u16 = 0xf0c;
+
+/// Write: the page of a fault, counted from the working set's first.
+pub const FAULT_PAGE: u16 = 0xf10;
+
+/// Write: the word of a fault, counted in 64-bit words from the page's first.
+pub const FAULT_WORD: u16 = 0xf14;
+
+/// Write: the low half of what the word should hold.
+pub const FAULT_EXPECTED_LOW: u16 = 0xf18;
+
+/// Write: the high half of what the word should hold.
+pub const FAULT_EXPECTED_HIGH: u16 = 0xf1c;
+
+/// Write: the low half of what the word holds.
+pub const FAULT_FOUND_LOW: u16 = 0xf20;
+
+/// Write: the high half of what the word holds. Counts the fault.
+pub const FAULT_FOUND_HIGH: u16 = 0xf24;
+
+/// Write: the pages of the check that ends.
+pub const CHECK_PAGES: u16 = 0xf28;
+
+/// Write: the faults of the check that ends.
+pub const CHECK_FAULTS: u16 = 0xf2c;
+
+/// Write: the ticket of the check that ends. Answers the host.
+pub const CHECK_DONE: u16 = 0xf30;
+
+/// The first port of all.
+pub const FIRST: u16 = WAIT;
+
+/// The last byte of the last port.
+pub const LAST: u16 = CHECK_DONE + 3;

@@ -1,0 +1,232 @@
+//! The vCPUs' threads: each owns one vCPU while it runs, handles its exits, and stops when asked.
+//!
+//! A thread is in one of two places: waiting for the order to run, with its vCPU free for the
+//! engine's ioctls, or inside [`run_until_stopped`]. Orders change under one lock, together with the
+//! [`Kick`]s that carry them to the vCPUs; so no order is lost, wherever a thread is.
+//!
+//! If one vCPU ends (the guest crashed, or did what nothing here answers), all end: the guest has
+//! ended, and the debug port says why.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::JoinHandle;
+
+use ferry_kvm::{Kick, UseVcpu, Vcpus};
+use ferry_migrate::MachineError;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::VmmError;
+use crate::debug_port::DebugPort;
+
+/// The threads of one guest's vCPUs.
+#[derive(Debug)]
+pub struct VcpuThreads {
+    shared: Arc<Shared>,
+    vcpus: Vec<Arc<Mutex<VcpuFd>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    control: Mutex<Control>,
+    changed: Condvar,
+    kicks: Vec<Kick>,
+    port: Arc<DebugPort>,
+}
+
+#[derive(Debug)]
+struct Control {
+    order: Order,
+    /// Threads that are between the order to run and their stop.
+    running: usize,
+    /// Why the guest ended by itself.
+    ended: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Stop,
+    Run,
+    Leave,
+}
+
+impl VcpuThreads {
+    /// Starts a thread for each vCPU; none runs its vCPU yet.
+    pub(crate) fn start(vcpus: Vec<VcpuFd>, port: Arc<DebugPort>) -> Result<Self, VmmError> {
+        let kicks = vcpus.iter().map(Kick::new).collect::<Result<Vec<_>, _>>()?;
+        let control = Mutex::new(Control { order: Order::Stop, running: 0, ended: None });
+        let shared = Arc::new(Shared { control, changed: Condvar::new(), kicks, port });
+        let mut all = Self { shared, vcpus: Vec::new(), threads: Vec::new() };
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let vcpu = Arc::new(Mutex::new(vcpu));
+            all.vcpus.push(Arc::clone(&vcpu));
+            let shared = Arc::clone(&all.shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu-{index}"))
+                .spawn(move || thread_main(index, &shared, &vcpu))
+                .map_err(VmmError::Thread)?;
+            all.threads.push(thread);
+        }
+        Ok(all)
+    }
+}
+
+impl Vcpus for VcpuThreads {
+    fn count(&self) -> u32 {
+        u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)
+    }
+
+    fn pause(&mut self) -> Result<(), MachineError> {
+        let mut control = self.shared.lock();
+        self.shared.order_stop(&mut control, Order::Stop);
+        while control.running > 0 {
+            control = self.shared.changed.wait(control).unwrap_or_else(PoisonError::into_inner);
+        }
+        control.check_alive()
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        let mut control = self.shared.lock();
+        control.check_alive()?;
+        self.shared.port.allow();
+        control.order = Order::Run;
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    fn with_vcpu(&mut self, index: u32, use_vcpu: &mut UseVcpu<'_>) -> Result<(), MachineError> {
+        let vcpu = usize::try_from(index).ok().and_then(|index| self.vcpus.get(index));
+        let vcpu = vcpu.ok_or_else(|| MachineError::new(format!("there is no vCPU {index}")))?;
+        match vcpu.try_lock() {
+            Ok(vcpu) => use_vcpu(&vcpu),
+            Err(TryLockError::Poisoned(vcpu)) => use_vcpu(&vcpu.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(MachineError::new(format!("vCPU {index} runs"))),
+        }
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        self.shared.order_stop(&mut self.shared.lock(), Order::Leave);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU's thread panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Orders every thread to stop, wherever it is. The lock keeps a thread from clearing its kick
+    /// after this.
+    fn order_stop(&self, control: &mut Control, order: Order) {
+        control.order = order;
+        self.kicks.iter().for_each(Kick::kick);
+        self.port.interrupt();
+        self.changed.notify_all();
+    }
+
+    /// Waits until a vCPU is to run. False if its thread is to leave.
+    fn wait_for_order(&self, kick: &Kick) -> bool {
+        let mut control = self.lock();
+        loop {
+            match control.order {
+                Order::Leave => return false,
+                Order::Run => break,
+                Order::Stop => {
+                    control = self.changed.wait(control).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+        kick.clear();
+        control.running += 1;
+        true
+    }
+
+    fn may_run(&self) -> bool {
+        self.lock().order == Order::Run
+    }
+
+    /// Says that a vCPU has stopped, by order or by itself.
+    fn stopped(&self, outcome: Result<(), String>) {
+        let mut control = self.lock();
+        control.running -= 1;
+        if let Err(reason) = outcome {
+            tracing::warn!(%reason, "the guest has ended");
+            self.port.guest_ended(&reason);
+            control.ended.get_or_insert(reason);
+            if control.order == Order::Run {
+                self.order_stop(&mut control, Order::Stop);
+            }
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl Control {
+    fn check_alive(&self) -> Result<(), MachineError> {
+        match &self.ended {
+            None => Ok(()),
+            Some(reason) => Err(MachineError::new(format!("the guest has ended: {reason}"))),
+        }
+    }
+}
+
+/// The life of one vCPU's thread.
+fn thread_main(index: usize, shared: &Shared, vcpu: &Mutex<VcpuFd>) {
+    let Some(kick) = shared.kicks.get(index) else { return };
+    let _reachable = kick.enter();
+    while shared.wait_for_order(kick) {
+        let outcome = {
+            let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            run_until_stopped(&mut vcpu, shared)
+        };
+        shared.stopped(outcome);
+    }
+}
+
+/// Runs the vCPU until it is ordered to stop, with no exit left half done; or says why the guest
+/// ended.
+fn run_until_stopped(vcpu: &mut VcpuFd, shared: &Shared) -> Result<(), String> {
+    loop {
+        let ended = match vcpu.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                if let Ok(bytes) = <[u8; 4]>::try_from(&*data) {
+                    shared.port.write(port, u32::from_le_bytes(bytes));
+                }
+                continue;
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                answer_read(&shared.port, port, data);
+                continue;
+            }
+            // A signal, or the kick: the exit before it was completed first.
+            Err(error) if error.errno() == libc_eintr() => {
+                if shared.may_run() {
+                    continue;
+                }
+                return Ok(());
+            }
+            Err(error) => format!("its vCPU cannot run: {error}"),
+            Ok(VcpuExit::Shutdown) => "an exception that it cannot handle (KVM_EXIT_SHUTDOWN)".to_owned(),
+            Ok(exit) => format!("it did what this machine does not answer ({exit:?})"),
+        };
+        let place = vcpu.get_regs().map_or_else(|_| String::new(), |regs| format!(" at {:#x}", regs.rip));
+        return Err(ended + &place);
+    }
+}
+
+fn answer_read(port_device: &DebugPort, port: u16, data: &mut [u8]) {
+    match <&mut [u8; 4]>::try_from(&mut *data) {
+        Ok(word) => *word = port_device.read(port).to_le_bytes(),
+        Err(_) => data.fill(u8::MAX),
+    }
+}
+
+/// `EINTR` as `vmm_sys_util` has it.
+fn libc_eintr() -> i32 {
+    rustix::io::Errno::INTR.raw_os_error()
+}
