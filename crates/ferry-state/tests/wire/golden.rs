@@ -110,3 +110,23 @@ fn every_part_is_known() {
     }
     MachineState::from_sections(sections.clone()).unwrap().refuse_unknown(x86::KNOWN_SECTIONS).unwrap();
 }
+
+/// The field numbers in the table under a part's heading.
+fn documented_fields(document: &str, name: &str) -> Vec<u32> {
+    let heading = format!("### `{name}`\n");
+    let (_, rest) = document.split_once(&heading).unwrap_or_else(|| panic!("{name} is not documented"));
+    let end = rest.find("\n#").unwrap_or(rest.len());
+    let rows =
+        rest[..end].lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse().ok());
+    rows.collect()
+}
+
+#[test]
+fn every_field_is_documented() {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/state-format.md");
+    let document = fs::read_to_string(file).unwrap();
+    for section in parts::all() {
+        let written = if section.name == "x86.msrs" { vec![] } else { section.needed };
+        assert_eq!(documented_fields(&document, &section.name), written, "{}", section.name);
+    }
+}
