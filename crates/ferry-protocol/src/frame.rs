@@ -188,7 +188,7 @@ pub struct PageHead {
     pub round: u32,
     /// CRC32C of the page data that follows; only in the last round.
     pub checksum: Option<u32>,
-    /// Ascending, none touching the one before.
+    /// Ascending, none overlapping the one before.
     pub ranges: Vec<WireRange>,
 }
 

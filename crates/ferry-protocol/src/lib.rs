@@ -44,7 +44,7 @@ pub use machine::{
     DescriptionError, MAX_CONFIG_BYTES, MAX_KIND_BYTES, MAX_REGIONS, MAX_VCPUS, MachineDescription,
     RegionSpan,
 };
-pub use outcome::{Cause, LinkFault, SourceOutcome, TargetOutcome};
+pub use outcome::{Cause, EXIT_AMBIGUOUS, LinkFault, SourceOutcome, TargetOutcome};
 pub use precopy::{Decision, Precopy, RoundFigures};
 pub use source::{Source, SourceAction, SourceConfig, SourceEvent, SourcePhase};
 pub use target::{LinkId, Target, TargetAction, TargetEvent, TargetPhase};

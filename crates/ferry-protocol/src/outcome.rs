@@ -83,6 +83,10 @@ impl From<LinkFault> for Cause {
     }
 }
 
+/// The exit status while nobody can say who runs the guest: a person must decide. It belongs to no
+/// [`SourceOutcome`], since the source goes on asking.
+pub const EXIT_AMBIGUOUS: u8 = 6;
+
 /// How a migration ended on the source.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum SourceOutcome {
@@ -103,6 +107,27 @@ pub enum SourceOutcome {
         /// Why it could not be resumed.
         obstacle: String,
     },
+}
+
+impl SourceOutcome {
+    /// The exit status of the program that made this migration.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Moved { .. } => 0,
+            Self::Held { .. } => 4,
+            Self::Kept { cause } => match cause {
+                Cause::NotReached(_) => 1,
+                Cause::OtherProtocol(_) | Cause::Refused(_) => 3,
+                Cause::Cancelled => 5,
+                Cause::TimedOut(_) => 7,
+                Cause::Peer(_)
+                | Cause::Misbehaved(_)
+                | Cause::LinkLost(_)
+                | Cause::Machine(_)
+                | Cause::Asked => 4,
+            },
+        }
+    }
 }
 
 /// How a session ended on the target.

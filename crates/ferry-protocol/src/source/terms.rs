@@ -1,0 +1,215 @@
+//! What goes into a [`Source`](super::Source) and what comes out of it.
+
+use std::time::Duration;
+
+use crate::message::{OfEpoch, ToSource, ToTarget};
+use crate::outcome::LinkFault;
+use crate::{Epoch, GuestId, MachineDescription, SessionId, SourceOutcome, Timeouts};
+
+/// What one migration is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SourceConfig {
+    /// The guest.
+    pub guest: GuestId,
+    /// This attempt, chosen at random.
+    pub session: SessionId,
+    /// The epoch that is offered; no earlier attempt used it.
+    pub epoch: Epoch,
+    /// What the target must build.
+    pub machine: MachineDescription,
+    /// Whether both sides hash all memory after the pause.
+    pub verify: bool,
+    /// The guest is paused when the rest is predicted to take at most this long.
+    pub downtime_limit: Duration,
+    /// How long each wait may last.
+    pub timeouts: Timeouts,
+    /// The program and its version, for people on the other side.
+    pub program: String,
+}
+
+impl SourceConfig {
+    /// The default downtime limit.
+    pub const DOWNTIME_LIMIT: Duration = Duration::from_millis(30);
+
+    /// A migration with default limits.
+    pub fn new(guest: GuestId, session: SessionId, epoch: Epoch, machine: MachineDescription) -> Self {
+        Self {
+            guest,
+            session,
+            epoch,
+            machine,
+            verify: false,
+            downtime_limit: Self::DOWNTIME_LIMIT,
+            timeouts: Timeouts::default(),
+            program: concat!("ferry ", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SourceEvent {
+    /// The link stands: the first one, or one that [`SourceAction::Connect`] asked for.
+    Connected,
+    /// It could not be made.
+    ConnectFailed(String),
+    /// A message came.
+    Received(ToSource),
+    /// The link is gone.
+    LinkLost(LinkFault),
+    /// [`SourceAction::StartLog`] is done.
+    LogStarted,
+    /// [`SourceAction::SendRound`] is done.
+    RoundSent {
+        /// Pages whose data was sent.
+        data_pages: u64,
+        /// Pages sent as zeros.
+        zero_pages: u64,
+    },
+    /// [`SourceAction::Harvest`] is done.
+    Harvested {
+        /// Pages that are dirty now.
+        dirty_pages: u64,
+    },
+    /// [`SourceAction::Pause`] is done.
+    Paused,
+    /// [`SourceAction::ReleaseResources`] is done.
+    ResourcesReleased,
+    /// [`SourceAction::HashMemory`] is done.
+    Hashed([u8; 32]),
+    /// [`SourceAction::SendState`] is done.
+    StateSent {
+        /// Sections sent.
+        sections: u32,
+    },
+    /// [`SourceAction::Resume`] is done.
+    Resumed,
+    /// The oldest job that is not answered yet failed; the machine is as it was before that job.
+    Failed(String),
+    /// The user wants the migration to end.
+    Cancel,
+    /// Time passed; a deadline may be over.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SourceAction {
+    /// Make a new link to the same address; answer [`SourceEvent::Connected`] or `ConnectFailed`.
+    Connect,
+    /// Close the link. No event of it may come later.
+    Disconnect,
+    /// Send a message.
+    Send(ToTarget),
+    /// Start dirty tracking.
+    StartLog,
+    /// End dirty tracking; a failure is only worth a warning.
+    StopLog,
+    /// Send all pages (round 0) or those of the last harvest.
+    SendRound {
+        /// The round, from 0.
+        round: u32,
+        /// Whether the guest is paused for it: the data gets checksums.
+        last: bool,
+    },
+    /// Harvest the dirty pages.
+    Harvest {
+        /// Whether the guest is paused.
+        last: bool,
+    },
+    /// Pause the guest.
+    Pause,
+    /// Let go of what only one host may hold.
+    ReleaseResources,
+    /// Hash all memory.
+    HashMemory,
+    /// Capture the state and send it.
+    SendState,
+    /// Give custody of this epoch away and say so with the message [`ToTarget::Custody`], in one
+    /// indivisible step. The guest cannot be resumed after it.
+    Give(OfEpoch),
+    /// The target refused for ever what was given: custody is here again.
+    TakeBack,
+    /// Run the guest again as before.
+    Resume {
+        /// Whether resources were released and must be taken again first.
+        take_resources: bool,
+    },
+    /// The target runs the guest: let it go.
+    ReleaseGuest,
+    /// Tell whoever waits: the guest does not converge; the prediction of the downtime.
+    NoteStalled(Duration),
+    /// Tell whoever waits: who runs the guest is unknown. Asking goes on.
+    NoteAmbiguous,
+    /// The migration is over.
+    Finish(SourceOutcome),
+}
+
+/// Where a source is; the names are those of the table in `docs/guarantees.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SourcePhase {
+    /// The link is being made.
+    Connect,
+    /// The target's hello is awaited.
+    Hello,
+    /// The verdict is awaited.
+    Offer,
+    /// The target builds the machine.
+    Build,
+    /// Pages are sent while the guest runs.
+    Rounds,
+    /// The guest is being paused.
+    Pause,
+    /// The guest is paused; the last pages are sent.
+    LastRound,
+    /// The state is captured and sent.
+    State,
+    /// The target restores and checks.
+    Ready,
+    /// Custody was given; the target's word that the guest runs is awaited.
+    Given,
+    /// The link was lost after custody was given: the source asks who runs the guest.
+    Asking,
+    /// The guest is being resumed after a failure.
+    Undo,
+    /// It is over.
+    Done,
+}
+
+impl SourcePhase {
+    /// Every phase, in order.
+    pub const ALL: [Self; 13] = [
+        Self::Connect,
+        Self::Hello,
+        Self::Offer,
+        Self::Build,
+        Self::Rounds,
+        Self::Pause,
+        Self::LastRound,
+        Self::State,
+        Self::Ready,
+        Self::Given,
+        Self::Asking,
+        Self::Undo,
+        Self::Done,
+    ];
+
+    /// The phase's stable name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Hello => "hello",
+            Self::Offer => "offer",
+            Self::Build => "build",
+            Self::Rounds => "rounds",
+            Self::Pause => "pause",
+            Self::LastRound => "last-round",
+            Self::State => "state",
+            Self::Ready => "ready",
+            Self::Given => "given",
+            Self::Asking => "asking",
+            Self::Undo => "undo",
+            Self::Done => "done",
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! Single decisions of source and target that the table does not show.
+
+use ferry_contract::Verdict;
+use ferry_protocol::message::{
+    Ask, Hello, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd, TargetHello,
+    ToSource, ToTarget, VERSIONS,
+};
+use ferry_protocol::{
+    Cause, Epoch, GuestId, InstanceId, LinkId, SessionId, Source, SourceAction, SourceConfig, SourceEvent,
+    SourceOutcome, SourcePhase, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase, Time,
+    Timeouts,
+};
+
+use super::world::{description, guest};
+
+const INSTANCE: InstanceId = InstanceId(77);
+const OF: OfEpoch = OfEpoch { session: SessionId(5), epoch: Epoch(2) };
+const LINK: LinkId = LinkId(1);
+const OTHER_LINK: LinkId = LinkId(2);
+const HASH: [u8; 32] = [7; 32];
+
+fn hello(guest: &GuestId, of: OfEpoch) -> Hello {
+    let program = "test".into();
+    Hello {
+        version_min: 1,
+        version_max: 1,
+        session: of.session,
+        guest: guest.clone(),
+        epoch: of.epoch,
+        program,
+    }
+}
+
+fn target() -> Target {
+    Target::new(INSTANCE, None, Timeouts::default())
+}
+
+/// Opens a link and says the first message on it.
+fn say(target: &mut Target, link: LinkId, message: ToTarget) -> Vec<TargetAction> {
+    target.step(Time::ZERO, TargetEvent::Opened(link));
+    target.step(Time::ZERO, TargetEvent::Received(link, message))
+}
+
+fn feed(target: &mut Target, events: impl IntoIterator<Item = TargetEvent>) -> Vec<TargetAction> {
+    events.into_iter().map(|event| target.step(Time::ZERO, event)).last().unwrap()
+}
+
+fn on_link(message: ToTarget) -> TargetEvent {
+    TargetEvent::Received(LINK, message)
+}
+
+fn round(number: u32, last: bool) -> TargetEvent {
+    on_link(ToTarget::RoundEnd(RoundEnd { round: number, data_pages: 1, zero_pages: 0, last }))
+}
+
+fn state_end() -> TargetEvent {
+    on_link(ToTarget::StateEnd(StateEnd { sections: 3 }))
+}
+
+/// A target whose machine is built and to which pages may come.
+fn receiving(verify: bool) -> Target {
+    let mut target = target();
+    say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
+    let offer = Offer { machine: description("sim"), verify };
+    let events =
+        [on_link(ToTarget::Offer(offer)), TargetEvent::Judged(Verdict::accept()), TargetEvent::Built];
+    feed(&mut target, events);
+    assert_eq!(target.phase(), TargetPhase::Receive);
+    target
+}
+
+fn ready() -> Target {
+    let mut target = receiving(false);
+    feed(&mut target, [round(0, false), round(1, true), state_end(), TargetEvent::Restored]);
+    assert_eq!(target.phase(), TargetPhase::Ready);
+    target
+}
+
+fn running() -> Target {
+    let mut target = ready();
+    feed(&mut target, [on_link(ToTarget::Custody(OF)), TargetEvent::GuestRuns]);
+    assert_eq!(target.phase(), TargetPhase::Running);
+    target
+}
+
+fn ask(of: OfEpoch) -> ToTarget {
+    ToTarget::Ask(Ask { guest: guest(), of, instance: INSTANCE })
+}
+
+fn sent(actions: &[TargetAction]) -> Vec<&ToSource> {
+    let message =
+        |action| if let &TargetAction::Send(_, ref message) = action { Some(message) } else { None };
+    actions.iter().filter_map(message).collect()
+}
+
+/// The one reason with which the target turned a source away or refused.
+fn reason(actions: &[TargetAction]) -> &Reason {
+    match sent(actions)[..] {
+        [ToSource::Abort(reason) | ToSource::Refused(Refused { reason, .. })] => reason,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+fn refuses(actions: &[TargetAction], kind: ReasonKind) {
+    assert!(matches!(sent(actions)[..], [ToSource::Refused(_)]), "{actions:?}");
+    assert_eq!(reason(actions).kind, kind);
+    assert!(actions.iter().any(|action| matches!(action, TargetAction::Discard)));
+}
+
+#[test]
+fn a_version_that_the_target_does_not_speak_names_both_ranges() {
+    let newest = *VERSIONS.end();
+    for (min, max) in [(newest + 1, newest + 4), (0, 0), (9, 2)] {
+        let wanted = Hello { version_min: min, version_max: max, ..hello(&guest(), OF) };
+        let mut target = target();
+        let actions = say(&mut target, LINK, ToTarget::Hello(wanted));
+        let reason = reason(&actions);
+        assert_eq!(reason.kind, ReasonKind::Incompatible);
+        for range in [format!("{min} to {max}"), format!("{} to {newest}", VERSIONS.start())] {
+            assert!(reason.text.contains(&range), "{}", reason.text);
+        }
+        assert_eq!(target.phase(), TargetPhase::Waiting);
+        assert!(actions.contains(&TargetAction::Close(LINK)));
+    }
+    let wide = Hello { version_min: 0, version_max: u16::MAX, ..hello(&guest(), OF) };
+    let actions = say(&mut target(), LINK, ToTarget::Hello(wide));
+    assert!(matches!(sent(&actions)[..], [ToSource::Hello(TargetHello { version: 1, .. })]));
+}
+
+#[test]
+fn a_busy_target_and_one_that_waits_for_another_guest_say_so() {
+    let other: GuestId = "db-1".parse().unwrap();
+    let mut taking = receiving(false);
+    let mut waiting = Target::new(INSTANCE, Some(other), Timeouts::default());
+    for (target, words) in
+        [(&mut taking, "`web-1`"), (&mut running(), "already has"), (&mut waiting, "`db-1`")]
+    {
+        let before = target.phase();
+        let of = OfEpoch { session: SessionId(6), epoch: Epoch(3) };
+        let actions = say(target, OTHER_LINK, ToTarget::Hello(hello(&guest(), of)));
+        assert_eq!(reason(&actions).kind, ReasonKind::Busy);
+        assert!(reason(&actions).text.contains(words), "{}", reason(&actions).text);
+        assert_eq!(target.phase(), before);
+        assert!(matches!(sent(&actions)[..], [ToSource::Abort(_)]), "an epoch was refused");
+    }
+}
+
+#[test]
+fn an_epoch_that_was_refused_is_not_offered_again() {
+    let mut target = target();
+    say(&mut target, LINK, ask(OF));
+    let actions = say(&mut target, OTHER_LINK, ToTarget::Hello(hello(&guest(), OF)));
+    assert!(matches!(sent(&actions)[..], [ToSource::Refused(_)]));
+    assert_eq!(reason(&actions).kind, ReasonKind::OldEpoch);
+    let next = OfEpoch { session: SessionId(6), epoch: OF.epoch.next() };
+    let actions = say(&mut target, LinkId(3), ToTarget::Hello(hello(&guest(), next)));
+    assert!(matches!(sent(&actions)[..], [ToSource::Hello(_)]));
+}
+
+#[test]
+fn custody_counts_once_and_only_when_the_target_is_ready() {
+    let mut target = ready();
+    let actions = feed(&mut target, [on_link(ToTarget::Custody(OF))]);
+    assert_eq!(actions, [TargetAction::RunGuest { guest: guest(), epoch: OF.epoch }]);
+    assert_eq!(feed(&mut target, [on_link(ToTarget::Custody(OF))]), []);
+    feed(&mut target, [TargetEvent::GuestRuns]);
+    assert_eq!(feed(&mut target, [on_link(ToTarget::Custody(OF))]), []);
+
+    let early = feed(&mut receiving(false), [on_link(ToTarget::Custody(OF))]);
+    refuses(&early, ReasonKind::Misbehaved);
+    let stale = OfEpoch { session: SessionId(4), ..OF };
+    let wrong = feed(&mut ready(), [on_link(ToTarget::Custody(stale))]);
+    refuses(&wrong, ReasonKind::Misbehaved);
+}
+
+#[test]
+fn custody_that_comes_after_the_refusal_is_not_taken() {
+    let mut target = ready();
+    let actions = say(&mut target, OTHER_LINK, ask(OF));
+    assert!(sent(&actions).iter().all(|message| matches!(message, ToSource::Refused(_))));
+    assert_eq!(feed(&mut target, [on_link(ToTarget::Custody(OF))]), []);
+    assert_eq!(target.phase(), TargetPhase::Waiting);
+}
+
+#[test]
+fn memory_that_differs_is_refused_before_anything_is_restored() {
+    let hash = on_link(ToTarget::MemoryHash(MemoryHash { blake3: HASH }));
+    for state_first in [false, true] {
+        let mut target = receiving(true);
+        feed(&mut target, [round(0, true), hash.clone()]);
+        if state_first {
+            assert_eq!(feed(&mut target, [state_end()]), []);
+        }
+        refuses(&feed(&mut target, [TargetEvent::Hashed([8; 32])]), ReasonKind::Misbehaved);
+    }
+    let mut target = receiving(true);
+    feed(&mut target, [round(0, true), hash, state_end()]);
+    let actions = feed(&mut target, [TargetEvent::Hashed(HASH)]);
+    assert_eq!(actions, [TargetAction::Restore { sections: 3 }]);
+}
+
+#[test]
+fn what_comes_out_of_order_is_refused() {
+    let hash = || on_link(ToTarget::MemoryHash(MemoryHash { blake3: HASH }));
+    let cases: [(bool, Vec<TargetEvent>); 8] = [
+        (false, vec![state_end()]),
+        (false, vec![round(0, false), state_end()]),
+        (false, vec![round(1, false)]),
+        (false, vec![round(0, true), round(1, true)]),
+        (false, vec![round(0, true), hash()]),
+        (true, vec![round(0, true), state_end()]),
+        (true, vec![hash()]),
+        (true, vec![round(0, true), hash(), state_end(), state_end()]),
+    ];
+    for (verify, events) in cases {
+        let mut target = receiving(verify);
+        refuses(&feed(&mut target, events.clone()), ReasonKind::Misbehaved);
+        assert!(!target.ledger().may_take(&guest(), OF.epoch), "{events:?}");
+    }
+}
+
+#[test]
+fn a_question_while_the_guest_is_started_is_answered_when_that_is_known() {
+    let mut target = ready();
+    feed(&mut target, [on_link(ToTarget::Custody(OF))]);
+    assert_eq!(say(&mut target, OTHER_LINK, ask(OF)), []);
+    let mut failing = target.clone();
+    let actions = feed(&mut target, [TargetEvent::GuestRuns]);
+    assert!(actions.contains(&TargetAction::Send(OTHER_LINK, ToSource::Running(OF))));
+    let actions = feed(&mut failing, [TargetEvent::Failed("no vCPU ran".into())]);
+    assert!(sent(&actions).iter().all(|message| matches!(message, ToSource::Refused(_))));
+    assert_eq!(sent(&actions).len(), 2, "the session's link and the question's");
+}
+
+#[test]
+fn a_source_lets_go_on_the_link_on_which_it_asked() {
+    let mut target = running();
+    feed(&mut target, [TargetEvent::LinkLost(LINK, ferry_protocol::LinkFault::Closed)]);
+    let stranger = say(&mut target, LinkId(3), ToTarget::Release(OF));
+    assert!(!stranger.iter().any(|action| matches!(action, TargetAction::Finish(_))), "{stranger:?}");
+    assert_eq!(
+        say(&mut target, OTHER_LINK, ask(OF)),
+        [TargetAction::Send(OTHER_LINK, ToSource::Running(OF))]
+    );
+    let actions = feed(&mut target, [TargetEvent::Received(OTHER_LINK, ToTarget::Release(OF))]);
+    let outcome = TargetOutcome::Runs { guest: guest(), epoch: OF.epoch, released: true };
+    assert_eq!(actions, [TargetAction::Close(OTHER_LINK), TargetAction::Finish(outcome)]);
+}
+
+#[test]
+fn a_guest_that_runs_is_refused_to_nobody() {
+    let mut target = running();
+    let events = [
+        TargetEvent::Failed("a late failure".into()),
+        TargetEvent::Cancel,
+        on_link(ToTarget::Abort(Reason::new(ReasonKind::Cancelled, "too late"))),
+    ];
+    for event in events {
+        assert_eq!(feed(&mut target, [event]), []);
+    }
+    let other = Ask { guest: guest(), of: OF, instance: InstanceId(78) };
+    let actions = say(&mut target, OTHER_LINK, ToTarget::Ask(other));
+    assert_eq!(sent(&actions), [&ToSource::Unknown(OF)], "only that very instance can answer");
+}
+
+#[test]
+fn idle_links_are_bounded_and_end() {
+    let mut target = target();
+    for number in 1..=16 {
+        assert_eq!(target.step(Time::ZERO, TargetEvent::Opened(LinkId(number))), []);
+    }
+    let closed = target.step(Time::ZERO, TargetEvent::Opened(LinkId(17)));
+    assert_eq!(closed, [TargetAction::Close(LinkId(17))]);
+    let (late, _) = target.deadline().unwrap();
+    assert_eq!(late, Time::ZERO.after(Timeouts::default().hello));
+    let closed = target.step(late, TargetEvent::Tick);
+    assert_eq!(closed, (1..=16).map(|number| TargetAction::Close(LinkId(number))).collect::<Vec<_>>());
+    assert_eq!(target.deadline(), None);
+}
+
+#[test]
+fn answers_of_an_ended_session_are_not_those_of_the_next() {
+    let mut target = target();
+    say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
+    let offer = || ToTarget::Offer(Offer { machine: description("sim"), verify: false });
+    feed(&mut target, [on_link(offer()), TargetEvent::LinkLost(LINK, ferry_protocol::LinkFault::Closed)]);
+    let next = OfEpoch { session: SessionId(6), epoch: OF.epoch.next() };
+    say(&mut target, OTHER_LINK, ToTarget::Hello(hello(&guest(), next)));
+    feed(&mut target, [TargetEvent::Received(OTHER_LINK, offer())]);
+    assert_eq!(feed(&mut target, [TargetEvent::Failed("of the first session".into())]), []);
+    let actions = feed(&mut target, [TargetEvent::Judged(Verdict::accept())]);
+    assert!(matches!(actions[..], [TargetAction::Send(OTHER_LINK, _), TargetAction::Build(_)]));
+}
+
+fn source() -> Source {
+    Source::new(SourceConfig::new(guest(), OF.session, OF.epoch, description("sim")))
+}
+
+fn step(source: &mut Source, events: impl IntoIterator<Item = SourceEvent>) -> Vec<SourceAction> {
+    events.into_iter().map(|event| source.step(Time::ZERO, event)).last().unwrap()
+}
+
+fn target_hello(version: u16) -> SourceEvent {
+    let program = "test".into();
+    SourceEvent::Received(ToSource::Hello(TargetHello { version, instance: INSTANCE, program }))
+}
+
+fn pausing() -> Source {
+    let mut source = source();
+    let events = [
+        SourceEvent::Connected,
+        target_hello(1),
+        SourceEvent::Received(ToSource::Verdict(Verdict::accept())),
+        SourceEvent::Received(ToSource::Built),
+        SourceEvent::LogStarted,
+        SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
+        SourceEvent::Harvested { dirty_pages: 0 },
+    ];
+    assert_eq!(step(&mut source, events), [SourceAction::Pause]);
+    source
+}
+
+fn given() -> Source {
+    let mut source = pausing();
+    let events = [
+        SourceEvent::Paused,
+        SourceEvent::ResourcesReleased,
+        SourceEvent::Harvested { dirty_pages: 1 },
+        SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
+        SourceEvent::StateSent { sections: 3 },
+        SourceEvent::Received(ToSource::Ready),
+    ];
+    assert_eq!(step(&mut source, events), [SourceAction::Give(OF)]);
+    source
+}
+
+fn refused(of: OfEpoch) -> SourceEvent {
+    let reason = Reason::new(ReasonKind::Machine, "no");
+    SourceEvent::Received(ToSource::Refused(Refused { of, reason }))
+}
+
+#[test]
+fn a_version_that_the_source_does_not_speak_is_another_protocol() {
+    let mut source = source();
+    let actions = step(&mut source, [SourceEvent::Connected, target_hello(9)]);
+    let Some(SourceAction::Finish(SourceOutcome::Kept { cause: Cause::OtherProtocol(text) })) =
+        actions.last()
+    else {
+        panic!("{actions:?}")
+    };
+    assert!(text.contains("version 9") && text.contains("1 to 1"), "{text}");
+}
+
+#[test]
+fn nothing_but_its_own_refusal_resumes_a_source_that_gave_custody() {
+    let other_session = OfEpoch { session: SessionId(6), ..OF };
+    let other_epoch = OfEpoch { epoch: Epoch(3), ..OF };
+    let events = [
+        refused(other_session),
+        refused(other_epoch),
+        SourceEvent::Received(ToSource::Running(other_epoch)),
+        SourceEvent::Received(ToSource::Running(other_session)),
+        SourceEvent::Received(ToSource::Abort(Reason::new(ReasonKind::Busy, "busy"))),
+        SourceEvent::Received(ToSource::Unknown(OF)),
+        SourceEvent::Received(ToSource::Ready),
+        SourceEvent::LinkLost(ferry_protocol::LinkFault::Closed),
+        SourceEvent::Failed("late".into()),
+        SourceEvent::Cancel,
+        SourceEvent::Tick,
+    ];
+    let mut asked = given();
+    step(&mut asked, [SourceEvent::LinkLost(ferry_protocol::LinkFault::Closed), SourceEvent::Connected]);
+    assert_eq!(asked.phase(), SourcePhase::Asking);
+    for start in [given(), asked] {
+        for event in &events {
+            let mut source = start.clone();
+            let actions = source.step(Time(u64::MAX), event.clone());
+            let harmless = [SourceAction::Disconnect, SourceAction::Connect, SourceAction::NoteAmbiguous];
+            assert!(actions.iter().all(|action| harmless.contains(action)), "{event:?}: {actions:?}");
+            assert!(source.has_given());
+        }
+        let mut source = start;
+        let actions = step(&mut source, [refused(OF)]);
+        assert_eq!(actions, [SourceAction::TakeBack, SourceAction::Resume { take_resources: true }]);
+    }
+}
+
+#[test]
+fn a_guest_that_is_just_being_paused_goes_on() {
+    for lost in [SourceEvent::Cancel, SourceEvent::LinkLost(ferry_protocol::LinkFault::Silent)] {
+        let mut source = pausing();
+        assert_eq!(step(&mut source, [lost]), []);
+        assert_eq!(source.phase(), SourcePhase::Undo);
+        let mut failing = source.clone();
+        let resume = SourceAction::Resume { take_resources: false };
+        assert_eq!(step(&mut source, [SourceEvent::Paused]), [resume]);
+        let ended = step(&mut source, [SourceEvent::Resumed]);
+        assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Kept { .. }))));
+        let ended = step(&mut failing, [SourceEvent::Failed("it did not pause".into())]);
+        assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Kept { .. }))));
+    }
+}
+
+#[test]
+fn the_failure_of_an_earlier_job_is_not_that_of_the_resume() {
+    let mut source = pausing();
+    step(&mut source, [SourceEvent::Paused, SourceEvent::ResourcesReleased]);
+    let actions = step(&mut source, [SourceEvent::Cancel]);
+    assert_eq!(actions, [SourceAction::Resume { take_resources: true }]);
+    assert_eq!(step(&mut source, [SourceEvent::Failed("the harvest".into())]), []);
+    let mut held = source.clone();
+    let ended = step(&mut source, [SourceEvent::Resumed]);
+    assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Kept { .. }))));
+    let ended = step(&mut held, [SourceEvent::Failed("a lock is gone".into())]);
+    assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Held { .. }))));
+}
+
+#[test]
+fn a_link_that_cannot_be_made_is_only_then_a_migration_that_did_not_begin() {
+    let mut source = source();
+    let ended = step(&mut source, [SourceEvent::ConnectFailed("nobody listens".into())]);
+    let [SourceAction::Finish(outcome)] = &ended[..] else { panic!("{ended:?}") };
+    assert_eq!(outcome.exit_status(), 1);
+    assert_eq!(step(&mut pausing(), [SourceEvent::ConnectFailed("late".into())]), []);
+}

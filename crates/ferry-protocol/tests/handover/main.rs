@@ -1,0 +1,13 @@
+//! The hand-over of a guest in a small world: the table of `docs/guarantees.md`, random schedules of
+//! faults, and single decisions.
+
+#[cfg(test)]
+mod decisions;
+#[cfg(test)]
+mod guarantees;
+#[cfg(test)]
+mod outcomes;
+#[cfg(test)]
+mod schedules;
+#[cfg(test)]
+mod world;
