@@ -100,7 +100,7 @@ impl Source {
         match (&self.wait, self.deadline) {
             (Wait::Running, Some((at, _))) if now >= at => actions.extend(self.ask_again(now)),
             (Wait::Answer(Question::Asked { until }), _) if now >= *until => {
-                actions.extend(self.ask_again(now))
+                actions.extend(self.ask_again(now));
             }
             (Wait::Answer(Question::Resting { until }), _) if now >= *until => {
                 self.wait = Wait::Answer(Question::Linking);

@@ -88,8 +88,7 @@ fn ask(of: OfEpoch) -> ToTarget {
 }
 
 fn sent(actions: &[TargetAction]) -> Vec<&ToSource> {
-    let message =
-        |action| if let &TargetAction::Send(_, ref message) = action { Some(message) } else { None };
+    let message = |action| if let TargetAction::Send(_, message) = action { Some(message) } else { None };
     actions.iter().filter_map(message).collect()
 }
 

@@ -82,7 +82,7 @@ fn fault(world: &mut World, choice: u8) {
         14 if detail < 8 => {
             world.advance();
         }
-        14 => world.dirty_pages = if detail % 2 == 0 { 0 } else { MANY_PAGES },
+        14 => world.dirty_pages = if detail.is_multiple_of(2) { 0 } else { MANY_PAGES },
         _ => world.tick(),
     }
 }
