@@ -157,8 +157,22 @@ fn remove_stale(path: &Path) {
     use std::os::unix::fs::FileTypeExt;
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    if is_socket && UnixStream::connect(path).is_err_and(|error| refused(&error)) {
+    let patience = Duration::from_secs(1);
+    if is_socket && connect_unix(path, patience).is_err_and(|error| refused(&error)) {
         let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Connects with a bound on the wait: a listener whose queue is full keeps a caller waiting
+/// (`unix(7)`), and the send timeout ends that.
+fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(rustix::io::Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
+        connected => Ok(connected.map(|()| UnixStream::from(socket))?),
     }
 }
 
@@ -179,7 +193,7 @@ impl Socket {
             _ => format!("{address} cannot be reached: {error}"),
         };
         match address {
-            Address::Unix(path) => UnixStream::connect(path).map(Self::Unix).map_err(failed),
+            Address::Unix(path) => connect_unix(path, timeout).map(Self::Unix).map_err(failed),
             Address::Tcp(text) => {
                 let mut last = io::Error::from(io::ErrorKind::NotFound);
                 for at in text.to_socket_addrs().map_err(failed)? {
@@ -294,6 +308,19 @@ mod tests {
         assert!(Listener::bind(&address, false).is_err(), "a live one is left alone");
         drop(live);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_full_queue_does_not_keep_a_caller_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let address = Address::Unix(path);
+        let short = Duration::from_millis(20);
+        let waiting: Vec<_> = (0..4).map(|_| Socket::connect(&address, short)).collect();
+        let text = waiting.into_iter().find_map(Result::err).unwrap();
+        assert!(text.contains("cannot be reached") && text.contains("timed out"), "{text}");
     }
 
     #[test]
