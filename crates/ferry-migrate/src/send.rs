@@ -5,6 +5,7 @@ use ferry_memory::{Classified, GuestRam, PageRange, PageSet, send_pages};
 use ferry_protocol::LinkFault;
 use ferry_protocol::frame::{FrameKind, MAX_DATA_PAGES, MAX_RANGES, PageHead, WireRange, encode};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use crate::framing::page_fault;
 use crate::link::Socket;
@@ -19,6 +20,37 @@ pub(crate) struct Round {
     left_pages: u64,
     sent: Sent,
     classified: Classified,
+}
+
+/// How many pages go in one chunk: so many that a slow link, too, lets the pump look up often.
+#[derive(Debug)]
+pub(crate) struct ChunkSize {
+    pages: u64,
+}
+
+impl ChunkSize {
+    /// A chunk that takes less time than this is too small,
+    const SHORT: Duration = Duration::from_millis(25);
+    /// and one that takes longer than this is too large.
+    const LONG: Duration = Duration::from_millis(100);
+    const MIN_PAGES: u64 = 16;
+
+    pub(crate) fn new() -> Self {
+        Self { pages: MAX_DATA_PAGES / 4 }
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Learns from how long a chunk took.
+    pub(crate) fn took(&mut self, time: Duration) {
+        if time < Self::SHORT {
+            self.pages = (self.pages * 2).min(MAX_DATA_PAGES);
+        } else if time > Self::LONG {
+            self.pages = (self.pages / 2).max(Self::MIN_PAGES);
+        }
+    }
 }
 
 /// What a round has sent.
@@ -48,20 +80,27 @@ impl Round {
         self.sent
     }
 
-    /// Sends the next chunk: at most [`MAX_DATA_PAGES`] pages. False when nothing is left.
-    pub(crate) fn send_chunk(&mut self, ram: &GuestRam, socket: &Socket) -> Result<bool, LinkFault> {
+    /// Sends the next chunk: at most so many pages, [`MAX_DATA_PAGES`] the most. False when nothing is
+    /// left.
+    pub(crate) fn send_chunk(
+        &mut self,
+        ram: &GuestRam,
+        socket: &Socket,
+        chunk_pages: u64,
+    ) -> Result<bool, LinkFault> {
         self.classified.clear();
-        let mut pages = 0;
-        while let Some(range) = self.left.pop() {
-            if pages + range.count > MAX_DATA_PAGES {
-                self.left.push(range);
-                break;
+        let mut room = chunk_pages.clamp(1, MAX_DATA_PAGES);
+        while room > 0
+            && let Some(PageRange { first, count }) = self.left.pop()
+        {
+            let here = PageRange { first, count: count.min(room) };
+            if here.count < count {
+                self.left.push(PageRange { first: first + here.count, count: count - here.count });
             }
-            ram.classify(range, &mut self.classified)
-                .map_err(|error| LinkFault::Failed(error.to_string()))?;
-            pages += range.count;
+            ram.classify(here, &mut self.classified).map_err(|error| LinkFault::Failed(error.to_string()))?;
+            room -= here.count;
+            self.left_pages -= here.count;
         }
-        self.left_pages -= pages;
         self.send_zeros(ram, socket)?;
         for runs in self.classified.data_runs().chunks(MAX_RANGES) {
             // In the last round nothing writes any more, so the data can be summed before it is sent.
@@ -86,5 +125,21 @@ impl Round {
     fn head(&self, kind: FrameKind, checksum: Option<u32>, runs: &[PageRange]) -> Vec<u8> {
         let ranges = runs.iter().map(|run| WireRange { first: run.first, count: run.count }).collect();
         encode(kind, &PageHead { round: self.number, checksum, ranges }.to_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_grow_on_a_fast_link_and_shrink_on_a_slow_one() {
+        let mut size = ChunkSize::new();
+        (0..10).for_each(|_| size.took(Duration::from_millis(1)));
+        assert_eq!(size.pages(), MAX_DATA_PAGES);
+        size.took(Duration::from_millis(50));
+        assert_eq!(size.pages(), MAX_DATA_PAGES);
+        (0..20).for_each(|_| size.took(Duration::from_secs(1)));
+        assert_eq!(size.pages(), ChunkSize::MIN_PAGES);
     }
 }

@@ -16,7 +16,7 @@ use ferry_protocol::{
 use crate::custody::Given;
 use crate::link::{Address, Socket};
 use crate::report::{Observer, Progress, Report};
-use crate::send::Round;
+use crate::send::{ChunkSize, Round};
 use crate::{Custody, Harvest, Machine};
 
 mod figures;
@@ -125,6 +125,7 @@ impl Migration {
             ram,
             dirty,
             round: None,
+            chunk_size: ChunkSize::new(),
             figures: Figures::new(),
             outcome: None,
         };
@@ -152,6 +153,7 @@ struct Pump<'a, M: Machine + ?Sized> {
     dirty: PageSet,
     /// The round under way.
     round: Option<Round>,
+    chunk_size: ChunkSize,
     figures: Figures,
     outcome: Option<SourceOutcome>,
 }
@@ -311,7 +313,10 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
 
     fn send_chunk(&mut self) -> Option<SourceEvent> {
         let (round, peer) = (self.round.as_mut()?, self.peer.as_ref()?);
-        match round.send_chunk(&self.ram, peer.socket()) {
+        let began = Instant::now();
+        let sent = round.send_chunk(&self.ram, peer.socket(), self.chunk_size.pages());
+        self.chunk_size.took(began.elapsed());
+        match sent {
             Ok(true) => {
                 self.tell_progress();
                 None
