@@ -1,7 +1,8 @@
 //! The source's jobs on its machine, each answered by one event.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::never;
 use ferry_protocol::frame::{FrameKind, encode};
 use ferry_protocol::{LinkFault, SourceAction, SourceEvent};
 use ferry_state::MachineState;
@@ -9,6 +10,12 @@ use ferry_state::MachineState;
 use super::{Harvest, Holder, Machine, Pump};
 use crate::MachineError;
 use crate::framing::io_fault;
+
+/// How long a target may take to let go of the resources of a guest that it does not get.
+const LETTING_GO: Duration = Duration::from_secs(2);
+
+/// How long a source waits before it tries again to take them.
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 impl<M: Machine + ?Sized> Pump<'_, M> {
     pub(super) fn do_job(&mut self, job: &SourceAction) {
@@ -62,7 +69,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     /// On an abort before custody: the locks first, then the guest.
     fn resume(&mut self, take_resources: bool) -> Result<Option<SourceEvent>, MachineError> {
         if take_resources {
-            self.machine.take_resources()?;
+            self.retake_resources()?;
         }
         match std::mem::replace(&mut self.holder, Holder::Gone) {
             Holder::Pump(custody) => match self.machine.resume(custody) {
@@ -83,7 +90,29 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
     }
 
+    /// The target took the resources before it said ready, and may not have heard yet that nothing
+    /// becomes of it: the end of the stream tells it, and it lets go of them within moments.
+    fn retake_resources(&mut self) -> Result<(), MachineError> {
+        let until = Instant::now() + LETTING_GO;
+        loop {
+            let Err(error) = self.machine.take_resources() else { return Ok(()) };
+            if let Some(peer) = &self.peer {
+                peer.end_stream();
+            }
+            if Instant::now() >= until {
+                return Err(error);
+            }
+            // The events wait: nothing that comes now changes what is to be done.
+            let _ = never::<()>().recv_timeout(BETWEEN_TRIES);
+        }
+    }
+
     fn send_state(&mut self) -> Result<Option<SourceEvent>, MachineError> {
+        if self.peer.is_none() {
+            // The link's loss is on its way to the source, which waits for no answer: a failure here
+            // would be taken for that of the resume that follows.
+            return Ok(None);
+        }
         let state = self.machine.capture()?;
         let devices = self.machine.capture_devices()?;
         let mut frames = Vec::new();

@@ -45,6 +45,11 @@ impl Peer {
         send_message(&self.socket, FrameKind::ToTarget, message)
     }
 
+    /// Nothing more is sent: the target sees the end of the stream. What it sends is still read.
+    pub(super) fn end_stream(&self) {
+        self.socket.shutdown(Shutdown::Write);
+    }
+
     fn join(&mut self) {
         if let Some(reader) = self.reader.take()
             && reader.join().is_err()
