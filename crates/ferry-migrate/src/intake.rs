@@ -20,6 +20,9 @@ use crate::link::Socket;
 /// The most bytes of all sections together: 4096 vCPUs hold about 64 MiB.
 const MAX_STATE_BYTES: usize = 256 * 1024 * 1024;
 
+/// Pages that are received at once: on a link of 100 kB a second it is a piece in ten seconds.
+const PIECE_PAGES: u64 = 256;
+
 /// Where pages and sections of one link go. Closed until the machine stands.
 #[derive(Debug, Default)]
 pub(crate) struct Intake {
@@ -34,6 +37,8 @@ struct Open {
     round: u32,
     data_pages: u64,
     zero_pages: u64,
+    /// Pages of this round came without a checksum.
+    without_checksum: bool,
     last_round_done: bool,
     sections: Vec<Section>,
     state_bytes: usize,
@@ -61,6 +66,7 @@ impl Intake {
             round: 0,
             data_pages: 0,
             zero_pages: 0,
+            without_checksum: false,
             last_round_done: false,
             sections: Vec::new(),
             state_bytes: 0,
@@ -68,14 +74,21 @@ impl Intake {
         });
     }
 
-    /// Takes what a frame carries that is no message.
-    pub(crate) fn take(&self, kind: FrameKind, head: &[u8], socket: &Socket) -> Result<(), LinkFault> {
+    /// Takes what a frame carries that is no message. `heard` is called whenever some of it came.
+    pub(crate) fn take(
+        &self,
+        kind: FrameKind,
+        head: &[u8],
+        socket: &Socket,
+        heard: &mut dyn FnMut(),
+    ) -> Result<(), LinkFault> {
         let mut guard = self.lock();
         let open =
             guard.as_mut().ok_or_else(|| not_now("pages or state came before the machine was built"))?;
+        heard();
         match kind {
             FrameKind::Section => open.take_section(head),
-            FrameKind::Pages => open.take_pages(&parse(kind, head)?, socket),
+            FrameKind::Pages => open.take_pages(&parse(kind, head)?, socket, heard),
             FrameKind::Zeros => open.take_zeros(&parse(kind, head)?),
             FrameKind::ToTarget | FrameKind::ToSource => Err(not_now("a message came as data")),
         }
@@ -90,6 +103,9 @@ impl Intake {
                 "round {} has {} pages of data and {} of zeros, {} and {} arrived",
                 end.round, end.data_pages, end.zero_pages, open.data_pages, open.zero_pages
             )));
+        }
+        if std::mem::take(&mut open.without_checksum) && end.last {
+            return Err(LinkFault::Garbled("pages of the last round came without a checksum".into()));
         }
         open.received.data_pages += open.data_pages;
         open.received.zero_pages += open.zero_pages;
@@ -124,9 +140,21 @@ impl Intake {
 }
 
 impl Open {
-    fn take_pages(&mut self, head: &PageHead, socket: &Socket) -> Result<(), LinkFault> {
+    fn take_pages(
+        &mut self,
+        head: &PageHead,
+        socket: &Socket,
+        heard: &mut dyn FnMut(),
+    ) -> Result<(), LinkFault> {
         let runs = self.runs(head)?;
-        receive_pages(&self.ram, socket.as_fd(), &runs).map_err(page_fault)?;
+        // Piece by piece: on a slow link a whole frame takes longer than a source may be silent.
+        for piece in pieces(&runs) {
+            receive_pages(&self.ram, socket.as_fd(), &piece).map_err(page_fault)?;
+            heard();
+        }
+        if head.checksum.is_none() {
+            self.without_checksum = true;
+        }
         if let Some(expected) = head.checksum {
             let found = self.ram.checksum(&runs).map_err(|error| LinkFault::Garbled(error.to_string()))?;
             if found != expected {
@@ -188,10 +216,51 @@ impl Open {
     }
 }
 
+/// The runs cut into pieces of at most [`PIECE_PAGES`] pages, in order.
+fn pieces(runs: &[PageRange]) -> Vec<Vec<PageRange>> {
+    let mut pieces = Vec::new();
+    let (mut piece, mut room) = (Vec::new(), PIECE_PAGES);
+    for &PageRange { mut first, mut count } in runs {
+        while count > 0 {
+            let here = count.min(room);
+            piece.push(PageRange { first, count: here });
+            (first, count, room) = (first + here, count - here, room - here);
+            if room == 0 {
+                pieces.push(std::mem::take(&mut piece));
+                room = PIECE_PAGES;
+            }
+        }
+    }
+    if !piece.is_empty() {
+        pieces.push(piece);
+    }
+    pieces
+}
+
 fn parse(kind: FrameKind, head: &[u8]) -> Result<PageHead, LinkFault> {
     PageHead::parse(kind, head).map_err(|error| garbled(&error))
 }
 
 fn not_now(text: &str) -> LinkFault {
     LinkFault::Garbled(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_hold_the_same_pages_in_the_same_order() {
+        let run = |first, count| PageRange { first, count };
+        assert!(pieces(&[]).is_empty());
+        assert_eq!(pieces(&[run(5, 3), run(9, 1)]), [[run(5, 3), run(9, 1)]]);
+        let cut = pieces(&[run(0, 200), run(300, 1000)]);
+        let sizes: Vec<u64> = cut.iter().map(|piece| piece.iter().map(|run| run.count).sum()).collect();
+        assert_eq!(sizes, [256, 256, 256, 256, 176]);
+        let pages = |runs: &[PageRange]| -> Vec<u64> {
+            runs.iter().flat_map(|run| run.first..run.first + run.count).collect()
+        };
+        let all: Vec<PageRange> = cut.concat();
+        assert_eq!(pages(&all), pages(&[run(0, 200), run(300, 1000)]));
+    }
 }

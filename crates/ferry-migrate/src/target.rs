@@ -62,8 +62,9 @@ pub struct Answering {
 impl Reception {
     /// Waits on a listener.
     pub fn new(listener: Listener, options: ReceiveOptions) -> std::io::Result<Self> {
+        let silence = options.timeouts.silence;
         let target = Target::new(options.instance, options.expected, options.timeouts);
-        Ok(Self { doors: Doors::open(listener, target)? })
+        Ok(Self { doors: Doors::open(listener, target, silence)? })
     }
 
     /// Waits until a guest arrived and runs here. Sessions that fail are told to the observer, and
@@ -104,6 +105,7 @@ impl<B: Builder> Pump<'_, B> {
             let mut events = std::collections::VecDeque::from([event]);
             while let Some(event) = events.pop_front() {
                 tracing::trace!(?event, phase = phase.name(), "target");
+                let runs = event == TargetEvent::GuestRuns;
                 let actions = self.doors.step(event);
                 self.tell_phase(&mut phase);
                 for action in actions {
@@ -115,6 +117,11 @@ impl<B: Builder> Pump<'_, B> {
                     } else {
                         events.extend(self.carry_out(action));
                     }
+                }
+                // After the source was told, and not only when it lets go: the network must not wait
+                // for a source that has died.
+                if runs && let Some(machine) = &mut self.machine {
+                    machine.announce();
                 }
             }
         }
@@ -208,6 +215,7 @@ impl<B: Builder> Pump<'_, B> {
         {
             tracing::warn!(error = sentence(&error), "resources of a guest that was not taken");
         }
+        self.doors.drop_intake();
         self.figures = None;
     }
 
@@ -230,8 +238,7 @@ impl<B: Builder> Pump<'_, B> {
         epoch: Epoch,
         released: bool,
     ) -> Result<Arrived<B::Machine>, MachineError> {
-        let mut machine = self.machine.take().ok_or_else(|| MachineError::new("no machine was built"))?;
-        machine.announce();
+        let machine = self.machine.take().ok_or_else(|| MachineError::new("no machine was built"))?;
         let received: Received = self.doors.received();
         let arrival = self.figures.take().map_or_else(
             || Arrival {

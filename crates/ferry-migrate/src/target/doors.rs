@@ -29,7 +29,10 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a closed link may linger, so that the last message reaches a source that still sends.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How often a reader says that page data comes.
+/// How long the acceptor waits after a link that could not be accepted.
+const BETWEEN_ACCEPTS: Duration = Duration::from_millis(20);
+
+/// How often a reader says that page data comes, at most.
 const HEARD_EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -53,11 +56,15 @@ pub(super) struct Doors {
     target: Target,
     began: Instant,
     listener: Arc<Listener>,
+    /// Nobody is let in any more.
+    over: Arc<AtomicBool>,
     acceptor: Option<JoinHandle<()>>,
     events: Receiver<Incoming>,
     sender: Sender<Incoming>,
     links: BTreeMap<LinkId, Link>,
     made: u64,
+    /// How often a reader says that page data comes.
+    heard_every: Duration,
     /// Links that were closed and linger.
     closing: Vec<(Instant, Arc<Socket>)>,
     /// The intake of the session that built a machine last.
@@ -65,22 +72,26 @@ pub(super) struct Doors {
 }
 
 impl Doors {
-    pub(super) fn open(listener: Listener, target: Target) -> std::io::Result<Self> {
+    /// Opens them. `silence` is how long a source may be silent while pages cross.
+    pub(super) fn open(listener: Listener, target: Target, silence: Duration) -> std::io::Result<Self> {
         let (sender, events) = bounded(QUEUE);
         let listener = Arc::new(listener);
-        let (accepting, to_pump) = (Arc::clone(&listener), sender.clone());
+        let over = Arc::new(AtomicBool::new(false));
+        let (accepting, to_pump, ends) = (Arc::clone(&listener), sender.clone(), Arc::clone(&over));
         let acceptor = std::thread::Builder::new()
             .name("ferry-accept".into())
-            .spawn(move || accept_all(&accepting, &to_pump))?;
+            .spawn(move || accept_all(&accepting, &to_pump, &ends))?;
         Ok(Self {
             target,
             began: Instant::now(),
             listener,
+            over,
             acceptor: Some(acceptor),
             events,
             sender,
             links: BTreeMap::new(),
             made: 0,
+            heard_every: HEARD_EVERY.min(silence / 4),
             closing: Vec::new(),
             intake: None,
         })
@@ -167,6 +178,8 @@ impl Doors {
             intake: Arc::clone(&link.intake),
             closing: Arc::clone(&link.closing),
             events: self.sender.clone(),
+            heard: Instant::now(),
+            heard_every: self.heard_every,
         };
         let prepared = link.socket.set_write_timeout(SEND_TIMEOUT);
         let spawned = prepared.and_then(|()| {
@@ -221,6 +234,11 @@ impl Doors {
         }
     }
 
+    /// The session's machine is discarded: its memory is let go of.
+    pub(super) fn drop_intake(&mut self) {
+        self.intake = None;
+    }
+
     pub(super) fn state(&self, sections: u32) -> Result<(MachineState, MachineState), String> {
         self.intake.as_ref().ok_or("no state came")?.state(sections)
     }
@@ -232,9 +250,11 @@ impl Doors {
 
 impl Drop for Doors {
     fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
         self.listener.close();
-        for link in self.links.values() {
-            link.socket.shutdown(Shutdown::Both);
+        let lingering = self.closing.iter().map(|(_, socket)| socket);
+        for socket in self.links.values().map(|link| &link.socket).chain(lingering) {
+            socket.shutdown(Shutdown::Both);
         }
         // The acceptor may wait for room in the queue: make some until it is gone.
         if let Some(acceptor) = self.acceptor.take() {
@@ -248,12 +268,19 @@ impl Drop for Doors {
     }
 }
 
-fn accept_all(listener: &Listener, events: &Sender<Incoming>) {
-    loop {
+fn accept_all(listener: &Listener, events: &Sender<Incoming>, ends: &AtomicBool) {
+    // Without a free descriptor a closed listener does not say that it is closed.
+    while !ends.load(Ordering::Acquire) {
         let (incoming, over) = match listener.accept() {
             Ok(socket) => (Incoming::Accepted(socket), false),
-            Err(error) if is_passing(&error) => continue,
-            Err(error) => (Incoming::Broken(error), true),
+            Err(error) if is_final(&error) => (Incoming::Broken(error), true),
+            Err(error) => {
+                // Of one connection, or for want of descriptors or memory: others may have better luck
+                // in a moment.
+                tracing::warn!(%error, "a link could not be accepted");
+                let _ = never::<()>().recv_timeout(BETWEEN_ACCEPTS);
+                continue;
+            }
         };
         if events.send(incoming).is_err() || over {
             return;
@@ -261,10 +288,11 @@ fn accept_all(listener: &Listener, events: &Sender<Incoming>) {
     }
 }
 
-/// Errors of one connection, not of the listener.
-fn is_passing(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+/// Errors of the listener itself (`accept(2)`: it does not listen any more), not of one connection.
+fn is_final(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::INVAL | Errno::BADF | Errno::NOTSOCK | Errno::OPNOTSUPP))
 }
 
 /// Reads one link until it ends.
@@ -274,39 +302,38 @@ struct Reader {
     intake: Arc<Intake>,
     closing: Arc<AtomicBool>,
     events: Sender<Incoming>,
+    /// When it last said that page data comes.
+    heard: Instant,
+    heard_every: Duration,
 }
 
 impl Reader {
-    fn run(self) {
-        let mut heard = Instant::now();
+    fn run(mut self) {
         loop {
             let read = self.read_one();
             if self.closing.load(Ordering::Acquire) {
-                return self.drain();
+                let Self { socket, .. } = self; // the guest's memory is not kept for this
+                return drain(&socket);
             }
             let event = match read {
                 Ok(Some(message)) => TargetEvent::Received(self.link, message),
-                Ok(None) if heard.elapsed() < HEARD_EVERY => continue,
-                Ok(None) => {
-                    heard = Instant::now();
-                    TargetEvent::Heard(self.link)
-                }
-                Err(fault) => {
-                    let _ = self.events.send(Incoming::Event(TargetEvent::LinkLost(self.link, fault)));
-                    return;
-                }
+                Ok(None) => continue,
+                Err(fault) => TargetEvent::LinkLost(self.link, fault),
             };
-            if self.events.send(Incoming::Event(event)).is_err() {
+            let over = matches!(event, TargetEvent::LinkLost(..));
+            if self.events.send(Incoming::Event(event)).is_err() || over {
                 return;
             }
         }
     }
 
     /// A message, or none when data was taken.
-    fn read_one(&self) -> Result<Option<ToTarget>, LinkFault> {
+    fn read_one(&mut self) -> Result<Option<ToTarget>, LinkFault> {
         let (kind, head) = read_frame(&self.socket)?;
         if kind != FrameKind::ToTarget {
-            return self.intake.take(kind, &head, &self.socket).map(|()| None);
+            let intake = Arc::clone(&self.intake);
+            let socket = Arc::clone(&self.socket);
+            return intake.take(kind, &head, &socket, &mut || self.tell_heard()).map(|()| None);
         }
         let message = parse_message::<ToTarget>(&head)?;
         if let ToTarget::RoundEnd(end) = &message {
@@ -315,10 +342,18 @@ impl Reader {
         Ok(Some(message))
     }
 
-    /// Reads and drops what still comes on a closed link; the pump ends it for good.
-    fn drain(&self) {
-        let mut dropped = [0; 16 * 1024];
-        let began = Instant::now();
-        while began.elapsed() < LINGER && (&*self.socket).read(&mut dropped).is_ok_and(|read| read > 0) {}
+    /// Says now and then that data comes. A pump that is gone is found out at the next message.
+    fn tell_heard(&mut self) {
+        if self.heard.elapsed() >= self.heard_every {
+            self.heard = Instant::now();
+            let _ = self.events.send(Incoming::Event(TargetEvent::Heard(self.link)));
+        }
     }
+}
+
+/// Reads and drops what still comes on a closed link; the pump ends it for good.
+fn drain(mut socket: &Socket) {
+    let mut dropped = [0; 16 * 1024];
+    let began = Instant::now();
+    while began.elapsed() < LINGER && socket.read(&mut dropped).is_ok_and(|read| read > 0) {}
 }
