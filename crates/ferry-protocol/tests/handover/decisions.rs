@@ -87,8 +87,11 @@ fn ask(of: OfEpoch) -> ToTarget {
     ToTarget::Ask(Ask { guest: guest(), of, instance: INSTANCE })
 }
 
+fn message(action: &TargetAction) -> Option<&ToSource> {
+    if let TargetAction::Send(_, message) = action { Some(message) } else { None }
+}
+
 fn sent(actions: &[TargetAction]) -> Vec<&ToSource> {
-    let message = |action| if let TargetAction::Send(_, message) = action { Some(message) } else { None };
     actions.iter().filter_map(message).collect()
 }
 
