@@ -1,2 +1,46 @@
-//! TODO
-fn main() {}
+//! The `ferry` program: moves running KVM guests between hosts that are not alike.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod control;
+mod error;
+mod folder;
+mod form;
+mod output;
+mod progress;
+mod size;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Verb};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return output::usage(&error),
+    };
+    init_tracing();
+    let format = cli.output;
+    let done = match cli.verb {
+        Verb::Demo(args) => verbs::demo::demo(&args, format),
+        Verb::Run(args) => verbs::run::run(&args, format),
+        Verb::Receive(args) => verbs::receive::receive(&args, format),
+        Verb::Migrate(args) => verbs::migrate::migrate(&args, format),
+        Verb::Status(args) => verbs::status::status(&args, format),
+    };
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => output::error(&error, format),
+    }
+}
+
+/// Diagnostics go to standard error, and only what `RUST_LOG` asks for.
+fn init_tracing() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,234 @@
+//! The command line: verbs, flags and their help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ferry_migrate::Address;
+use ferry_protocol::GuestId;
+use ferry_vmm::{Backend, GuestConfig, Payload};
+
+use crate::size::{Millis, Seconds, Size};
+
+/// Moves running KVM guests between hosts that are not alike.
+#[derive(Debug, Parser)]
+#[command(name = "ferry", version, about, disable_help_subcommand = true)]
+#[command(after_help = "Exit status: 0 done, 1 something is not what it should be, 2 wrong usage, \
+    3 refused as incompatible, 4 failed and the source still runs the guest, 5 cancelled, \
+    6 nobody knows who runs the guest, 7 timed out.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+    /// How to print: for people, or as one JSON document.
+    #[arg(long, value_enum, default_value = "text", global = true)]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Start a guest and move it, while it runs, into a second process of this machine.
+    Demo(DemoArgs),
+    /// Run a guest until it is moved away or ended.
+    Run(RunArgs),
+    /// Wait for a guest, then run it.
+    Receive(ReceiveArgs),
+    /// Move a running guest of this machine to where `ferry receive` waits.
+    Migrate(MigrateArgs),
+    /// Show the guests of this machine, or one of them.
+    Status(StatusArgs),
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GuestArgs {
+    /// The guest's memory: a number with K, M, G or T; a bare number is bytes.
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub(crate) memory: Size,
+    /// How many vCPUs it has; so far 1.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u32,
+    /// What it does: idle (waits) or churn (writes its working set again and again).
+    #[arg(long, value_enum, default_value = "churn")]
+    pub(crate) payload: PayloadName,
+    /// Bytes that churn writes each second.
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub(crate) rate: Size,
+    /// Bytes that churn writes again and again; by default a quarter of the memory, at most 128M.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) working_set: Option<Size>,
+    /// What it runs on: KVM, a simulated machine, or KVM where it can be had.
+    #[arg(long, value_name = "auto|kvm|sim", default_value = "auto")]
+    pub(crate) backend: Backend,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PayloadName {
+    Idle,
+    Churn,
+}
+
+impl PayloadName {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Churn => "churn",
+        }
+    }
+}
+
+impl GuestArgs {
+    /// The most that a working set has by default.
+    const WORKING_SET_BYTES: u64 = 128 << 20;
+
+    pub(crate) fn config(&self) -> GuestConfig {
+        let quarter = (self.memory.0 / 4 / 4096 * 4096).min(Self::WORKING_SET_BYTES);
+        let payload = match self.payload {
+            PayloadName::Idle => Payload::Idle,
+            PayloadName::Churn => Payload::Churn {
+                rate_bytes_per_second: self.rate.0,
+                working_set_bytes: self.working_set.map_or(quarter, |size| size.0),
+            },
+        };
+        GuestConfig { memory_bytes: self.memory.0, cpus: self.cpus, payload }
+    }
+}
+
+/// Hooks of tests; they change nothing that a guest or a peer sees.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct TestArgs {
+    /// Keep a journal of vCPU runs in this file.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub(crate) run_log: Option<PathBuf>,
+    /// Stop this process (SIGSTOP) when a migration enters this phase.
+    #[arg(long, value_name = "PHASE", hide = true)]
+    pub(crate) stop_at: Option<String>,
+    /// Make every wait of a migration last this many milliseconds.
+    #[arg(long, value_name = "MS", hide = true)]
+    pub(crate) wait_limit: Option<Millis>,
+    /// End when the process that started this one ends.
+    #[arg(long, hide = true)]
+    pub(crate) die_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
+    /// How often the guest is moved, each time into a new process.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) moves: u32,
+    /// Hash all memory on both sides while the guest is paused; adds to the downtime.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Pause the guest when the rest is predicted to take at most this long.
+    #[arg(long, value_name = "MS", default_value = "30")]
+    pub(crate) downtime_limit: Millis,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The guest's name; by default one is made up.
+    #[arg(long)]
+    pub(crate) id: Option<GuestId>,
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
+    #[command(flatten)]
+    pub(crate) test: TestArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReceiveArgs {
+    /// Where to wait: HOST:PORT on a loopback address (port 0: a free one), or unix:PATH.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Address,
+    /// Take only the guest of this name.
+    #[arg(long)]
+    pub(crate) id: Option<GuestId>,
+    /// Listen on an address that other machines can reach, though whoever reaches it can read and
+    /// change the guest: there is no TLS yet.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// What the guest will run on; it must be what it ran on before.
+    #[arg(long, value_name = "auto|kvm|sim", default_value = "auto")]
+    pub(crate) backend: Backend,
+    #[command(flatten)]
+    pub(crate) test: TestArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// The guest's name.
+    pub(crate) id: GuestId,
+    /// Where `ferry receive` waits: HOST:PORT or unix:PATH.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) to: Address,
+    /// Pause the guest when the rest is predicted to take at most this long.
+    #[arg(long, value_name = "MS", default_value = "30")]
+    pub(crate) downtime_limit: Millis,
+    /// Give up when custody has not passed after this many seconds.
+    #[arg(long, value_name = "S", default_value = "600")]
+    pub(crate) timeout: Seconds,
+    /// Hash all memory on both sides while the guest is paused; adds to the downtime.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Stay until it is over; show progress and the report.
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The guest's name; all guests, if none is given.
+    pub(crate) id: Option<GuestId>,
+}
+
+impl TestArgs {
+    /// The same waits for every name, or the defaults.
+    pub(crate) fn timeouts(&self) -> ferry_protocol::Timeouts {
+        let defaults = ferry_protocol::Timeouts::default();
+        let Some(Millis(all)) = self.wait_limit else { return defaults };
+        ferry_protocol::Timeouts {
+            connect: all,
+            hello: all,
+            offer: all,
+            verdict: all,
+            build: all,
+            silence: all,
+            state: all,
+            ready: all,
+            custody: all,
+            running: all,
+            ask: all,
+            ask_interval: all.min(Duration::from_millis(100)),
+            settle: all,
+            release: all,
+            total: defaults.total,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_default_working_set_fits_a_small_guest() {
+        let cli = Cli::try_parse_from(["ferry", "run", "--memory", "8M"]).unwrap();
+        let Verb::Run(args) = cli.verb else { panic!("{cli:?}") };
+        assert!(args.guest.config().validate().is_ok());
+    }
+}

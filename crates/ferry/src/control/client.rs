@@ -1,0 +1,107 @@
+//! Talking to the processes of this machine that have a guest.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{MAX_LINE_BYTES, Reply, Request};
+use crate::error::CliError;
+use crate::folder;
+use crate::form::{State, Status};
+
+/// How long a process may take to answer a question that needs no work.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A connection to one process.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: BufReader<UnixStream>,
+    path: PathBuf,
+}
+
+impl Client {
+    pub(crate) fn connect(path: &Path) -> std::io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_write_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        Ok(Self { stream: BufReader::new(stream), path: path.into() })
+    }
+
+    /// Waits as long as it takes for replies from now on.
+    pub(crate) fn be_patient(&self) -> Result<(), CliError> {
+        self.stream.get_ref().set_read_timeout(None).map_err(|error| self.broken(&error.to_string()))
+    }
+
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, CliError> {
+        let mut line = serde_json::to_vec(request).map_err(|error| self.broken(&error.to_string()))?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).map_err(|error| self.broken(&error.to_string()))?;
+        self.next()
+    }
+
+    /// The next reply.
+    pub(crate) fn next(&mut self) -> Result<Reply, CliError> {
+        let mut line = String::new();
+        let read = self.stream.by_ref().take(MAX_LINE_BYTES).read_line(&mut line);
+        match read {
+            Ok(0) => Err(self.broken("it closed the connection")),
+            Ok(_) => serde_json::from_str(&line).map_err(|error| self.broken(&error.to_string())),
+            Err(error) => Err(self.broken(&error.to_string())),
+        }
+    }
+
+    pub(crate) fn status(&mut self) -> Result<Status, CliError> {
+        match self.ask(&Request::Status)? {
+            Reply::Status(status) => Ok(*status),
+            other => Err(other.into_error()),
+        }
+    }
+
+    fn broken(&self, what: &str) -> CliError {
+        CliError::plain(format!("the guest's process at {} does not answer: {what}", self.path.display()))
+    }
+}
+
+/// Every process of this user that has a guest or waits for one. Sockets whose process is gone are
+/// removed; one that does not answer is left out and named on standard error.
+pub(crate) fn all() -> Result<Vec<(Client, Status)>, CliError> {
+    let folder = folder::open()?;
+    let entries = std::fs::read_dir(&folder).map_err(|error| {
+        CliError::plain(format!("the folder {} cannot be read: {error}", folder.display()))
+    })?;
+    let mut found = Vec::new();
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.extension().is_none_or(|extension| extension != "sock") {
+            continue;
+        }
+        match Client::connect(&path) {
+            Ok(mut client) => match client.status() {
+                Ok(status) => found.push((client, status)),
+                Err(error) => crate::output::note(&format!("ferry: {error}")),
+            },
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                let _ = std::fs::remove_file(&path);
+            }
+            Err(error) => crate::output::note(&format!("ferry: {}: {error}", path.display())),
+        }
+    }
+    found.sort_by(|(_, a), (_, b)| (&a.id, a.pid).cmp(&(&b.id, b.pid)));
+    Ok(found)
+}
+
+/// The process that has the guest of this name. During a move on one machine two processes know the
+/// name: the one with custody is meant.
+pub(crate) fn find(id: &str) -> Result<(Client, Status), CliError> {
+    let named: Vec<_> = all()?.into_iter().filter(|(_, status)| status.id.as_deref() == Some(id)).collect();
+    let rank = |status: &Status| match status.state {
+        _ if status.custody => 0,
+        State::Ambiguous => 1,
+        _ => 2,
+    };
+    named.into_iter().min_by_key(|(_, status)| rank(status)).ok_or_else(|| {
+        CliError::plain(format!(
+            "no guest `{id}` is on this machine: `ferry status` lists the guests that are"
+        ))
+    })
+}

@@ -1,0 +1,293 @@
+//! A process that has a guest: what it knows, and its main loop.
+//!
+//! The main thread owns the guest's fate: it runs migrations and ends the process. Threads of the
+//! control socket read what it publishes in [`Shared`] and hand it jobs.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use ferry_migrate::{Answering, Custody, Machine, MigrateOptions, Migration};
+use ferry_protocol::{Cause, Epoch, GuestId, SessionId, SourceConfig, SourceOutcome};
+use ferry_vmm::{AnyGuest, CheckReport, Guest, GuestReport, fresh_seed};
+
+use super::observer::MoveObserver;
+use super::{Reply, Request};
+use crate::cli::TestArgs;
+use crate::error::{CliError, Kind};
+use crate::form::{MigrationReport, State, Status};
+use crate::size::Millis;
+
+/// How long a guest may take to verify all its pages.
+const CHECK: Duration = Duration::from_secs(120);
+
+/// How often the main loop looks whether the guest ended by itself.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Something for the main loop to do.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Migrate(Move),
+    Stop(Sender<Reply>),
+}
+
+/// A migration that a client asked for.
+#[derive(Debug)]
+pub(crate) struct Move {
+    pub(crate) options: MigrateOptions,
+    pub(crate) replies: Sender<Reply>,
+}
+
+/// What all threads of the process see.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    facts: Mutex<Facts>,
+    guest: Mutex<Option<AnyGuest>>,
+    pub(crate) jobs: Sender<Job>,
+    pub(crate) test: TestArgs,
+}
+
+#[derive(Debug)]
+struct Facts {
+    id: Option<GuestId>,
+    backend: &'static str,
+    state: State,
+    phase: Option<&'static str>,
+    epoch: Option<Epoch>,
+    /// The highest epoch that this process used or offered.
+    highest: Epoch,
+    memory_bytes: Option<u64>,
+    cpus: Option<u32>,
+    report: Option<GuestReport>,
+    listen: Option<String>,
+    last_migration: Option<MigrationReport>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        id: Option<GuestId>,
+        backend: &'static str,
+        jobs: Sender<Job>,
+        test: TestArgs,
+    ) -> Arc<Self> {
+        let facts = Facts {
+            id,
+            backend,
+            state: State::Waiting,
+            phase: None,
+            epoch: None,
+            highest: Epoch::BIRTH,
+            memory_bytes: None,
+            cpus: None,
+            report: None,
+            listen: None,
+            last_migration: None,
+        };
+        Arc::new(Self { facts: Mutex::new(facts), guest: Mutex::new(None), jobs, test })
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest runs here from now on.
+    pub(crate) fn adopt(&self, guest: AnyGuest, id: &GuestId, epoch: Epoch) {
+        let (description, report) = (guest.description(), guest.report());
+        *self.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(guest);
+        let mut facts = self.facts();
+        facts.id = Some(id.clone());
+        facts.state = State::Running;
+        facts.phase = None;
+        facts.epoch = Some(epoch);
+        facts.highest = facts.highest.max(epoch);
+        facts.memory_bytes = Some(description.memory_bytes());
+        facts.cpus = Some(description.vcpus);
+        facts.report = Some(report);
+    }
+
+    pub(crate) fn listens(&self, address: String) {
+        self.facts().listen = Some(address);
+    }
+
+    pub(crate) fn enter(&self, state: State, phase: Option<&'static str>) {
+        let mut facts = self.facts();
+        facts.state = state;
+        facts.phase = phase;
+    }
+
+    fn state(&self) -> State {
+        self.facts().state
+    }
+
+    /// What is known now; the guest's figures are as old as the migration that is under way.
+    pub(crate) fn status(&self) -> Status {
+        let fresh = match self.guest.try_lock() {
+            Ok(guest) => guest.as_ref().map(Guest::report),
+            Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => None,
+        };
+        let mut facts = self.facts();
+        if fresh.is_some() {
+            facts.report = fresh;
+        }
+        let report = facts.report.as_ref();
+        Status {
+            id: facts.id.as_ref().map(ToString::to_string),
+            pid: std::process::id(),
+            backend: facts.backend.into(),
+            state: facts.state,
+            phase: facts.phase.map(Into::into),
+            custody: matches!(facts.state, State::Running | State::Migrating | State::Held | State::Ended)
+                && facts.phase != Some("given"),
+            epoch: facts.epoch.map(|epoch| epoch.0),
+            memory_bytes: facts.memory_bytes,
+            cpus: facts.cpus,
+            payload: report.map(|report| report.payload.clone()),
+            progress: report.map(|report| report.progress),
+            pages_checked: report.map(|report| report.pages_checked),
+            faults: report.map(|report| report.faults),
+            first_fault: report.and_then(|report| report.first_fault.clone()),
+            stopped: report.and_then(|report| report.stopped.clone()),
+            listen: facts.listen.clone(),
+            last_migration: facts.last_migration.clone(),
+        }
+    }
+
+    /// Lets the guest verify itself.
+    pub(crate) fn check(&self) -> Result<CheckReport, CliError> {
+        let busy = || CliError::plain("the guest cannot be asked to verify itself while it is being moved");
+        let guest = match self.guest.try_lock() {
+            Ok(guest) => guest,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(busy()),
+        };
+        let guest = guest.as_ref().ok_or_else(|| CliError::plain("no guest is here to verify itself"))?;
+        guest.verify(CHECK).map_err(|error| CliError::of(&error))
+    }
+
+    /// Prepares a migration: a fresh session and an epoch that was never used.
+    pub(crate) fn plan(&self, request: &Request) -> Result<MigrateOptions, CliError> {
+        let Request::Migrate { to, downtime_limit_ms, timeout_ms, verify, .. } = request else {
+            return Err(CliError::usage("that is no migration"));
+        };
+        let address =
+            to.parse().map_err(|error: ferry_migrate::AddressError| CliError::usage(error.to_string()))?;
+        let millis = |value: f64| value.to_string().parse::<Millis>().map_err(CliError::usage);
+        let (downtime_limit, total) = (millis(*downtime_limit_ms)?.0, millis(*timeout_ms)?.0);
+        let guest = self.guest.try_lock().map_err(|_| CliError::plain("the guest is being moved already"))?;
+        let machine = guest.as_ref().map(Machine::description);
+        let mut facts = self.facts();
+        let (Some(machine), Some(id), State::Running) = (machine, facts.id.clone(), facts.state) else {
+            let state = facts.state.name();
+            return Err(CliError::plain(format!(
+                "no guest that could be moved runs here: this process is `{state}`"
+            )));
+        };
+        facts.highest = facts.highest.next();
+        facts.state = State::Migrating;
+        let mut config = SourceConfig::new(id, SessionId(fresh_seed()), facts.highest, machine);
+        config.verify = *verify;
+        config.downtime_limit = downtime_limit;
+        config.timeouts = self.test.timeouts();
+        config.timeouts.total = total;
+        Ok(MigrateOptions { address, config })
+    }
+
+    fn finished(&self, report: &MigrationReport, state: State) {
+        let mut facts = self.facts();
+        facts.state = state;
+        facts.phase = None;
+        facts.last_migration = Some(report.clone());
+    }
+}
+
+/// How a process with a guest ends.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The guest was moved away.
+    Moved(Box<MigrationReport>),
+    /// A client or a signal asked for it.
+    Stopped,
+}
+
+/// Serves the guest until it is moved away or ended.
+pub(crate) fn serve(
+    shared: &Shared,
+    jobs: &Receiver<Job>,
+    answering: Option<Answering>,
+) -> Result<End, CliError> {
+    // A guest that could not be resumed keeps its custody here; without it nothing could run it.
+    let mut held: Option<Custody> = None;
+    let end = loop {
+        match jobs.recv_timeout(LOOK) {
+            Ok(Job::Migrate(wanted)) => {
+                let Some((report, custody)) = migrate(shared, wanted) else { continue };
+                held = custody.or(held);
+                if report.outcome == "moved" {
+                    break End::Moved(Box::new(report));
+                }
+            }
+            Ok(Job::Stop(replies)) => {
+                drop(shared.guest.lock().unwrap_or_else(PoisonError::into_inner).take());
+                let _ = replies.send(Reply::Stopped);
+                break End::Stopped;
+            }
+            Err(RecvTimeoutError::Timeout) => look_after(shared)?,
+            Err(RecvTimeoutError::Disconnected) => break End::Stopped,
+        }
+    };
+    drop((held, answering));
+    Ok(end)
+}
+
+/// Notices a guest that ended by itself.
+fn look_after(shared: &Shared) -> Result<(), CliError> {
+    let status = shared.status();
+    match (shared.state(), status.stopped) {
+        (State::Running, Some(why)) => {
+            shared.enter(State::Ended, None);
+            let id = status.id.unwrap_or_default();
+            Err(CliError::plain(format!("the guest `{id}` ended by itself: {why}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Moves the guest; nothing happens without one.
+fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Custody>)> {
+    let mut seat = shared.guest.lock().unwrap_or_else(PoisonError::into_inner);
+    let config = &wanted.options.config;
+    let (id, verify, to) = (config.guest.to_string(), config.verify, wanted.options.address.to_string());
+    let observer = MoveObserver::new(shared, wanted.replies.clone());
+    let _ = wanted.replies.send(Reply::Started { epoch: config.epoch.0 });
+    let guest = seat.as_mut()?;
+    let (report, custody) = Migration::new(wanted.options).run(guest, &observer);
+    let form = MigrationReport::new(&id, shared.facts().backend, &to, verify, &report);
+    let state = match &report.outcome {
+        SourceOutcome::Moved { .. } => State::Moved,
+        SourceOutcome::Kept { .. } => State::Running,
+        SourceOutcome::Held { .. } => State::Held,
+    };
+    if state == State::Moved {
+        drop(seat.take());
+    }
+    drop(seat);
+    shared.finished(&form, state);
+    let _ = wanted.replies.send(Reply::Report(Box::new(form.clone())));
+    Some((form, custody))
+}
+
+/// The error that a report is for whoever waited for it.
+pub(crate) fn error_of(report: &MigrationReport) -> CliError {
+    let reason = report.reason.clone().unwrap_or_default();
+    let guest = match report.outcome.as_str() {
+        "held" => "is paused on this host",
+        _ => "still runs on this host",
+    };
+    let message = format!("the guest `{}` was not moved to {} and {guest}: {reason}", report.id, report.to);
+    CliError { kind: Kind::of_status(report.exit_status), message, findings: report.findings.clone() }
+}
+
+/// The cause that a session without a guest gives; kept here so that its words stay together.
+pub(crate) fn session_failed(cause: &Cause) -> String {
+    format!("a guest was offered and not taken: {cause}; still waiting")
+}

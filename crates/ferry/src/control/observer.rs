@@ -1,0 +1,96 @@
+//! What happens in a migration, told to whoever waits for it and to the process's own status.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use ferry_migrate::{Observer, Progress};
+use ferry_protocol::{SourcePhase, TargetOutcome, TargetPhase};
+
+use super::Reply;
+use super::host::{Shared, session_failed};
+use crate::form::{ProgressForm, State};
+use crate::output;
+
+/// At most one progress line in this time, phases apart.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// The source's side.
+#[derive(Debug)]
+pub(crate) struct MoveObserver<'a> {
+    shared: &'a Shared,
+    replies: Sender<Reply>,
+    stalled: AtomicBool,
+    last: Mutex<(Option<Instant>, Option<SourcePhase>)>,
+}
+
+impl<'a> MoveObserver<'a> {
+    pub(crate) fn new(shared: &'a Shared, replies: Sender<Reply>) -> Self {
+        Self { shared, replies, stalled: AtomicBool::new(false), last: Mutex::new((None, None)) }
+    }
+}
+
+impl Observer for MoveObserver<'_> {
+    fn source_phase(&self, phase: SourcePhase) {
+        if phase != SourcePhase::Done {
+            self.shared.enter(State::Migrating, Some(phase.name()));
+        }
+        stop_at(self.shared, phase.name());
+    }
+
+    fn progress(&self, progress: &Progress) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let is_due = last.0.is_none_or(|at| now.duration_since(at) >= PROGRESS_EVERY);
+        if is_due || last.1 != Some(progress.phase) {
+            *last = (Some(now), Some(progress.phase));
+            let form = ProgressForm::new(progress, self.stalled.load(Ordering::Relaxed));
+            // A client that does not read misses progress, never the report.
+            let _ = self.replies.try_send(Reply::Progress(form));
+        }
+    }
+
+    fn stalled(&self, _predicted: Duration) {
+        self.stalled.store(true, Ordering::Relaxed);
+    }
+
+    fn ambiguous(&self) {
+        self.shared.enter(State::Ambiguous, Some(SourcePhase::Asking.name()));
+        let message =
+            "custody was given and nobody answers who runs the guest: it stays paused here, and this \
+                       side goes on asking; look at `ferry status` on the target before anything else"
+                .to_owned();
+        output::note(&format!("ferry: {message}"));
+        let _ = self.replies.try_send(Reply::Ambiguous { message });
+    }
+}
+
+/// The target's side.
+#[derive(Debug)]
+pub(crate) struct ArrivalObserver<'a> {
+    pub(crate) shared: &'a Shared,
+}
+
+impl Observer for ArrivalObserver<'_> {
+    fn target_phase(&self, phase: TargetPhase) {
+        match phase {
+            TargetPhase::Waiting => self.shared.enter(State::Waiting, None),
+            _ => self.shared.enter(State::Receiving, Some(phase.name())),
+        }
+        stop_at(self.shared, phase.name());
+    }
+
+    fn target_finished(&self, outcome: &TargetOutcome) {
+        if let TargetOutcome::NotTaken { cause, .. } = outcome {
+            output::note(&format!("ferry: {}", session_failed(cause)));
+        }
+    }
+}
+
+/// A test's hook: the process stops itself, and whoever tests kills or continues it.
+fn stop_at(shared: &Shared, phase: &str) {
+    if shared.test.stop_at.as_deref() == Some(phase) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+    }
+}

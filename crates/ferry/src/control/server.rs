@@ -1,0 +1,161 @@
+//! The control socket's server: a thread that accepts, and one for each client.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use super::host::{Job, Move, Shared};
+use super::{MAX_LINE_BYTES, Reply, Request};
+use crate::error::CliError;
+use crate::folder;
+
+/// Clients that are served at once.
+const MAX_CLIENTS: usize = 32;
+
+/// Replies that may wait for a client.
+const MAX_REPLIES: usize = 1024;
+
+/// How long a reply may take to be written.
+const WRITE: Duration = Duration::from_secs(5);
+
+/// The socket's file; dropping it, or ending the process by a signal, removes it.
+#[derive(Debug)]
+pub(crate) struct ControlSocket {
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Opens the socket `NAME.PID.sock` and serves it in threads of its own. SIGINT and SIGTERM end the
+/// process and remove the socket.
+pub(crate) fn serve(shared: &Arc<Shared>, name: &str) -> Result<ControlSocket, CliError> {
+    let path = folder::open()?.join(format!("{name}.{}.sock", std::process::id()));
+    let failed = |error: std::io::Error| {
+        CliError::plain(format!("the control socket {} cannot be made: {error}", path.display()))
+    };
+    let _ = std::fs::remove_file(&path); // of a process that had this number before
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    let socket = ControlSocket { path: path.clone() };
+    end_on_signals(path.clone()).map_err(failed)?;
+    let shared = Arc::clone(shared);
+    let accept = move || {
+        let clients = Arc::new(AtomicUsize::new(0));
+        for stream in listener.incoming().flatten() {
+            serve_in_thread(stream, &shared, &clients);
+        }
+    };
+    std::thread::Builder::new().name("ferry-control".into()).spawn(accept).map_err(failed)?;
+    Ok(socket)
+}
+
+fn end_on_signals(path: PathBuf) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let wait = move || {
+        if signals.forever().next().is_some() {
+            let _ = std::fs::remove_file(&path);
+            // The guest ends with its process; whoever sends the signal wants that.
+            std::process::exit(0);
+        }
+    };
+    std::thread::Builder::new().name("ferry-signals".into()).spawn(wait).map(drop)
+}
+
+fn serve_in_thread(stream: UnixStream, shared: &Arc<Shared>, clients: &Arc<AtomicUsize>) {
+    if clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
+        clients.fetch_sub(1, Ordering::AcqRel);
+        return;
+    }
+    let (shared, mine) = (Arc::clone(shared), Arc::clone(clients));
+    let spawned = std::thread::Builder::new().name("ferry-client".into()).spawn(move || {
+        if let Err(error) = converse(&stream, &shared) {
+            tracing::debug!(%error, "a client of the control socket");
+        }
+        mine.fetch_sub(1, Ordering::AcqRel);
+    });
+    if spawned.is_err() {
+        clients.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn converse(stream: &UnixStream, shared: &Shared) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(WRITE))?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        let read = reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
+        if read == 0 {
+            return Ok(());
+        }
+        let whole = line.ends_with(b"\n");
+        match serde_json::from_slice(&line) {
+            Ok(request) if whole => answer(stream, shared, &request)?,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                let text = format!("that is no request: {error}; docs/control-socket.md lists them");
+                write(stream, &Reply::error(&CliError::usage(text)))?;
+                if !whole {
+                    return Ok(()); // the rest of an endless line is nobody's request
+                }
+            }
+        }
+    }
+}
+
+fn answer(stream: &UnixStream, shared: &Shared, request: &Request) -> std::io::Result<()> {
+    match request {
+        Request::Status => write(stream, &Reply::Status(Box::new(shared.status()))),
+        Request::Check => write(
+            stream,
+            &match shared.check() {
+                Ok(check) => Reply::Checked { pages: check.pages, faults: check.faults },
+                Err(error) => Reply::error(&error),
+            },
+        ),
+        Request::Stop => {
+            let (replies, answers) = bounded(1);
+            let _ = shared.jobs.send(Job::Stop(replies));
+            answers.recv().map_or(Ok(()), |reply| write(stream, &reply))
+        }
+        Request::Migrate { wait, .. } => match shared.plan(request) {
+            Ok(options) => {
+                let (replies, answers) = bounded(MAX_REPLIES);
+                let _ = shared.jobs.send(Job::Migrate(Move { options, replies }));
+                for reply in answers {
+                    let is_last = match reply {
+                        Reply::Started { .. } => !wait,
+                        Reply::Progress(_) => false,
+                        _ => true,
+                    };
+                    write(stream, &reply)?;
+                    if is_last {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            Err(error) => write(stream, &Reply::error(&error)),
+        },
+    }
+}
+
+fn write(mut stream: &UnixStream, reply: &Reply) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}

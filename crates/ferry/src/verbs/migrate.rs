@@ -1,0 +1,134 @@
+//! `ferry migrate`: asks the process that has the guest to move it.
+
+use indicatif::HumanBytes;
+
+use crate::cli::{Format, MigrateArgs};
+use crate::control::client::{Client, find};
+use crate::control::host::error_of;
+use crate::control::{Reply, Request};
+use crate::error::{CliError, Kind};
+use crate::form::MigrationReport;
+use crate::output;
+use crate::progress::Shown;
+use crate::verbs::demo::as_one_document;
+
+pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError> {
+    let (mut client, _) = find(args.id.as_str())?;
+    let request = Request::Migrate {
+        to: args.to.to_string(),
+        downtime_limit_ms: args.downtime_limit.0.as_secs_f64() * 1e3,
+        timeout_ms: args.timeout.0.as_secs_f64() * 1e3,
+        verify: args.verify,
+        wait: args.wait,
+    };
+    let epoch = match client.ask(&request)? {
+        Reply::Started { epoch } => epoch,
+        other => return Err(other.into_error()),
+    };
+    if args.wait {
+        let report = wait(&mut client, format)?;
+        // The target's process can be asked only if it is on this machine; elsewhere its own
+        // `ferry status` tells.
+        let verified = verified_here(&report);
+        say_report(&report, verified, format);
+        return if report.exit_status == 0 { Ok(0) } else { Err(error_of(&report)) };
+    }
+    match format {
+        Format::Json => {
+            output::json(&serde_json::json!({ "started": { "id": args.id.as_str(), "epoch": epoch } }))
+        }
+        Format::Text => output::line(&format!(
+            "guest `{}` is being moved to {} under epoch {epoch}; `ferry status {}` shows how it goes",
+            args.id, args.to, args.id
+        )),
+    }
+    Ok(0)
+}
+
+/// Waits for the end of a migration, showing progress.
+pub(crate) fn wait(client: &mut Client, format: Format) -> Result<MigrationReport, CliError> {
+    client.be_patient()?;
+    let mut shown = Shown::new(format);
+    loop {
+        match client.next() {
+            Ok(Reply::Progress(progress)) => shown.show(&progress),
+            Ok(Reply::Report(report)) => {
+                shown.finish();
+                return Ok(*report);
+            }
+            Ok(Reply::Ambiguous { message }) => {
+                shown.finish();
+                return Err(CliError::new(Kind::Ambiguous, message));
+            }
+            Ok(other) => {
+                shown.finish();
+                return Err(other.into_error());
+            }
+            Err(error) => {
+                shown.finish();
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// The guest's own check after the move, if the guest is on this machine now.
+fn verified_here(report: &MigrationReport) -> Option<bool> {
+    if report.outcome != "moved" {
+        return None;
+    }
+    let (mut target, status) = find(&report.id).ok()?;
+    if status.epoch != Some(report.epoch) || !status.custody {
+        return None;
+    }
+    target.be_patient().ok()?;
+    match target.ask(&Request::Check) {
+        Ok(Reply::Checked { faults, .. }) => Some(faults == 0),
+        _ => None,
+    }
+}
+
+/// The report, for people or as one document.
+fn say_report(report: &MigrationReport, verified: Option<bool>, format: Format) {
+    if format == Format::Json {
+        output::json(&as_one_document(report, verified));
+        return;
+    }
+    if report.outcome == "moved" {
+        lines(report, verified).iter().for_each(|line| output::line(line));
+    }
+}
+
+/// A moved guest's figures as aligned lines.
+pub(crate) fn lines(report: &MigrationReport, verified: Option<bool>) -> Vec<String> {
+    let parts = report.downtime_parts_ms.named();
+    let parts: Vec<_> = parts
+        .iter()
+        .filter(|(_, took)| *took >= 0.0005)
+        .map(|(name, took)| format!("{name} {took:.3}"))
+        .collect();
+    let mut lines = vec![
+        format!("guest       {} moved to {}, epoch {}", report.id, report.to, report.epoch),
+        format!("verdict     {}", report.verdict.as_deref().unwrap_or("none")),
+        format!("downtime    {:.3} ms ({})", report.downtime_ms.unwrap_or(0.0), parts.join(", ")),
+        format!("total       {:.1} ms, of it {:.1} ms setup", report.total_ms, report.setup_ms),
+        format!(
+            "memory      {} of data and {} of zeros in {} rounds, {}/s",
+            HumanBytes(report.data_bytes),
+            HumanBytes(report.zero_bytes),
+            report.rounds,
+            HumanBytes(report.throughput_bytes_per_second)
+        ),
+    ];
+    if report.hashes_equal == Some(true) {
+        lines.push("hashes      equal: all memory, on both sides, while the guest was paused".into());
+    }
+    match verified {
+        Some(true) => {
+            lines.push("verified    the guest checked its own pages after the move: no fault".into())
+        }
+        Some(false) => lines.push("verified    NO: the guest found pages that it did not leave so".into()),
+        None => {}
+    }
+    lines
+}

@@ -1,0 +1,75 @@
+//! `ferry receive`: waits for a guest, then runs it as `ferry run` would.
+
+use crossbeam_channel::bounded;
+use ferry_migrate::{Arrival, Listener, ReceiveOptions, Reception};
+use ferry_protocol::InstanceId;
+use ferry_vmm::{AnyBuilder, Chosen, fresh_seed};
+use indicatif::HumanBytes;
+use serde_json::json;
+
+use super::{choose, say_end, watch};
+use crate::cli::{Format, ReceiveArgs};
+use crate::control::host::{Shared, serve};
+use crate::control::observer::ArrivalObserver;
+use crate::control::server;
+use crate::error::CliError;
+use crate::form::millis;
+use crate::output;
+
+pub(crate) fn receive(args: &ReceiveArgs, format: Format) -> Result<u8, CliError> {
+    let watch = watch(&args.test)?;
+    let chosen = choose(args.backend)?;
+    let mut builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
+    let listener = Listener::bind(&args.listen, args.insecure).map_err(|error| CliError::of(&error))?;
+    let address = listener.address().to_string();
+    let (jobs, wanted) = bounded(8);
+    let shared = Shared::new(args.id.clone(), chosen.name(), jobs, args.test.clone());
+    shared.listens(address.clone());
+    let name = args.id.as_ref().map_or("receive", |id| id.as_str());
+    let socket = server::serve(&shared, name)?;
+    say_waiting(format, &address, &chosen, socket.path());
+    let options = ReceiveOptions {
+        instance: InstanceId(fresh_seed()),
+        expected: args.id.clone(),
+        timeouts: args.test.timeouts(),
+    };
+    let reception = Reception::new(listener, options).map_err(|error| CliError::of(&error))?;
+    let arrived = reception
+        .wait(&mut builder, &ArrivalObserver { shared: &shared })
+        .map_err(|error| CliError::of(&error))?;
+    shared.adopt(arrived.machine, &arrived.guest, arrived.epoch);
+    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &arrived.arrival);
+    let end = serve(&shared, &wanted, arrived.answering)?;
+    say_end(&end, arrived.guest.as_str(), format);
+    Ok(0)
+}
+
+fn say_waiting(format: Format, address: &str, chosen: &Chosen, socket: &std::path::Path) {
+    match format {
+        Format::Json => output::json(&json!({ "waiting": {
+            "listen": address, "backend": chosen.name(), "control_socket": socket,
+        }})),
+        Format::Text => output::line(&format!(
+            "waiting for a guest on {address} ({}); send one with `ferry migrate ID --to {address}`",
+            chosen.name()
+        )),
+    }
+}
+
+fn say_arrived(format: Format, guest: &str, epoch: u64, arrival: &Arrival) {
+    let received = arrival.received;
+    let (data, zeros) = (received.data_pages * 4096, received.zero_pages * 4096);
+    match format {
+        Format::Json => output::json(&json!({ "arrived": {
+            "id": guest, "epoch": epoch, "rounds": received.rounds, "data_bytes": data, "zero_bytes": zeros,
+            "total_ms": millis(arrival.total), "build_ms": millis(arrival.build),
+            "restore_ms": millis(arrival.restore), "resume_ms": millis(arrival.resume),
+        }})),
+        Format::Text => output::line(&format!(
+            "guest `{guest}` arrived and runs here under epoch {epoch}: {} of data and {} of zeros in {} rounds",
+            HumanBytes(data),
+            HumanBytes(zeros),
+            received.rounds
+        )),
+    }
+}

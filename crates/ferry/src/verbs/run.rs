@@ -1,0 +1,61 @@
+//! `ferry run`: a guest is born here and runs until it is moved away or ended.
+
+use crossbeam_channel::bounded;
+use ferry_migrate::{Custody, Machine};
+use ferry_protocol::{Epoch, GuestId};
+use ferry_vmm::{create, fresh_seed};
+use indicatif::HumanBytes;
+use serde_json::json;
+
+use super::{choose, say_end, watch};
+use crate::cli::{Format, RunArgs};
+use crate::control::host::{Shared, serve};
+use crate::control::{client, server};
+use crate::error::CliError;
+use crate::output;
+
+pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
+    let config = args.guest.config();
+    config.validate().map_err(|error| CliError::usage(error.to_string()))?;
+    let id = args.id.clone().map_or_else(name, Ok)?;
+    refuse_a_namesake(&id)?;
+    let watch = watch(&args.test)?;
+    let chosen = choose(args.guest.backend)?;
+    let mut guest = create(&chosen, &config, fresh_seed(), watch).map_err(|error| CliError::of(&error))?;
+    let (jobs, wanted) = bounded(8);
+    let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, args.test.clone());
+    let socket = server::serve(&shared, id.as_str())?;
+    guest.resume(Custody::born(id.clone())).map_err(|error| CliError::of(&error))?;
+    shared.adopt(guest, &id, Epoch::BIRTH);
+    match format {
+        Format::Json => output::json(&json!({ "running": {
+            "id": id.as_str(), "backend": chosen.name(), "control_socket": socket.path(),
+        }})),
+        Format::Text => output::line(&format!(
+            "guest `{id}` runs on {} with {} and payload {}; move it with `ferry migrate {id} --to ADDR`",
+            chosen.name(),
+            HumanBytes(config.memory_bytes),
+            config.payload.name(),
+        )),
+    }
+    let end = serve(&shared, &wanted, None)?;
+    say_end(&end, id.as_str(), format);
+    Ok(0)
+}
+
+fn name() -> Result<GuestId, CliError> {
+    format!("guest-{}", std::process::id()).parse().map_err(|error| CliError::of(&error))
+}
+
+/// Two guests of one name on one machine could not be told apart by `migrate` and `status`.
+fn refuse_a_namesake(id: &GuestId) -> Result<(), CliError> {
+    let known = client::all()?;
+    let namesake =
+        known.iter().find(|(_, status)| status.custody && status.id.as_deref() == Some(id.as_str()));
+    namesake.map_or(Ok(()), |(_, status)| {
+        let pid = status.pid;
+        Err(CliError::plain(format!(
+            "a guest `{id}` runs here already, in process {pid}: choose another --id"
+        )))
+    })
+}
