@@ -5,12 +5,25 @@
 //! [`Vcpus`] stops its vCPU threads and lets them go, [`Devices`] saves and restores its devices.
 //! Everything else (memory, dirty log, vCPU and VM state, custody) is done here:
 //!
-//! ```ignore
-//! let memory = MemorySlots::register(vm, guest_memory)?;
-//! let mut machine = KvmMachine::new(&kvm, memory, my_vcpus, my_devices)?;
-//! machine.with_vcpu(0, &mut |vcpu| …)?;           // the first registers
-//! machine.resume(Custody::born(id))?;             // without custody nothing runs
-//! ferry_migrate::migrate(&mut machine, …);        // or hand it to a control thread
+//! ```no_run
+//! # use std::{error::Error, sync::Arc};
+//! # use ferry_kvm::{Devices, KvmMachine, MemorySlots, Vcpus};
+//! # use ferry_migrate::{Custody, Machine};
+//! # use {kvm_ioctls::{Kvm, VmFd}, vm_memory::GuestMemoryMmap};
+//! fn start<V: Vcpus, D: Devices>(
+//!     kvm: &Kvm, vm: Arc<VmFd>, memory: GuestMemoryMmap, vcpus: V, devices: D,
+//! ) -> Result<KvmMachine<V, D>, Box<dyn Error>> {
+//!     let memory = MemorySlots::register(vm, memory)?;
+//!     let mut machine = KvmMachine::new(kvm, memory, vcpus, devices)?;
+//!     machine.with_vcpu(0, &mut |vcpu| {
+//!         let registers = vcpu.get_regs();
+//!         // … the guest's first registers …
+//! #       drop(registers);
+//!         Ok(())
+//!     })?;
+//!     machine.resume(Custody::born("guest".parse()?))?; // without custody nothing runs
+//!     Ok(machine) // from here on the engine can move it
+//! }
 //! ```
 //!
 //! Which thread does what: the engine's thread calls into the machine. Exits that are under way are

@@ -249,6 +249,29 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_of_either_kind_runs_and_its_builder_accepts_it() {
+        let config = GuestConfig { memory_bytes: 4 << 20, cpus: 1, payload: crate::Payload::Idle };
+        let mut kinds = vec![Chosen::Sim { reason: None }];
+        match ferry_kvm::open() {
+            Ok(_) => kinds.push(Chosen::Kvm),
+            Err(error) => println!("skipped on KVM: {error}"),
+        }
+        for chosen in kinds {
+            let mut guest = create(&chosen, &config, fresh_seed(), None).unwrap();
+            guest.resume(Custody::born("guest".parse().unwrap())).unwrap();
+            let check = guest.verify(Duration::from_secs(20)).unwrap();
+            assert_eq!((check.pages, check.faults), (512, 0), "{chosen:?}");
+            let report = guest.report();
+            assert_eq!((report.payload.as_str(), report.stopped), ("idle", None));
+            drop(guest.pause().unwrap());
+            let mut builder = AnyBuilder::new(&chosen, None).unwrap();
+            assert_eq!(builder.judge(&guest.description()), Verdict::accept());
+            let built = builder.build(&guest.description()).unwrap();
+            assert_eq!(built.description(), guest.description());
+        }
+    }
+
+    #[test]
     fn seeds_differ() {
         assert_ne!(fresh_seed(), fresh_seed());
     }

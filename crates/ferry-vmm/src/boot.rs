@@ -16,7 +16,7 @@
 //! | 0x2000 | TSS with its I/O permission bitmap |
 //! | 0x7000 | the end of the stack, which grows down from here |
 //! | 0x8000 | the program |
-//! | 0x1_0000 | PML4, PDPT, then one page directory for each GiB |
+//! | 0x10000 | PML4, PDPT, then one page directory for each GiB |
 //! | [`WORKING_SET_START`] | working set |
 //!
 //! Facts: Intel SDM volume 3, 4.5 "4-level paging", 3.4.5 "Segment descriptors", 8.2 "Task
@@ -71,10 +71,15 @@ const IO_PORTS: std::ops::RangeInclusive<usize> = ports::FIRST as usize..=ports:
 
 /// Offsets into the TSS: where the offset of the I/O permission bitmap stands, and the bitmap.
 const IO_MAP_POINTER: usize = 0x66;
-const IO_MAP: usize = 0x68;
+const IO_MAP_OFFSET: u16 = 0x68;
+const IO_MAP: usize = IO_MAP_OFFSET as usize;
 
-/// Bytes of the TSS: bitmap up to the last port, and a byte of ones.
-const TASK_BYTES: usize = IO_MAP + ports::LAST as usize / 8 + 2;
+/// The last byte of the TSS: after the bitmap up to the last port, a byte of ones.
+const TASK_LIMIT: u16 = IO_MAP_OFFSET + ports::LAST / 8 + 1;
+const TASK_BYTES: usize = TASK_LIMIT as usize + 1;
+
+/// The last byte of the GDT, which has seven entries.
+const GDT_LIMIT: u16 = 7 * 8 - 1;
 
 /// RFLAGS: the bit that is always 1, and IOPL 3.
 const RFLAGS: u64 = 0x3002;
@@ -96,14 +101,14 @@ pub(crate) fn special_registers(mut sregs: kvm_sregs) -> kvm_sregs {
     (sregs.ds, sregs.es, sregs.fs, sregs.gs) = (data, data, data, data);
     sregs.tr = kvm_segment {
         base: TSS,
-        limit: TASK_BYTES as u32 - 1,
+        limit: TASK_LIMIT.into(),
         selector: TASK,
         type_: 11, // a busy 64-bit TSS
         present: 1,
         ..Default::default()
     };
     sregs.ldt = kvm_segment { unusable: 1, ..Default::default() };
-    sregs.gdt = kvm_dtable { base: GDT, limit: (descriptors().len() * 8 - 1) as u16, ..Default::default() };
+    sregs.gdt = kvm_dtable { base: GDT, limit: GDT_LIMIT, ..Default::default() };
     sregs.idt = kvm_dtable::default();
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, PML4, CR4, EFER);
     sregs
@@ -132,7 +137,7 @@ fn task_state() -> [u8; TASK_BYTES] {
         let closed = (0..8).filter(|bit| !IO_PORTS.contains(&((place - IO_MAP) * 8 + bit)));
         *byte = closed.fold(0, |ones, bit| ones | 1 << bit);
     }
-    for (byte, value) in bytes.iter_mut().skip(IO_MAP_POINTER).zip((IO_MAP as u16).to_le_bytes()) {
+    for (byte, value) in bytes.iter_mut().skip(IO_MAP_POINTER).zip(IO_MAP_OFFSET.to_le_bytes()) {
         *byte = value;
     }
     bytes
@@ -158,7 +163,7 @@ fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
 /// The GDT: null, level 0 code and data, level 3 data and code, and the TSS in two entries.
 fn descriptors() -> [u64; 7] {
     let task = 0x0000_8b00_0000_0000
-        | (TASK_BYTES as u64 - 1)
+        | (u64::from(TASK_LIMIT))
         | (TSS & 0x00ff_ffff) << 16
         | (TSS >> 24 & 0xff) << 56;
     [
@@ -210,7 +215,7 @@ mod tests {
             assert_eq!((entry >> 53 & 1) as u8, segment.l, "{name} l");
             assert_eq!((entry >> 54 & 1) as u8, segment.db, "{name} db");
         }
-        assert_eq!(sregs.gdt.limit, 55);
+        assert_eq!(usize::from(sregs.gdt.limit) + 1, descriptors().len() * 8);
     }
 
     #[test]
@@ -220,7 +225,7 @@ mod tests {
         assert_eq!(tss[IO_MAP_POINTER..IO_MAP], [0x68, 0]);
         assert!((0..=0xffff).all(|port| open(port) == IO_PORTS.contains(&port)));
         assert_eq!(tss[TASK_BYTES - 1], 0xff);
-        assert!(TASK_BYTES <= 4096);
+        const { assert!(TASK_BYTES <= 4096) };
     }
 
     #[test]
@@ -228,7 +233,7 @@ mod tests {
         let end = DIRECTORIES + MAX_MEMORY_BYTES.div_ceil(DIRECTORY_SPAN) * TABLE_BYTES;
         assert!(end <= WORKING_SET_START);
         assert!(MAX_MEMORY_BYTES.div_ceil(DIRECTORY_SPAN) <= 512, "one PDPT holds them");
-        assert!(MAX_MEMORY_BYTES >= 256 << 30);
+        const { assert!(MAX_MEMORY_BYTES >= 256 << 30) };
     }
 
     #[test]

@@ -21,6 +21,16 @@ pub enum VmmError {
     /// Guest memory could not be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The host has less memory than the guest is to have.
+    #[error(
+        "the guest is to have {bytes} bytes of memory, the host has {available} available: ask for less or free some"
+    )]
+    MemoryUnavailable {
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes that the host has available.
+        available: u64,
+    },
     /// KVM refused a step of making the VM.
     #[error("KVM cannot {step}: {source}")]
     Kvm {

@@ -84,6 +84,11 @@ pub fn create(
 ) -> Result<KvmGuest, VmmError> {
     config.validate()?;
     let kvm = ferry_kvm::open()?;
+    if let Some(available) = HostLimits::probe(&kvm).memory_available_bytes
+        && config.memory_bytes > available
+    {
+        return Err(VmmError::MemoryUnavailable { bytes: config.memory_bytes, available });
+    }
     let mut guest = Parts::build(&kvm, config)?.assemble(&kvm, config, watch)?;
     boot::load(&guest.ram(), config.memory_bytes)?;
     let parameters = config.parameters(seed);
@@ -140,7 +145,8 @@ impl Builder for KvmBuilder {
     }
 
     fn build(&mut self, machine: &MachineDescription) -> Result<KvmGuest, MachineError> {
-        if let Some(finding) = self.judge(machine).findings.first() {
+        let verdict = self.judge(machine);
+        if let Some(finding) = verdict.findings.iter().find(|finding| finding.kind == FindingKind::Refusal) {
             return Err(MachineError::new(format!("this machine cannot be built here: {finding}")));
         }
         let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {

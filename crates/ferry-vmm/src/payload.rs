@@ -27,7 +27,7 @@ use crate::ports;
 pub const PAGE_BYTES: u64 = 4096;
 
 /// 64-bit words of a page.
-pub const PAGE_WORDS: u32 = 512;
+pub const PAGE_WORDS: i32 = 512;
 
 /// Odd constants of the mixing function (the golden ratio's and one of the usual finalizers).
 const MIX_PAGE: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -194,7 +194,7 @@ fn write_page(a: &mut CodeAssembler, routines: &mut Routines) -> Result<(), Iced
     a.mov(qword_ptr(rdi + r14 * 8), rax)?;
     a.add(rax, rcx)?;
     a.inc(r14)?;
-    a.cmp(r14, PAGE_WORDS as i32)?;
+    a.cmp(r14, PAGE_WORDS)?;
     a.jb(word)?;
     a.ret()
 }
@@ -223,7 +223,7 @@ fn verify_page(a: &mut CodeAssembler, routines: &mut Routines) -> Result<(), Ice
     a.jne(fault)?;
     a.add(rax, rcx)?;
     a.inc(r14)?;
-    a.cmp(r14, PAGE_WORDS as i32)?;
+    a.cmp(r14, PAGE_WORDS)?;
     a.jb(word)?;
     a.set_label(&mut body)?;
     a.pop(rax)?;

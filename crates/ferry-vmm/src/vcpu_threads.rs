@@ -9,13 +9,19 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use ferry_kvm::{Kick, UseVcpu, Vcpus};
 use ferry_migrate::MachineError;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use rustix::io::Errno;
 
 use crate::VmmError;
 use crate::debug_port::DebugPort;
+
+/// How long a vCPU may take to stop. It takes a fraction of a millisecond; only a host that hangs
+/// takes longer.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The threads of one guest's vCPUs.
 #[derive(Debug)]
@@ -78,8 +84,15 @@ impl Vcpus for VcpuThreads {
     fn pause(&mut self) -> Result<(), MachineError> {
         let mut control = self.shared.lock();
         self.shared.order_stop(&mut control, Order::Stop);
+        let deadline = Instant::now() + PAUSE_TIMEOUT;
         while control.running > 0 {
-            control = self.shared.changed.wait(control).unwrap_or_else(PoisonError::into_inner);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.shared.order_run(&mut control);
+                return Err(MachineError::new(format!("a vCPU did not stop within {PAUSE_TIMEOUT:?}")));
+            }
+            let waited = self.shared.changed.wait_timeout(control, left);
+            control = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         control.check_alive()
     }
@@ -87,9 +100,7 @@ impl Vcpus for VcpuThreads {
     fn resume(&mut self) -> Result<(), MachineError> {
         let mut control = self.shared.lock();
         control.check_alive()?;
-        self.shared.port.allow();
-        control.order = Order::Run;
-        self.shared.changed.notify_all();
+        self.shared.order_run(&mut control);
         Ok(())
     }
 
@@ -129,6 +140,13 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// Orders every thread to run.
+    fn order_run(&self, control: &mut Control) {
+        self.port.allow();
+        control.order = Order::Run;
+        self.changed.notify_all();
+    }
+
     /// Waits until a vCPU is to run. False if its thread is to leave.
     fn wait_for_order(&self, kick: &Kick) -> bool {
         let mut control = self.lock();
@@ -146,8 +164,13 @@ impl Shared {
         true
     }
 
-    fn may_run(&self) -> bool {
-        self.lock().order == Order::Run
+    /// Whether a vCPU that was interrupted is to run on.
+    fn may_run(&self, kick: &Kick) -> bool {
+        let control = self.lock();
+        if control.order == Order::Run {
+            kick.clear();
+        }
+        control.order == Order::Run
     }
 
     /// Says that a vCPU has stopped, by order or by itself.
@@ -182,7 +205,7 @@ fn thread_main(index: usize, shared: &Shared, vcpu: &Mutex<VcpuFd>) {
     while shared.wait_for_order(kick) {
         let outcome = {
             let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
-            run_until_stopped(&mut vcpu, shared)
+            run_until_stopped(&mut vcpu, kick, shared)
         };
         shared.stopped(outcome);
     }
@@ -190,11 +213,11 @@ fn thread_main(index: usize, shared: &Shared, vcpu: &Mutex<VcpuFd>) {
 
 /// Runs the vCPU until it is ordered to stop, with no exit left half done; or says why the guest
 /// ended.
-fn run_until_stopped(vcpu: &mut VcpuFd, shared: &Shared) -> Result<(), String> {
+fn run_until_stopped(vcpu: &mut VcpuFd, kick: &Kick, shared: &Shared) -> Result<(), String> {
     loop {
         let ended = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                if let Ok(bytes) = <[u8; 4]>::try_from(&*data) {
+                if let Ok(bytes) = <[u8; 4]>::try_from(data) {
                     shared.port.write(port, u32::from_le_bytes(bytes));
                 }
                 continue;
@@ -204,8 +227,8 @@ fn run_until_stopped(vcpu: &mut VcpuFd, shared: &Shared) -> Result<(), String> {
                 continue;
             }
             // A signal, or the kick: the exit before it was completed first.
-            Err(error) if error.errno() == libc_eintr() => {
-                if shared.may_run() {
+            Err(error) if error.errno() == Errno::INTR.raw_os_error() => {
+                if shared.may_run(kick) {
                     continue;
                 }
                 return Ok(());
@@ -224,9 +247,4 @@ fn answer_read(port_device: &DebugPort, port: u16, data: &mut [u8]) {
         Ok(word) => *word = port_device.read(port).to_le_bytes(),
         Err(_) => data.fill(u8::MAX),
     }
-}
-
-/// `EINTR` as `vmm_sys_util` has it.
-fn libc_eintr() -> i32 {
-    rustix::io::Errno::INTR.raw_os_error()
 }

@@ -77,8 +77,10 @@ fn live_harvests_miss_nothing_and_note_pages_again() {
         let pages = harvest(&mut guest, Harvest::Live);
         take(&guest, &pages, &mut copy);
     }
-    // By now the guest has written each page more than once, so most were noted again and again.
-    nap(Duration::from_millis(150));
+    // Pages written since the last harvest are noted again: all, once the guest was at each.
+    let before = guest.report().pages_checked;
+    let pages = config.working_set_bytes() / PAGE_SIZE;
+    wait_until("it writes all pages", || guest.report().pages_checked > before + 2 * pages);
     let again = harvest(&mut guest, Harvest::Live);
     assert!(holds(&again, &everything), "pages written after a live harvest are noted again");
     take(&guest, &again, &mut copy);

@@ -36,7 +36,7 @@ fn churn_keeps_its_rate_without_taking_the_processor() {
     nap(Duration::from_millis(400));
     let bytes = (guest.report().pages_checked - before) * 4096;
     let wanted = u64::try_from(began.elapsed().as_millis()).unwrap() * rate / 1000;
-    assert!((wanted / 2..wanted * 6 / 5).contains(&bytes), "wrote {bytes} instead of {wanted} bytes");
+    assert!((wanted / 4..wanted * 6 / 5).contains(&bytes), "wrote {bytes} instead of {wanted} bytes");
 }
 
 #[test]
