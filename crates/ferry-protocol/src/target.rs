@@ -44,7 +44,8 @@ pub enum TargetEvent {
     Received(LinkId, ToTarget),
     /// Page data came on a link: at least once in each `silence` timeout while it does.
     Heard(LinkId),
-    /// A link is gone.
+    /// A link is gone, or what comes on it cannot be read any further. In the second case
+    /// ([`LinkFault::Garbled`]) it may still carry a last word: what is sent on it is tried.
     LinkLost(LinkId, LinkFault),
     /// [`TargetAction::Judge`] is done.
     Judged(Verdict),
@@ -251,8 +252,14 @@ impl Target {
             TargetEvent::Heard(link) if self.is_sessions(link) => self.on_heard(now),
             TargetEvent::Received(..) | TargetEvent::Heard(_) => Vec::new(),
             TargetEvent::LinkLost(link, fault) => {
-                self.greeting.remove(&link);
-                if self.is_sessions(link) { self.on_session_link_lost(fault) } else { Vec::new() }
+                let greets = self.greeting.remove(&link).is_some();
+                match fault {
+                    fault if self.is_sessions(link) => self.on_session_link_lost(fault),
+                    LinkFault::Garbled(text) if greets => {
+                        turn_away(link, Reason::new(ReasonKind::Misbehaved, text))
+                    }
+                    _ => Vec::new(),
+                }
             }
             TargetEvent::Tick => self.on_tick(now),
             TargetEvent::Cancel => self.on_cancel(),

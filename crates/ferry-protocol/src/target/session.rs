@@ -182,6 +182,8 @@ impl Target {
                 self.session = None;
                 self.runs(false).into_iter().collect()
             }
+            // The source would else only see that the link ends.
+            _ if matches!(fault, LinkFault::Garbled(_)) => self.end_session(fault.into()),
             _ => self.end_silently(fault.into()),
         }
     }

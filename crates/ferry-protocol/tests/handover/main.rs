@@ -2,12 +2,14 @@
 //! faults, and single decisions.
 
 #[cfg(test)]
-mod decisions;
-#[cfg(test)]
 mod guarantees;
 #[cfg(test)]
 mod outcomes;
 #[cfg(test)]
 mod schedules;
+#[cfg(test)]
+mod source_decisions;
+#[cfg(test)]
+mod target_decisions;
 #[cfg(test)]
 mod world;

@@ -1,4 +1,4 @@
-//! Single decisions of source and target that the table does not show.
+//! Single decisions of the target that the table does not show.
 
 use ferry_contract::Verdict;
 use ferry_protocol::message::{
@@ -6,9 +6,8 @@ use ferry_protocol::message::{
     ToSource, ToTarget, VERSIONS,
 };
 use ferry_protocol::{
-    Cause, Epoch, GuestId, InstanceId, LinkId, SessionId, Source, SourceAction, SourceConfig, SourceEvent,
-    SourceOutcome, SourcePhase, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase, Time,
-    Timeouts,
+    Epoch, GuestId, InstanceId, LinkFault, LinkId, SessionId, Target, TargetAction, TargetEvent,
+    TargetOutcome, TargetPhase, Time, Timeouts,
 };
 
 use super::world::{description, guest};
@@ -168,8 +167,11 @@ fn custody_counts_once_and_only_when_the_target_is_ready() {
     feed(&mut target, [TargetEvent::GuestRuns]);
     assert_eq!(feed(&mut target, [on_link(ToTarget::Custody(OF))]), []);
 
-    let early = feed(&mut receiving(false), [on_link(ToTarget::Custody(OF))]);
-    refuses(&early, ReasonKind::Misbehaved);
+    for events in [vec![], vec![round(0, true), state_end()]] {
+        let mut target = receiving(false);
+        let early = feed(&mut target, events.into_iter().chain([on_link(ToTarget::Custody(OF))]));
+        refuses(&early, ReasonKind::Misbehaved);
+    }
     let stale = OfEpoch { session: SessionId(4), ..OF };
     let wrong = feed(&mut ready(), [on_link(ToTarget::Custody(stale))]);
     refuses(&wrong, ReasonKind::Misbehaved);
@@ -237,7 +239,7 @@ fn a_question_while_the_guest_is_started_is_answered_when_that_is_known() {
 #[test]
 fn a_source_lets_go_on_the_link_on_which_it_asked() {
     let mut target = running();
-    feed(&mut target, [TargetEvent::LinkLost(LINK, ferry_protocol::LinkFault::Closed)]);
+    feed(&mut target, [TargetEvent::LinkLost(LINK, LinkFault::Closed)]);
     let stranger = say(&mut target, LinkId(3), ToTarget::Release(OF));
     assert!(!stranger.iter().any(|action| matches!(action, TargetAction::Finish(_))), "{stranger:?}");
     assert_eq!(
@@ -285,7 +287,7 @@ fn answers_of_an_ended_session_are_not_those_of_the_next() {
     let mut target = target();
     say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
     let offer = || ToTarget::Offer(Offer { machine: description("sim"), verify: false });
-    feed(&mut target, [on_link(offer()), TargetEvent::LinkLost(LINK, ferry_protocol::LinkFault::Closed)]);
+    feed(&mut target, [on_link(offer()), TargetEvent::LinkLost(LINK, LinkFault::Closed)]);
     let next = OfEpoch { session: SessionId(6), epoch: OF.epoch.next() };
     say(&mut target, OTHER_LINK, ToTarget::Hello(hello(&guest(), next)));
     feed(&mut target, [TargetEvent::Received(OTHER_LINK, offer())]);
@@ -294,134 +296,35 @@ fn answers_of_an_ended_session_are_not_those_of_the_next() {
     assert!(matches!(actions[..], [TargetAction::Send(OTHER_LINK, _), TargetAction::Build(_)]));
 }
 
-fn source() -> Source {
-    Source::new(SourceConfig::new(guest(), OF.session, OF.epoch, description("sim")))
-}
-
-fn step(source: &mut Source, events: impl IntoIterator<Item = SourceEvent>) -> Vec<SourceAction> {
-    events.into_iter().map(|event| source.step(Time::ZERO, event)).last().unwrap()
-}
-
-fn target_hello(version: u16) -> SourceEvent {
-    let program = "test".into();
-    SourceEvent::Received(ToSource::Hello(TargetHello { version, instance: INSTANCE, program }))
-}
-
-fn pausing() -> Source {
-    let mut source = source();
-    let events = [
-        SourceEvent::Connected,
-        target_hello(1),
-        SourceEvent::Received(ToSource::Verdict(Verdict::accept())),
-        SourceEvent::Received(ToSource::Built),
-        SourceEvent::LogStarted,
-        SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
-        SourceEvent::Harvested { dirty_pages: 0 },
-    ];
-    assert_eq!(step(&mut source, events), [SourceAction::Pause]);
-    source
-}
-
-fn given() -> Source {
-    let mut source = pausing();
-    let events = [
-        SourceEvent::Paused,
-        SourceEvent::ResourcesReleased,
-        SourceEvent::Harvested { dirty_pages: 1 },
-        SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
-        SourceEvent::StateSent { sections: 3 },
-        SourceEvent::Received(ToSource::Ready),
-    ];
-    assert_eq!(step(&mut source, events), [SourceAction::Give(OF)]);
-    source
-}
-
-fn refused(of: OfEpoch) -> SourceEvent {
-    let reason = Reason::new(ReasonKind::Machine, "no");
-    SourceEvent::Received(ToSource::Refused(Refused { of, reason }))
+#[test]
+fn jobs_of_ended_sessions_do_not_pile_up() {
+    let mut target = target();
+    let offer = || ToTarget::Offer(Offer { machine: description("sim"), verify: false });
+    let busy = (1..100).find(|&number| {
+        let of = OfEpoch { session: SessionId(number), epoch: Epoch(number) };
+        let link = LinkId(number);
+        let actions = say(&mut target, link, ToTarget::Hello(hello(&guest(), of)));
+        let lost = TargetEvent::LinkLost(link, LinkFault::Closed);
+        feed(&mut target, [TargetEvent::Received(link, offer()), lost]);
+        matches!(sent(&actions)[..], [ToSource::Abort(Reason { kind: ReasonKind::Busy, .. })])
+    });
+    assert_eq!(busy, Some(5), "four may be under way");
+    feed(&mut target, [TargetEvent::Judged(Verdict::accept())]);
+    let of = OfEpoch { session: SessionId(9), epoch: Epoch(9) };
+    let actions = say(&mut target, LinkId(9), ToTarget::Hello(hello(&guest(), of)));
+    assert!(matches!(sent(&actions)[..], [ToSource::Hello(_)]), "the listener is free again");
 }
 
 #[test]
-fn a_version_that_the_source_does_not_speak_is_another_protocol() {
-    let mut source = source();
-    let actions = step(&mut source, [SourceEvent::Connected, target_hello(9)]);
-    let Some(SourceAction::Finish(SourceOutcome::Kept { cause: Cause::OtherProtocol(text) })) =
-        actions.last()
-    else {
-        panic!("{actions:?}")
-    };
-    assert!(text.contains("version 9") && text.contains("1 to 1"), "{text}");
-}
-
-#[test]
-fn nothing_but_its_own_refusal_resumes_a_source_that_gave_custody() {
-    let other_session = OfEpoch { session: SessionId(6), ..OF };
-    let other_epoch = OfEpoch { epoch: Epoch(3), ..OF };
-    let events = [
-        refused(other_session),
-        refused(other_epoch),
-        SourceEvent::Received(ToSource::Running(other_epoch)),
-        SourceEvent::Received(ToSource::Running(other_session)),
-        SourceEvent::Received(ToSource::Abort(Reason::new(ReasonKind::Busy, "busy"))),
-        SourceEvent::Received(ToSource::Unknown(OF)),
-        SourceEvent::Received(ToSource::Ready),
-        SourceEvent::LinkLost(ferry_protocol::LinkFault::Closed),
-        SourceEvent::Failed("late".into()),
-        SourceEvent::Cancel,
-        SourceEvent::Tick,
-    ];
-    let mut asked = given();
-    step(&mut asked, [SourceEvent::LinkLost(ferry_protocol::LinkFault::Closed), SourceEvent::Connected]);
-    assert_eq!(asked.phase(), SourcePhase::Asking);
-    for start in [given(), asked] {
-        for event in &events {
-            let mut source = start.clone();
-            let actions = source.step(Time(u64::MAX), event.clone());
-            let harmless = [SourceAction::Disconnect, SourceAction::Connect, SourceAction::NoteAmbiguous];
-            assert!(actions.iter().all(|action| harmless.contains(action)), "{event:?}: {actions:?}");
-            assert!(source.has_given());
-        }
-        let mut source = start;
-        let actions = step(&mut source, [refused(OF)]);
-        assert_eq!(actions, [SourceAction::TakeBack, SourceAction::Resume { take_resources: true }]);
-    }
-}
-
-#[test]
-fn a_guest_that_is_just_being_paused_goes_on() {
-    for lost in [SourceEvent::Cancel, SourceEvent::LinkLost(ferry_protocol::LinkFault::Silent)] {
-        let mut source = pausing();
-        assert_eq!(step(&mut source, [lost]), []);
-        assert_eq!(source.phase(), SourcePhase::Undo);
-        let mut failing = source.clone();
-        let resume = SourceAction::Resume { take_resources: false };
-        assert_eq!(step(&mut source, [SourceEvent::Paused]), [resume]);
-        let ended = step(&mut source, [SourceEvent::Resumed]);
-        assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Kept { .. }))));
-        let ended = step(&mut failing, [SourceEvent::Failed("it did not pause".into())]);
-        assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Kept { .. }))));
-    }
-}
-
-#[test]
-fn the_failure_of_an_earlier_job_is_not_that_of_the_resume() {
-    let mut source = pausing();
-    step(&mut source, [SourceEvent::Paused, SourceEvent::ResourcesReleased]);
-    let actions = step(&mut source, [SourceEvent::Cancel]);
-    assert_eq!(actions, [SourceAction::Resume { take_resources: true }]);
-    assert_eq!(step(&mut source, [SourceEvent::Failed("the harvest".into())]), []);
-    let mut held = source.clone();
-    let ended = step(&mut source, [SourceEvent::Resumed]);
-    assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Kept { .. }))));
-    let ended = step(&mut held, [SourceEvent::Failed("a lock is gone".into())]);
-    assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Held { .. }))));
-}
-
-#[test]
-fn a_link_that_cannot_be_made_is_only_then_a_migration_that_did_not_begin() {
-    let mut source = source();
-    let ended = step(&mut source, [SourceEvent::ConnectFailed("nobody listens".into())]);
-    let [SourceAction::Finish(outcome)] = &ended[..] else { panic!("{ended:?}") };
-    assert_eq!(outcome.exit_status(), 1);
-    assert_eq!(step(&mut pausing(), [SourceEvent::ConnectFailed("late".into())]), []);
+fn a_garbled_stream_is_told_to_who_sent_it() {
+    let garbled = || LinkFault::Garbled("a checksum differs".into());
+    let mut session = receiving(false);
+    let actions = feed(&mut session, [TargetEvent::LinkLost(LINK, garbled())]);
+    refuses(&actions, ReasonKind::Misbehaved);
+    assert!(reason(&actions).text.contains("checksum") && actions.contains(&TargetAction::Close(LINK)));
+    let mut waiting = target();
+    waiting.step(Time::ZERO, TargetEvent::Opened(LINK));
+    let actions = feed(&mut waiting, [TargetEvent::LinkLost(LINK, garbled())]);
+    assert_eq!(reason(&actions).kind, ReasonKind::Misbehaved);
+    assert_eq!(feed(&mut running(), [TargetEvent::LinkLost(LINK, garbled())]).len(), 1, "the guest runs on");
 }

@@ -1,0 +1,144 @@
+//! Single decisions of the source that the table does not show.
+
+use ferry_contract::Verdict;
+use ferry_protocol::message::{OfEpoch, Reason, ReasonKind, Refused, TargetHello, ToSource};
+use ferry_protocol::{
+    Cause, Epoch, InstanceId, LinkFault, SessionId, Source, SourceAction, SourceConfig, SourceEvent,
+    SourceOutcome, SourcePhase, Time,
+};
+
+use super::world::{description, guest};
+
+const OF: OfEpoch = OfEpoch { session: SessionId(5), epoch: Epoch(2) };
+
+fn source() -> Source {
+    Source::new(SourceConfig::new(guest(), OF.session, OF.epoch, description("sim")))
+}
+
+fn step(source: &mut Source, events: impl IntoIterator<Item = SourceEvent>) -> Vec<SourceAction> {
+    events.into_iter().map(|event| source.step(Time::ZERO, event)).last().unwrap()
+}
+
+fn target_hello(version: u16) -> SourceEvent {
+    let program = "test".into();
+    SourceEvent::Received(ToSource::Hello(TargetHello { version, instance: InstanceId(77), program }))
+}
+
+fn pausing() -> Source {
+    let mut source = source();
+    let events = [
+        SourceEvent::Connected,
+        target_hello(1),
+        SourceEvent::Received(ToSource::Verdict(Verdict::accept())),
+        SourceEvent::Received(ToSource::Built),
+        SourceEvent::LogStarted,
+        SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
+        SourceEvent::Harvested { dirty_pages: 0 },
+    ];
+    assert_eq!(step(&mut source, events), [SourceAction::Pause]);
+    source
+}
+
+fn given() -> Source {
+    let mut source = pausing();
+    let events = [
+        SourceEvent::Paused,
+        SourceEvent::ResourcesReleased,
+        SourceEvent::Harvested { dirty_pages: 1 },
+        SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
+        SourceEvent::StateSent { sections: 3 },
+        SourceEvent::Received(ToSource::Ready),
+    ];
+    assert_eq!(step(&mut source, events), [SourceAction::Give(OF)]);
+    source
+}
+
+fn refused(of: OfEpoch) -> SourceEvent {
+    let reason = Reason::new(ReasonKind::Machine, "no");
+    SourceEvent::Received(ToSource::Refused(Refused { of, reason }))
+}
+
+#[test]
+fn a_version_that_the_source_does_not_speak_is_another_protocol() {
+    let mut source = source();
+    let actions = step(&mut source, [SourceEvent::Connected, target_hello(9)]);
+    let Some(SourceAction::Finish(SourceOutcome::Kept { cause: Cause::OtherProtocol(text) })) =
+        actions.last()
+    else {
+        panic!("{actions:?}")
+    };
+    assert!(text.contains("version 9") && text.contains("1 to 1"), "{text}");
+}
+
+#[test]
+fn nothing_but_its_own_refusal_resumes_a_source_that_gave_custody() {
+    let other_session = OfEpoch { session: SessionId(6), ..OF };
+    let other_epoch = OfEpoch { epoch: Epoch(3), ..OF };
+    let events = [
+        refused(other_session),
+        refused(other_epoch),
+        SourceEvent::Received(ToSource::Running(other_epoch)),
+        SourceEvent::Received(ToSource::Running(other_session)),
+        SourceEvent::Received(ToSource::Abort(Reason::new(ReasonKind::Busy, "busy"))),
+        SourceEvent::Received(ToSource::Unknown(OF)),
+        SourceEvent::Received(ToSource::Ready),
+        SourceEvent::LinkLost(LinkFault::Closed),
+        SourceEvent::Failed("late".into()),
+        SourceEvent::Cancel,
+        SourceEvent::Tick,
+    ];
+    let mut asked = given();
+    step(&mut asked, [SourceEvent::LinkLost(LinkFault::Closed), SourceEvent::Connected]);
+    assert_eq!(asked.phase(), SourcePhase::Asking);
+    for start in [given(), asked] {
+        for event in &events {
+            let mut source = start.clone();
+            let actions = source.step(Time(u64::MAX), event.clone());
+            let harmless = [SourceAction::Disconnect, SourceAction::Connect, SourceAction::NoteAmbiguous];
+            assert!(actions.iter().all(|action| harmless.contains(action)), "{event:?}: {actions:?}");
+            assert!(source.has_given());
+        }
+        let mut source = start;
+        let actions = step(&mut source, [refused(OF)]);
+        assert_eq!(actions, [SourceAction::TakeBack, SourceAction::Resume { take_resources: true }]);
+    }
+}
+
+#[test]
+fn a_guest_that_is_just_being_paused_goes_on() {
+    for lost in [SourceEvent::Cancel, SourceEvent::LinkLost(LinkFault::Silent)] {
+        let mut source = pausing();
+        assert_eq!(step(&mut source, [lost]), []);
+        assert_eq!(source.phase(), SourcePhase::Undo);
+        let mut failing = source.clone();
+        let resume = SourceAction::Resume { take_resources: false };
+        assert_eq!(step(&mut source, [SourceEvent::Paused]), [resume]);
+        let ended = step(&mut source, [SourceEvent::Resumed]);
+        assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Kept { .. }))));
+        let ended = step(&mut failing, [SourceEvent::Failed("it did not pause".into())]);
+        assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Kept { .. }))));
+    }
+}
+
+#[test]
+fn the_failure_of_an_earlier_job_is_not_that_of_the_resume() {
+    let mut source = pausing();
+    step(&mut source, [SourceEvent::Paused, SourceEvent::ResourcesReleased]);
+    let actions = step(&mut source, [SourceEvent::Cancel]);
+    assert_eq!(actions, [SourceAction::Resume { take_resources: true }]);
+    assert_eq!(step(&mut source, [SourceEvent::Failed("the harvest".into())]), []);
+    let mut held = source.clone();
+    let ended = step(&mut source, [SourceEvent::Resumed]);
+    assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Kept { .. }))));
+    let ended = step(&mut held, [SourceEvent::Failed("a lock is gone".into())]);
+    assert!(matches!(ended.last(), Some(SourceAction::Finish(SourceOutcome::Held { .. }))));
+}
+
+#[test]
+fn a_link_that_cannot_be_made_is_only_then_a_migration_that_did_not_begin() {
+    let mut source = source();
+    let ended = step(&mut source, [SourceEvent::ConnectFailed("nobody listens".into())]);
+    let [SourceAction::Finish(outcome)] = &ended[..] else { panic!("{ended:?}") };
+    assert_eq!(outcome.exit_status(), 1);
+    assert_eq!(step(&mut pausing(), [SourceEvent::ConnectFailed("late".into())]), []);
+}
