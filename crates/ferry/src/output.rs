@@ -18,6 +18,13 @@ pub(crate) fn line(text: &str) {
     let _ = std::io::stdout().flush();
 }
 
+/// Lines for people, on standard output.
+pub(crate) fn lines(lines: &[String]) {
+    for text in lines {
+        line(text);
+    }
+}
+
 /// One line for people beside the result, on standard error.
 pub(crate) fn note(text: &str) {
     eprintln!("{text}");

@@ -54,28 +54,23 @@ impl Shown {
 }
 
 fn facts(progress: &ProgressForm) -> String {
-    let mut facts = format!("round {}", progress.round);
+    let mut facts = vec![format!("round {}", progress.round)];
     if progress.data_bytes > 0 {
-        facts += &format!(
-            ", {} sent, {} left, {}/s",
+        facts.push(format!(
+            "{} sent, {} left, {}/s",
             HumanBytes(progress.data_bytes),
             HumanBytes(progress.round_left_bytes),
             HumanBytes(progress.throughput_bytes_per_second)
-        );
+        ));
     }
-    if let Some(rate) = progress.dirty_bytes_per_second {
-        facts += &format!(", dirties {}/s", HumanBytes(rate));
-    }
-    if let Some(downtime) = progress.expected_downtime_ms {
-        facts += &format!(", downtime {downtime:.1} ms");
-    }
-    if let Some(left) = progress.time_left_ms.filter(|_| progress.round_left_bytes > 0) {
-        facts += &format!(", {:.1} s to go", left / 1e3);
-    }
+    facts.extend(progress.dirty_bytes_per_second.map(|rate| format!("dirties {}/s", HumanBytes(rate))));
+    facts.extend(progress.expected_downtime_ms.map(|downtime| format!("downtime {downtime:.1} ms")));
+    let left = progress.time_left_ms.filter(|_| progress.round_left_bytes > 0);
+    facts.extend(left.map(|left| format!("{:.1} s to go", left / 1e3)));
     if progress.stalled {
-        facts += "; stalled: the guest dirties faster than the link carries, raise --downtime-limit";
+        facts.push("stalled: the guest dirties faster than the link carries, raise --downtime-limit".into());
     }
-    facts
+    facts.join(", ")
 }
 
 #[cfg(test)]
@@ -104,7 +99,7 @@ mod tests {
         progress.stalled = true;
         let text = facts(&progress);
         assert!(
-            text.starts_with("round 1, 1.00 MiB sent, 0 B left, 1.00 GiB/s, downtime 2.2 ms; stalled"),
+            text.starts_with("round 1, 1.00 MiB sent, 0 B left, 1.00 GiB/s, downtime 2.2 ms, stalled"),
             "{text}"
         );
     }

@@ -52,7 +52,7 @@ impl Client {
     }
 
     pub(crate) fn status(&mut self) -> Result<Status, CliError> {
-        match self.ask(&Request::Status)? {
+        match self.ask(&Request::Status {})? {
             Reply::Status(status) => Ok(*status),
             other => Err(other.into_error()),
         }

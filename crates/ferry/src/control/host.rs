@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Something for the main loop to do.
 #[derive(Debug)]
 pub(crate) enum Job {
-    Migrate(Move),
+    Migrate(Box<Move>),
     Stop(Sender<Reply>),
 }
 
@@ -220,7 +220,7 @@ pub(crate) fn serve(
     let end = loop {
         match jobs.recv_timeout(LOOK) {
             Ok(Job::Migrate(wanted)) => {
-                let Some((report, custody)) = migrate(shared, wanted) else { continue };
+                let Some((report, custody)) = migrate(shared, *wanted) else { continue };
                 held = custody.or(held);
                 if report.outcome == "moved" {
                     break End::Moved(Box::new(report));

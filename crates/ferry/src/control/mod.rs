@@ -22,7 +22,7 @@ pub(crate) const MAX_LINE_BYTES: u64 = 1 << 20;
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Request {
     /// Answered by [`Reply::Status`].
-    Status,
+    Status {},
     /// Moves the guest; answered by [`Reply::Started`], then, with `wait`, by progress and the report.
     Migrate {
         /// Where `ferry receive` waits.
@@ -39,9 +39,9 @@ pub(crate) enum Request {
         wait: bool,
     },
     /// Asks the guest to verify its pages itself; answered by [`Reply::Checked`].
-    Check,
+    Check {},
     /// Ends the guest and its process; answered by [`Reply::Stopped`].
-    Stop,
+    Stop {},
 }
 
 /// What a process answers.
@@ -118,7 +118,7 @@ mod tests {
             wait: false,
         };
         assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
-        assert_eq!(serde_json::from_str::<Request>(r#"{"command":"stop"}"#).unwrap(), Request::Stop);
+        assert_eq!(serde_json::from_str::<Request>(r#"{"command":"stop"}"#).unwrap(), Request::Stop {});
         for bad in [r#"{"command":"fly"}"#, r#"{"command":"stop","now":1}"#, "[]", "7"] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
         }

@@ -119,15 +119,15 @@ fn converse(stream: &UnixStream, shared: &Shared) -> std::io::Result<()> {
 
 fn answer(stream: &UnixStream, shared: &Shared, request: &Request) -> std::io::Result<()> {
     match request {
-        Request::Status => write(stream, &Reply::Status(Box::new(shared.status()))),
-        Request::Check => write(
+        Request::Status {} => write(stream, &Reply::Status(Box::new(shared.status()))),
+        Request::Check {} => write(
             stream,
             &match shared.check() {
                 Ok(check) => Reply::Checked { pages: check.pages, faults: check.faults },
                 Err(error) => Reply::error(&error),
             },
         ),
-        Request::Stop => {
+        Request::Stop {} => {
             let (replies, answers) = bounded(1);
             let _ = shared.jobs.send(Job::Stop(replies));
             answers.recv().map_or(Ok(()), |reply| write(stream, &reply))
@@ -135,7 +135,7 @@ fn answer(stream: &UnixStream, shared: &Shared, request: &Request) -> std::io::R
         Request::Migrate { wait, .. } => match shared.plan(request) {
             Ok(options) => {
                 let (replies, answers) = bounded(MAX_REPLIES);
-                let _ = shared.jobs.send(Job::Migrate(Move { options, replies }));
+                let _ = shared.jobs.send(Job::Migrate(Box::new(Move { options, replies })));
                 for reply in answers {
                     let is_last = match reply {
                         Reply::Started { .. } => !wait,

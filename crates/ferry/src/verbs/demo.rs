@@ -61,7 +61,7 @@ struct Check {
 fn say_move(number: u32, of: u32, moves: &[(MigrationReport, Check)], target: &Process) {
     let Some((report, check)) = moves.last() else { return };
     if of == 1 {
-        lines(report, Some(check.faults == 0)).iter().for_each(|line| output::line(line));
+        output::lines(&lines(report, Some(check.faults == 0)));
         output::line(&format!("            {} pages checked in process {}", check.pages, target.child.id()));
     } else {
         output::line(&format!(
@@ -242,7 +242,7 @@ impl Process {
     }
 
     fn check(&mut self) -> Result<Check, CliError> {
-        match self.client.ask(&Request::Check)? {
+        match self.client.ask(&Request::Check {})? {
             Reply::Checked { pages, faults } => Ok(Check { pages, faults }),
             other => Err(other.into_error()),
         }
@@ -289,7 +289,7 @@ impl Process {
     }
 
     fn stop(&mut self) -> Result<(), CliError> {
-        match self.client.ask(&Request::Stop)? {
+        match self.client.ask(&Request::Stop {})? {
             Reply::Stopped => self.await_end(),
             other => Err(other.into_error()),
         }

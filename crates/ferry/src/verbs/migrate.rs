@@ -35,7 +35,7 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError
     }
     match format {
         Format::Json => {
-            output::json(&serde_json::json!({ "started": { "id": args.id.as_str(), "epoch": epoch } }))
+            output::json(&serde_json::json!({ "started": { "id": args.id.as_str(), "epoch": epoch } }));
         }
         Format::Text => output::line(&format!(
             "guest `{}` is being moved to {} under epoch {epoch}; `ferry status {}` shows how it goes",
@@ -82,7 +82,7 @@ fn verified_here(report: &MigrationReport) -> Option<bool> {
         return None;
     }
     target.be_patient().ok()?;
-    match target.ask(&Request::Check) {
+    match target.ask(&Request::Check {}) {
         Ok(Reply::Checked { faults, .. }) => Some(faults == 0),
         _ => None,
     }
@@ -95,7 +95,7 @@ fn say_report(report: &MigrationReport, verified: Option<bool>, format: Format) 
         return;
     }
     if report.outcome == "moved" {
-        lines(report, verified).iter().for_each(|line| output::line(line));
+        output::lines(&lines(report, verified));
     }
 }
 
@@ -125,7 +125,7 @@ pub(crate) fn lines(report: &MigrationReport, verified: Option<bool>) -> Vec<Str
     }
     match verified {
         Some(true) => {
-            lines.push("verified    the guest checked its own pages after the move: no fault".into())
+            lines.push("verified    the guest checked its own pages after the move: no fault".into());
         }
         Some(false) => lines.push("verified    NO: the guest found pages that it did not leave so".into()),
         None => {}

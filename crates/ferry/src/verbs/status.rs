@@ -13,7 +13,7 @@ pub(crate) fn status(args: &StatusArgs, format: Format) -> Result<u8, CliError> 
         let (_, status) = find(id.as_str())?;
         match format {
             Format::Json => output::json(&status),
-            Format::Text => details(&status).iter().for_each(|line| output::line(line)),
+            Format::Text => output::lines(&details(&status)),
         }
         return Ok(0);
     }
@@ -21,7 +21,7 @@ pub(crate) fn status(args: &StatusArgs, format: Format) -> Result<u8, CliError> 
     match format {
         Format::Json => output::json(&serde_json::json!({ "guests": found })),
         Format::Text if found.is_empty() => output::line("no guest runs here and none is awaited"),
-        Format::Text => table(&found).iter().for_each(|line| output::line(line)),
+        Format::Text => output::lines(&table(&found)),
     }
     Ok(0)
 }
