@@ -129,7 +129,6 @@ impl Migration {
             figures: Figures::new(),
             outcome: None,
         };
-        pump.connect();
         pump.drive();
         pump.end()
     }
@@ -161,7 +160,9 @@ struct Pump<'a, M: Machine + ?Sized> {
 impl<M: Machine + ?Sized> Pump<'_, M> {
     fn drive(&mut self) {
         let mut phase = SourcePhase::Connect;
+        // Told before the link is made, which may take long.
         self.observer.source_phase(phase);
+        self.connect();
         while self.outcome.is_none() {
             let Some(event) = self.next_event() else { continue };
             tracing::trace!(?event, phase = phase.name(), "source");

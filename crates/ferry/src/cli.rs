@@ -203,6 +203,7 @@ impl TestArgs {
             build: all,
             silence: all,
             state: all,
+            paused: all * 2,
             ready: all,
             custody: all,
             running: all,

@@ -21,7 +21,7 @@ use crate::cli::{Cli, Verb};
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return output::usage(&error),
+        Err(error) => return output::usage(&error, &std::env::args_os().collect::<Vec<_>>()),
     };
     init_tracing();
     let format = cli.output;

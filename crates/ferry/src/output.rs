@@ -2,9 +2,11 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this module is the program's voice")]
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use serde::Serialize;
 use serde_json::json;
 
@@ -52,8 +54,55 @@ pub(crate) fn error(error: &CliError, format: Format) -> ExitCode {
     ExitCode::from(error.kind.exit_status())
 }
 
-/// What clap says of the command line: help on standard output, errors on standard error.
-pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
-    ExitCode::from(if error.use_stderr() { Kind::Usage.exit_status() } else { 0 })
+/// What clap says of the command line: help as it is, errors as ours.
+pub(crate) fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { Kind::Usage.exit_status() } else { 0 });
+    }
+    self::error(&CliError::usage(sentence(&error.to_string())), wanted_format(arguments))
+}
+
+/// clap's first paragraph and its tips as one line; the rest is in the help.
+fn sentence(text: &str) -> String {
+    let first = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let tips = text.lines().map(str::trim).filter_map(|line| line.strip_prefix("tip: "));
+    let said: Vec<_> = first.collect::<Vec<_>>().join(" ").split_whitespace().map(str::to_owned).collect();
+    let said = said.join(" ");
+    let said = said.strip_prefix("error: ").unwrap_or(&said).to_owned();
+    let parts: Vec<_> = std::iter::once(said).chain(tips.map(str::to_owned)).collect();
+    format!("{}; see `ferry --help`", parts.join("; "))
+}
+
+/// The format that a command line asks for which cannot be read as a whole.
+fn wanted_format(arguments: &[OsString]) -> Format {
+    let follows = arguments.windows(2).any(|pair| pair == ["--output", "json"]);
+    if follows || arguments.iter().any(|argument| argument == "--output=json") {
+        Format::Json
+    } else {
+        Format::Text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clap_says_becomes_one_line() {
+        let clap =
+            "error: unrecognized subcommand 'flyy'\n\n  tip: a similar one exists: 'fly'\n\nUsage: x\n";
+        let line = "unrecognized subcommand 'flyy'; a similar one exists: 'fly'; see `ferry --help`";
+        assert_eq!(sentence(clap), line);
+        let missing = "error: the following were not provided:\n  --to <ADDR>\n\nUsage: x\n";
+        assert_eq!(sentence(missing), "the following were not provided: --to <ADDR>; see `ferry --help`");
+    }
+
+    #[test]
+    fn the_format_is_found_in_a_broken_command_line() {
+        let format = |words: &[&str]| wanted_format(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(format(&["ferry", "flyy", "--output", "json"]), Format::Json);
+        assert_eq!(format(&["ferry", "--output=json", "flyy"]), Format::Json);
+        assert_eq!(format(&["ferry", "flyy", "--output", "text"]), Format::Text);
+    }
 }

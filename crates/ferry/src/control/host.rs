@@ -3,12 +3,13 @@
 //! The main thread owns the guest's fate: it runs migrations and ends the process. Threads of the
 //! control socket read what it publishes in [`Shared`] and hand it jobs.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use ferry_migrate::{Answering, Custody, Machine, MigrateOptions, Migration};
-use ferry_protocol::{Cause, Epoch, GuestId, SessionId, SourceConfig, SourceOutcome};
+use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, SessionId, SourceConfig, SourceOutcome};
 use ferry_vmm::{AnyGuest, CheckReport, Guest, GuestReport, fresh_seed};
 
 use super::observer::MoveObserver;
@@ -24,18 +25,25 @@ const CHECK: Duration = Duration::from_secs(120);
 /// How often the main loop looks whether the guest ended by itself.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How long a question waits before it tries again to have the guest to itself.
+const BETWEEN_TRIES: Duration = Duration::from_millis(2);
+
 /// Something for the main loop to do.
 #[derive(Debug)]
 pub(crate) enum Job {
     Migrate(Box<Move>),
-    Stop(Sender<Reply>),
+    Stop { replies: Sender<Reply>, heard: Receiver<()> },
 }
 
-/// A migration that a client asked for.
+/// How long the process waits, before it ends, until a client has its last reply.
+const LAST_REPLY: Duration = Duration::from_secs(6);
+
+/// A migration that a client asked for. `heard` is disconnected once the client has its replies.
 #[derive(Debug)]
 pub(crate) struct Move {
     pub(crate) options: MigrateOptions,
     pub(crate) replies: Sender<Reply>,
+    pub(crate) heard: Receiver<()>,
 }
 
 /// What all threads of the process see.
@@ -43,6 +51,8 @@ pub(crate) struct Move {
 pub(crate) struct Shared {
     facts: Mutex<Facts>,
     guest: Mutex<Option<AnyGuest>>,
+    /// Whether the process stopped itself already, where a test wanted it.
+    pub(crate) has_stopped: AtomicBool,
     pub(crate) jobs: Sender<Job>,
     pub(crate) test: TestArgs,
 }
@@ -56,8 +66,7 @@ struct Facts {
     epoch: Option<Epoch>,
     /// The highest epoch that this process used or offered.
     highest: Epoch,
-    memory_bytes: Option<u64>,
-    cpus: Option<u32>,
+    machine: Option<MachineDescription>,
     report: Option<GuestReport>,
     listen: Option<String>,
     last_migration: Option<MigrationReport>,
@@ -77,13 +86,18 @@ impl Shared {
             phase: None,
             epoch: None,
             highest: Epoch::BIRTH,
-            memory_bytes: None,
-            cpus: None,
+            machine: None,
             report: None,
             listen: None,
             last_migration: None,
         };
-        Arc::new(Self { facts: Mutex::new(facts), guest: Mutex::new(None), jobs, test })
+        Arc::new(Self {
+            facts: Mutex::new(facts),
+            guest: Mutex::new(None),
+            has_stopped: AtomicBool::new(false),
+            jobs,
+            test,
+        })
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -92,7 +106,7 @@ impl Shared {
 
     /// The guest runs here from now on.
     pub(crate) fn adopt(&self, guest: AnyGuest, id: &GuestId, epoch: Epoch) {
-        let (description, report) = (guest.description(), guest.report());
+        let (machine, report) = (guest.description(), guest.report());
         *self.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(guest);
         let mut facts = self.facts();
         facts.id = Some(id.clone());
@@ -100,8 +114,7 @@ impl Shared {
         facts.phase = None;
         facts.epoch = Some(epoch);
         facts.highest = facts.highest.max(epoch);
-        facts.memory_bytes = Some(description.memory_bytes());
-        facts.cpus = Some(description.vcpus);
+        facts.machine = Some(machine);
         facts.report = Some(report);
     }
 
@@ -136,11 +149,10 @@ impl Shared {
             backend: facts.backend.into(),
             state: facts.state,
             phase: facts.phase.map(Into::into),
-            custody: matches!(facts.state, State::Running | State::Migrating | State::Held | State::Ended)
-                && facts.phase != Some("given"),
+            custody: has_custody(facts.state, facts.phase),
             epoch: facts.epoch.map(|epoch| epoch.0),
-            memory_bytes: facts.memory_bytes,
-            cpus: facts.cpus,
+            memory_bytes: facts.machine.as_ref().map(MachineDescription::memory_bytes),
+            cpus: facts.machine.as_ref().map(|machine| machine.vcpus),
             payload: report.map(|report| report.payload.clone()),
             progress: report.map(|report| report.progress),
             pages_checked: report.map(|report| report.pages_checked),
@@ -154,11 +166,19 @@ impl Shared {
 
     /// Lets the guest verify itself.
     pub(crate) fn check(&self) -> Result<CheckReport, CliError> {
-        let busy = || CliError::plain("the guest cannot be asked to verify itself while it is being moved");
-        let guest = match self.guest.try_lock() {
-            Ok(guest) => guest,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(busy()),
+        let guest = loop {
+            match self.guest.try_lock() {
+                Ok(guest) => break guest,
+                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                // Another client's question is over soon; a migration may take long.
+                Err(TryLockError::WouldBlock) if self.state() == State::Running => {
+                    std::thread::park_timeout(BETWEEN_TRIES);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let text = "the guest cannot be asked to verify itself while it is being moved";
+                    return Err(CliError::plain(text));
+                }
+            }
         };
         let guest = guest.as_ref().ok_or_else(|| CliError::plain("no guest is here to verify itself"))?;
         guest.verify(CHECK).map_err(|error| CliError::of(&error))
@@ -173,10 +193,12 @@ impl Shared {
             to.parse().map_err(|error: ferry_migrate::AddressError| CliError::usage(error.to_string()))?;
         let millis = |value: f64| value.to_string().parse::<Millis>().map_err(CliError::usage);
         let (downtime_limit, total) = (millis(*downtime_limit_ms)?.0, millis(*timeout_ms)?.0);
-        let guest = self.guest.try_lock().map_err(|_| CliError::plain("the guest is being moved already"))?;
-        let machine = guest.as_ref().map(Machine::description);
         let mut facts = self.facts();
-        let (Some(machine), Some(id), State::Running) = (machine, facts.id.clone(), facts.state) else {
+        if facts.state == State::Migrating {
+            return Err(CliError::plain("the guest is being moved already: wait until that is over"));
+        }
+        let found = (facts.machine.clone(), facts.id.clone(), facts.state);
+        let (Some(machine), Some(id), State::Running) = found else {
             let state = facts.state.name();
             return Err(CliError::plain(format!(
                 "no guest that could be moved runs here: this process is `{state}`"
@@ -220,15 +242,19 @@ pub(crate) fn serve(
     let end = loop {
         match jobs.recv_timeout(LOOK) {
             Ok(Job::Migrate(wanted)) => {
+                let heard = wanted.heard.clone();
                 let Some((report, custody)) = migrate(shared, *wanted) else { continue };
                 held = custody.or(held);
                 if report.outcome == "moved" {
+                    await_client(&heard);
                     break End::Moved(Box::new(report));
                 }
             }
-            Ok(Job::Stop(replies)) => {
+            Ok(Job::Stop { replies, heard }) => {
                 drop(shared.guest.lock().unwrap_or_else(PoisonError::into_inner).take());
                 let _ = replies.send(Reply::Stopped);
+                drop(replies);
+                await_client(&heard);
                 break End::Stopped;
             }
             Err(RecvTimeoutError::Timeout) => look_after(shared)?,
@@ -237,6 +263,22 @@ pub(crate) fn serve(
     };
     drop((held, answering));
     Ok(end)
+}
+
+/// The process ends next: a reply that is not written by then is lost.
+fn await_client(heard: &Receiver<()>) {
+    let _ = heard.recv_timeout(LAST_REPLY);
+}
+
+/// Whether a process in this state may run the guest. A source that gave custody away and asks who
+/// runs the guest may not; a target that started the guest may.
+fn has_custody(state: State, phase: Option<&'static str>) -> bool {
+    match state {
+        State::Running | State::Held | State::Ended => true,
+        State::Migrating => !matches!(phase, Some("given" | "asking")),
+        State::Receiving => phase == Some("running"),
+        State::Waiting | State::Ambiguous | State::Moved => false,
+    }
 }
 
 /// Notices a guest that ended by itself.

@@ -88,9 +88,10 @@ impl Observer for ArrivalObserver<'_> {
     }
 }
 
-/// A test's hook: the process stops itself, and whoever tests kills or continues it.
+/// A test's hook: the process stops itself, once, and whoever tests kills or continues it.
 fn stop_at(shared: &Shared, phase: &str) {
-    if shared.test.stop_at.as_deref() == Some(phase) {
+    let is_there = shared.test.stop_at.as_deref() == Some(phase);
+    if is_there && !shared.has_stopped.swap(true, Ordering::AcqRel) {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
     }
 }

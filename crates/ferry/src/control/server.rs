@@ -23,6 +23,9 @@ const MAX_REPLIES: usize = 1024;
 /// How long a reply may take to be written.
 const WRITE: Duration = Duration::from_secs(5);
 
+/// How long a client that is one too many may take to be told so; others wait meanwhile.
+const REFUSAL: Duration = Duration::from_millis(100);
+
 /// The socket's file; dropping it, or ending the process by a signal, removes it.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
@@ -79,6 +82,9 @@ fn end_on_signals(path: PathBuf) -> std::io::Result<()> {
 fn serve_in_thread(stream: UnixStream, shared: &Arc<Shared>, clients: &Arc<AtomicUsize>) {
     if clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
         clients.fetch_sub(1, Ordering::AcqRel);
+        let text = format!("{MAX_CLIENTS} clients are connected already: end one of them");
+        let _ = stream.set_write_timeout(Some(REFUSAL));
+        let _ = write(&stream, &Reply::error(&CliError::plain(text)));
         return;
     }
     let (shared, mine) = (Arc::clone(shared), Arc::clone(clients));
@@ -129,13 +135,16 @@ fn answer(stream: &UnixStream, shared: &Shared, request: &Request) -> std::io::R
         ),
         Request::Stop {} => {
             let (replies, answers) = bounded(1);
-            let _ = shared.jobs.send(Job::Stop(replies));
+            // Dropped when the reply is written.
+            let (_hears, heard) = bounded(0);
+            let _ = shared.jobs.send(Job::Stop { replies, heard });
             answers.recv().map_or(Ok(()), |reply| write(stream, &reply))
         }
         Request::Migrate { wait, .. } => match shared.plan(request) {
             Ok(options) => {
                 let (replies, answers) = bounded(MAX_REPLIES);
-                let _ = shared.jobs.send(Job::Migrate(Box::new(Move { options, replies })));
+                let (_hears, heard) = bounded(0);
+                let _ = shared.jobs.send(Job::Migrate(Box::new(Move { options, replies, heard })));
                 for reply in answers {
                     let is_last = match reply {
                         Reply::Started { .. } => !wait,

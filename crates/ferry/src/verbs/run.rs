@@ -12,6 +12,7 @@ use crate::cli::{Format, RunArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::{client, server};
 use crate::error::CliError;
+use crate::form::{State, Status};
 use crate::output;
 
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
@@ -47,11 +48,16 @@ fn name() -> Result<GuestId, CliError> {
     format!("guest-{}", std::process::id()).parse().map_err(|error| CliError::of(&error))
 }
 
+/// Whether a process has its guest, or had it and cannot know whether it still runs elsewhere.
+fn is_guests(status: &Status) -> bool {
+    status.custody || matches!(status.state, State::Migrating | State::Ambiguous)
+}
+
 /// Two guests of one name on one machine could not be told apart by `migrate` and `status`.
 fn refuse_a_namesake(id: &GuestId) -> Result<(), CliError> {
     let known = client::all()?;
     let namesake =
-        known.iter().find(|(_, status)| status.custody && status.id.as_deref() == Some(id.as_str()));
+        known.iter().find(|(_, status)| is_guests(status) && status.id.as_deref() == Some(id.as_str()));
     namesake.map_or(Ok(()), |(_, status)| {
         let pid = status.pid;
         Err(CliError::plain(format!(
