@@ -15,6 +15,9 @@ pub const MAX_FINDINGS: usize = 1024;
 /// The longest text of a finding's field, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4096;
 
+/// The most bytes of text in one verdict; it fits into a message with room to spare.
+const MAX_VERDICT_BYTES: usize = 512 * 1024;
+
 /// The layer at which a finding arises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 #[cbor(index_only)]
@@ -87,6 +90,22 @@ pub struct Finding {
 }
 
 impl Finding {
+    fn texts(&mut self) -> [&mut String; 5] {
+        [&mut self.subject, &mut self.guest, &mut self.target, &mut self.effect, &mut self.remedy]
+    }
+
+    fn cut(&mut self) {
+        for text in self.texts() {
+            let end = (0..=MAX_TEXT_BYTES.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+            text.truncate(end.unwrap_or(0));
+        }
+    }
+
+    fn text_bytes(&self) -> usize {
+        let texts = [&self.subject, &self.guest, &self.target, &self.effect, &self.remedy];
+        texts.iter().map(|text| text.len()).sum()
+    }
+
     /// Whether every text keeps to [`MAX_TEXT_BYTES`].
     pub fn is_bounded(&self) -> bool {
         [&self.subject, &self.guest, &self.target, &self.effect, &self.remedy]
@@ -136,6 +155,24 @@ impl Verdict {
         }
     }
 
+    /// This verdict cut to what one message carries: long texts are cut, findings past the bounds
+    /// are left out, a refusal never.
+    #[must_use]
+    pub fn trimmed(mut self) -> Self {
+        // Refusals first, so that what is left out is a notice as long as there is one.
+        self.findings.sort_by_key(|finding| finding.kind == FindingKind::Notice);
+        let mut bytes = 0;
+        for finding in &mut self.findings {
+            finding.cut();
+        }
+        self.findings.retain(|finding| {
+            bytes += finding.text_bytes();
+            bytes <= MAX_VERDICT_BYTES
+        });
+        self.findings.truncate(MAX_FINDINGS);
+        self
+    }
+
     /// Whether a peer's verdict keeps to the bounds of this module.
     pub fn is_bounded(&self) -> bool {
         self.findings.len() <= MAX_FINDINGS && self.findings.iter().all(Finding::is_bounded)
@@ -174,6 +211,17 @@ mod tests {
         let mut long = finding(FindingKind::Notice);
         long.remedy = "x".repeat(MAX_TEXT_BYTES + 1);
         assert!(!Verdict { findings: vec![long] }.is_bounded());
+    }
+
+    #[test]
+    fn a_verdict_is_trimmed_to_one_message_and_still_refuses() {
+        let mut long = finding(FindingKind::Notice);
+        long.effect = "ü".repeat(MAX_TEXT_BYTES);
+        let mut verdict = Verdict { findings: vec![long; MAX_FINDINGS + 1] };
+        verdict.findings.push(finding(FindingKind::Refusal));
+        let trimmed = verdict.trimmed();
+        assert!(trimmed.is_bounded() && trimmed.is_refusal());
+        assert!(minicbor::to_vec(&trimmed).unwrap().len() < 1 << 20);
     }
 
     #[test]

@@ -240,39 +240,64 @@ pub struct Ask {
 }
 
 /// What kind of reason ended a migration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
-#[cbor(index_only)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReasonKind {
     /// The user cancelled.
-    #[n(0)]
     Cancelled,
     /// A wait timed out; the text names it.
-    #[n(1)]
     TimedOut,
     /// A machine could not do its part.
-    #[n(2)]
     Machine,
     /// The peer cannot take part: another version, an unknown feature.
-    #[n(3)]
     Incompatible,
     /// The peer sent what the protocol does not allow.
-    #[n(4)]
     Misbehaved,
     /// The target has another guest or another migration.
-    #[n(5)]
     Busy,
     /// The epoch was refused or is not above an earlier one.
-    #[n(6)]
     OldEpoch,
     /// The link was lost, as seen by the peer.
-    #[n(7)]
     LinkLost,
     /// The source asked again before custody was taken.
-    #[n(8)]
     Asked,
     /// The verdict was a refusal.
-    #[n(9)]
     Verdict,
+    /// A kind that this build does not know: the text says it.
+    Other,
+}
+
+impl ReasonKind {
+    /// On the wire a kind is its place here; `Other` stands for every place that is not here.
+    const NUMBERED: [Self; 10] = [
+        Self::Cancelled,
+        Self::TimedOut,
+        Self::Machine,
+        Self::Incompatible,
+        Self::Misbehaved,
+        Self::Busy,
+        Self::OldEpoch,
+        Self::LinkLost,
+        Self::Asked,
+        Self::Verdict,
+    ];
+}
+
+impl<C> Encode<C> for ReasonKind {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        let place = Self::NUMBERED.iter().position(|kind| kind == self);
+        e.u32(place.and_then(|place| u32::try_from(place).ok()).unwrap_or(u32::MAX))?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for ReasonKind {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let place = usize::try_from(d.u32()?).unwrap_or(usize::MAX);
+        Ok(Self::NUMBERED.get(place).copied().unwrap_or(Self::Other))
+    }
 }
 
 /// Why a migration ended, in a form that crosses the link.

@@ -16,7 +16,7 @@ use crate::message::{
     VERSIONS,
 };
 use crate::precopy::{Decision, Precopy, RoundFigures};
-use crate::{Cause, InstanceId, SourceOutcome, Time, TimerName};
+use crate::{Cause, InstanceId, SourceOutcome, Time, Timeouts, TimerName};
 
 /// The job or message that the machine waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -84,6 +84,8 @@ pub struct Source {
     deadline: Option<(Time, TimerName)>,
     /// The deadline of the whole migration; gone once custody was given.
     total: Option<Time>,
+    /// When a pause has lasted too long; gone once custody was given.
+    paused_until: Option<Time>,
     /// When the outcome becomes ambiguous; gone once that was said.
     settle: Option<Time>,
     linked: bool,
@@ -112,6 +114,7 @@ impl Source {
             verdict: None,
             deadline: None,
             total: None,
+            paused_until: None,
             settle: None,
             linked: false,
             log_started: false,
@@ -162,7 +165,8 @@ impl Source {
         };
         let total = self.total.map(|at| (at, TimerName::Total));
         let settle = self.settle.map(|at| (at, TimerName::Settle));
-        [self.deadline, total, settle, question].into_iter().flatten().min_by_key(|&(at, _)| at)
+        let paused = self.paused_until.map(|at| (at, TimerName::Paused));
+        [self.deadline, total, paused, settle, question].into_iter().flatten().min_by_key(|&(at, _)| at)
     }
 
     /// Takes one event and gives the actions that follow.
@@ -198,6 +202,9 @@ impl Source {
 
     fn on_connected(&mut self, now: Time) -> Vec<SourceAction> {
         self.linked = true;
+        if let Err(error) = self.config.machine.check() {
+            return self.fail(Cause::Machine(format!("the guest's own description is wrong: {error}")), true);
+        }
         self.total = Some(now.after(self.config.timeouts.total));
         self.await_message(Wait::Hello, now, self.config.timeouts.hello, TimerName::Hello);
         vec![SourceAction::Send(ToTarget::Hello(Hello {
@@ -271,6 +278,7 @@ impl Source {
             }
             (Wait::Pause { round }, SourceEvent::Paused) => {
                 self.paused = true;
+                self.paused_until = Some(now.after(self.config.timeouts.paused + self.hash_allowance()));
                 self.await_job(Wait::Released { round });
                 vec![SourceAction::ReleaseResources]
             }
@@ -285,7 +293,8 @@ impl Source {
                 vec![SourceAction::Send(ToTarget::MemoryHash(MemoryHash { blake3 })), SourceAction::SendState]
             }
             (Wait::State, SourceEvent::StateSent { sections }) => {
-                self.await_message(Wait::Ready, now, self.config.timeouts.ready, TimerName::Ready);
+                let within = self.config.timeouts.ready + self.hash_allowance();
+                self.await_message(Wait::Ready, now, within, TimerName::Ready);
                 vec![SourceAction::Send(ToTarget::StateEnd(StateEnd { sections }))]
             }
             // The caller reports a job that nobody waits for any more, for example a round that was
@@ -342,6 +351,11 @@ impl Source {
     fn await_job(&mut self, wait: Wait) {
         self.wait = wait;
         self.deadline = None;
+    }
+
+    fn hash_allowance(&self) -> Duration {
+        let bytes = if self.config.verify { self.config.machine.memory_bytes() } else { 0 };
+        Timeouts::hash_allowance(bytes)
     }
 
     fn offered(&self) -> OfEpoch {

@@ -43,6 +43,8 @@ pub enum TimerName {
     Silence,
     /// Target: the whole state, after the last round.
     State,
+    /// Source: everything from the pause to giving custody: a bound on what a failing link can cost.
+    Paused,
     /// Source: the target's word that it is ready.
     Ready,
     /// Target: custody, after it said ready.
@@ -70,6 +72,7 @@ impl TimerName {
             Self::Build => "build",
             Self::Silence => "silence",
             Self::State => "state",
+            Self::Paused => "paused",
             Self::Ready => "ready",
             Self::Custody => "custody",
             Self::Running => "running",
@@ -102,8 +105,10 @@ pub struct Timeouts {
     pub build: Duration,
     /// [`TimerName::Silence`].
     pub silence: Duration,
-    /// [`TimerName::State`]: with `--verify` all memory is hashed here.
+    /// [`TimerName::State`]; with `--verify`, [`Timeouts::hash_allowance`] is added.
     pub state: Duration,
+    /// [`TimerName::Paused`].
+    pub paused: Duration,
     /// [`TimerName::Ready`].
     pub ready: Duration,
     /// [`TimerName::Custody`].
@@ -122,6 +127,16 @@ pub struct Timeouts {
     pub total: Duration,
 }
 
+/// What a host hashes in a second at the very least; it only bounds waits.
+const HASHED_BYTES_PER_SECOND: u64 = 128 << 20;
+
+impl Timeouts {
+    /// How much longer waits may last in which all memory is hashed.
+    pub fn hash_allowance(memory_bytes: u64) -> Duration {
+        Duration::from_secs(memory_bytes / HASHED_BYTES_PER_SECOND)
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
@@ -132,6 +147,7 @@ impl Default for Timeouts {
             build: Duration::from_secs(120),
             silence: Duration::from_secs(10),
             state: Duration::from_secs(60),
+            paused: Duration::from_secs(60),
             ready: Duration::from_secs(30),
             custody: Duration::from_secs(30),
             running: Duration::from_secs(10),

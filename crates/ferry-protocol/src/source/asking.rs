@@ -9,6 +9,7 @@ impl Source {
     /// The point of no return.
     pub(super) fn give(&mut self, now: Time) -> Vec<SourceAction> {
         self.total = None;
+        self.paused_until = None;
         self.await_message(Wait::Running, now, self.config.timeouts.running, TimerName::Running);
         vec![SourceAction::Give(self.offered())]
     }

@@ -12,6 +12,7 @@ impl Source {
     pub(super) fn undo(&mut self, cause: Cause, tell: bool, unanswered: bool) -> Vec<SourceAction> {
         self.deadline = None;
         self.total = None;
+        self.paused_until = None;
         self.settle = None;
         let mut stale = false;
         match self.wait {
@@ -93,6 +94,7 @@ impl Source {
         self.wait = Wait::Nothing;
         self.deadline = None;
         self.total = None;
+        self.paused_until = None;
         self.settle = None;
     }
 }

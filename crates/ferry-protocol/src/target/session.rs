@@ -1,8 +1,10 @@
 //! One session of a target: from the offer to a guest that runs here, or to a refusal.
 
+use std::time::Duration;
+
 use super::{
     Cause, HashCheck, LinkFault, Refused, Session, Target, TargetAction, TargetEvent, TargetOutcome,
-    TargetPhase, Time, TimerName, ToSource, ToTarget,
+    TargetPhase, Time, Timeouts, TimerName, ToSource, ToTarget,
 };
 use crate::source::reason_of;
 
@@ -25,7 +27,7 @@ impl Target {
                 session.next_round = session.next_round.saturating_add(1);
                 session.last_round_done = end.last;
                 session.deadline = Some(if end.last {
-                    (now.after(state), TimerName::State)
+                    (now.after(state + session.hash_allowance()), TimerName::State)
                 } else {
                     (now.after(silence), TimerName::Silence)
                 });
@@ -117,6 +119,7 @@ impl Target {
         session.job = false;
         match (session.phase, event) {
             (TargetPhase::Offer, TargetEvent::Judged(verdict)) => {
+                let verdict = verdict.trimmed();
                 let answer = TargetAction::Send(session.link, ToSource::Verdict(verdict.clone()));
                 if verdict.is_refusal() {
                     return self.end_with(vec![answer], Cause::Refused(verdict));
@@ -233,6 +236,11 @@ impl Target {
 }
 
 impl Session {
+    fn hash_allowance(&self) -> Duration {
+        let verified = self.offer.as_ref().filter(|offer| offer.verify);
+        Timeouts::hash_allowance(verified.map_or(0, |offer| offer.machine.memory_bytes()))
+    }
+
     fn verifies(&self) -> bool {
         self.offer.as_ref().is_some_and(|offer| offer.verify)
     }
