@@ -102,11 +102,17 @@ impl Doors {
     }
 
     pub(super) fn step(&mut self, event: TargetEvent) -> Vec<TargetAction> {
-        if let TargetEvent::LinkLost(link, _) = &event {
-            self.links.remove(link);
-        }
+        let lost = match &event {
+            TargetEvent::LinkLost(link, _) => Some(*link),
+            _ => None,
+        };
         let now = self.now();
-        self.target.step(now, event)
+        let actions = self.target.step(now, event);
+        // A garbled link still gets the reason why it ends, and is closed after that.
+        if let Some(link) = lost.filter(|&link| !actions.contains(&TargetAction::Close(link))) {
+            self.links.remove(&link);
+        }
+        actions
     }
 
     fn now(&self) -> Time {
