@@ -128,8 +128,15 @@ impl Shared {
         facts.phase = phase;
     }
 
-    fn state(&self) -> State {
-        self.facts().state
+    /// Whether this process may run the guest.
+    pub(crate) fn has_custody(&self) -> bool {
+        let (state, phase) = self.where_it_is();
+        has_custody(state, phase)
+    }
+
+    fn where_it_is(&self) -> (State, Option<&'static str>) {
+        let facts = self.facts();
+        (facts.state, facts.phase)
     }
 
     /// What is known now; the guest's figures are as old as the migration that is under way.
@@ -166,22 +173,28 @@ impl Shared {
 
     /// Lets the guest verify itself.
     pub(crate) fn check(&self) -> Result<CheckReport, CliError> {
-        let guest = loop {
+        let seat = self.seat()?;
+        let guest = seat.as_ref().ok_or_else(|| CliError::plain("no guest is here to verify itself"))?;
+        guest.verify(CHECK).map_err(|error| CliError::of(&error))
+    }
+
+    /// The guest, once no other question has it.
+    fn seat(&self) -> Result<MutexGuard<'_, Option<AnyGuest>>, CliError> {
+        loop {
+            let (state, phase) = self.where_it_is();
+            // A guest that runs already is handed over within moments, when its source let it go.
+            let arrives = state == State::Receiving && has_custody(state, phase);
             match self.guest.try_lock() {
-                Ok(guest) => break guest,
-                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                Ok(seat) if seat.is_some() || !arrives => return Ok(seat),
+                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
                 // Another client's question is over soon; a migration may take long.
-                Err(TryLockError::WouldBlock) if self.state() == State::Running => {
-                    std::thread::park_timeout(BETWEEN_TRIES);
-                }
-                Err(TryLockError::WouldBlock) => {
+                Err(TryLockError::WouldBlock) if state != State::Running => {
                     let text = "the guest cannot be asked to verify itself while it is being moved";
                     return Err(CliError::plain(text));
                 }
+                Ok(_) | Err(TryLockError::WouldBlock) => std::thread::park_timeout(BETWEEN_TRIES),
             }
-        };
-        let guest = guest.as_ref().ok_or_else(|| CliError::plain("no guest is here to verify itself"))?;
-        guest.verify(CHECK).map_err(|error| CliError::of(&error))
+        }
     }
 
     /// Prepares a migration: a fresh session and an epoch that was never used.
@@ -284,7 +297,7 @@ fn has_custody(state: State, phase: Option<&'static str>) -> bool {
 /// Notices a guest that ended by itself.
 fn look_after(shared: &Shared) -> Result<(), CliError> {
     let status = shared.status();
-    match (shared.state(), status.stopped) {
+    match (status.state, status.stopped) {
         (State::Running, Some(why)) => {
             shared.enter(State::Ended, None);
             let id = status.id.unwrap_or_default();

@@ -75,6 +75,8 @@ pub(crate) struct ArrivalObserver<'a> {
 impl Observer for ArrivalObserver<'_> {
     fn target_phase(&self, phase: TargetPhase) {
         match phase {
+            // The session is over because the source let the guest go: it is handed over next.
+            TargetPhase::Waiting if self.shared.has_custody() => {}
             TargetPhase::Waiting => self.shared.enter(State::Waiting, None),
             _ => self.shared.enter(State::Receiving, Some(phase.name())),
         }

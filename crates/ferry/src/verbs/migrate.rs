@@ -1,16 +1,21 @@
 //! `ferry migrate`: asks the process that has the guest to move it.
 
+use std::time::{Duration, Instant};
+
 use indicatif::HumanBytes;
 
 use crate::cli::{Format, MigrateArgs};
-use crate::control::client::{Client, find};
+use crate::control::client::{Client, all, find};
 use crate::control::host::error_of;
 use crate::control::{Reply, Request};
 use crate::error::{CliError, Kind};
-use crate::form::MigrationReport;
+use crate::form::{MigrationReport, State};
 use crate::output;
 use crate::progress::Shown;
 use crate::verbs::demo::as_one_document;
+
+/// How long a guest that runs on the target may take to be handed over there.
+const ARRIVAL: Duration = Duration::from_secs(12);
 
 pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError> {
     let (mut client, _) = find(args.id.as_str())?;
@@ -72,15 +77,34 @@ pub(crate) fn wait(client: &mut Client, format: Format) -> Result<MigrationRepor
     }
 }
 
+/// The process of this machine that has the guest now, if one has.
+fn arrived_here(report: &MigrationReport) -> Option<Client> {
+    let begun = Instant::now();
+    while begun.elapsed() < ARRIVAL {
+        let mut arrives = false;
+        for (client, status) in all().ok()? {
+            if status.epoch == Some(report.epoch)
+                && status.id.as_deref() == Some(&report.id)
+                && status.custody
+            {
+                return Some(client);
+            }
+            arrives |= status.custody && status.state == State::Receiving;
+        }
+        if !arrives {
+            return None;
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    None
+}
+
 /// The guest's own check after the move, if the guest is on this machine now.
 fn verified_here(report: &MigrationReport) -> Option<bool> {
     if report.outcome != "moved" {
         return None;
     }
-    let (mut target, status) = find(&report.id).ok()?;
-    if status.epoch != Some(report.epoch) || !status.custody {
-        return None;
-    }
+    let mut target = arrived_here(report)?;
     target.be_patient().ok()?;
     match target.ask(&Request::Check {}) {
         Ok(Reply::Checked { faults, .. }) => Some(faults == 0),

@@ -1,0 +1,14 @@
+//! End-to-end tests of the `ferry` program: real processes, real sockets, on the simulated machine
+//! and on KVM. Where KVM cannot be used, its half says so and is skipped.
+
+#[macro_use]
+mod support;
+
+mod bad_input;
+mod bad_peers;
+mod control_socket;
+mod freeze;
+mod kill;
+mod moves;
+mod permissions;
+mod soak;

@@ -1,0 +1,140 @@
+//! A folder of its own for the processes of one test: they see no other test's guests.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::journal;
+use super::process::{Deaths, Done, Process};
+
+/// Flags of a guest that is quick to move.
+pub(crate) const CHURN: &[&str] = &["--memory=16M", "--payload=churn", "--rate=8M", "--working-set=2M"];
+
+/// The same that only waits.
+pub(crate) const IDLE: &[&str] = &["--memory=16M", "--payload=idle"];
+
+/// A place for processes.
+#[derive(Debug)]
+pub(crate) struct House {
+    folder: TempDir,
+    backend: &'static str,
+    /// How long every wait of a migration lasts.
+    wait_limit: Option<Duration>,
+    deaths: Deaths,
+}
+
+impl House {
+    pub(crate) fn new(backend: &'static str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("run")).unwrap();
+        Self { folder, backend, wait_limit: None, deaths: Deaths::default() }
+    }
+
+    /// The same with short waits.
+    pub(crate) fn hasty(backend: &'static str, wait_limit: Duration) -> Self {
+        Self { wait_limit: Some(wait_limit), ..Self::new(backend) }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The folder of control sockets.
+    pub(crate) fn sockets(&self) -> PathBuf {
+        self.path("run/ferry")
+    }
+
+    /// The program with these words, in this house.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferry"));
+        command.args(words).env("XDG_RUNTIME_DIR", self.path("run")).env_remove("RUST_LOG");
+        command
+    }
+
+    pub(crate) fn start(&self, command: Command) -> Process {
+        Process::start(command, self.deaths.clone())
+    }
+
+    /// Runs the program to its end.
+    pub(crate) fn ferry(&self, words: &[&str]) -> Done {
+        self.start(self.command(words)).end()
+    }
+
+    /// The same with `--output json`.
+    pub(crate) fn json(&self, words: &[&str]) -> Done {
+        self.ferry(&[words, &["--output", "json"]].concat())
+    }
+
+    fn with_hooks(&self, words: &[&str], journal: bool) -> Process {
+        let mut command = self.command(words);
+        command.args(["--output=json", "--backend", self.backend]);
+        if journal {
+            command.arg("--run-log").arg(self.path("runs"));
+        }
+        if let Some(limit) = self.wait_limit {
+            command.arg(format!("--wait-limit={}", limit.as_millis()));
+        }
+        self.start(command)
+    }
+
+    /// A guest that works.
+    pub(crate) fn guest(&self, id: &str, flags: &[&str]) -> Process {
+        self.born(id, flags, true)
+    }
+
+    /// The same for a second guest: the journal is of one alone.
+    pub(crate) fn guest_without_journal(&self, id: &str, flags: &[&str]) -> Process {
+        self.born(id, flags, false)
+    }
+
+    fn born(&self, id: &str, flags: &[&str], journal: bool) -> Process {
+        let guest = self.with_hooks(&[&["run", "--id", id], flags].concat(), journal).ready("running");
+        guest.await_work();
+        guest
+    }
+
+    /// A process that waits for a guest on a free port.
+    pub(crate) fn receiver(&self, flags: &[&str]) -> Process {
+        self.receiver_at("127.0.0.1:0", flags)
+    }
+
+    pub(crate) fn receiver_at(&self, address: &str, flags: &[&str]) -> Process {
+        self.with_hooks(&[&["receive", "--listen", address], flags].concat(), true).ready("waiting")
+    }
+
+    /// `ferry migrate --wait`, under way.
+    pub(crate) fn migrating(&self, id: &str, to: &Process) -> Process {
+        self.start(self.command(&["migrate", id, "--to", &to.listen, "--wait", "--output=json"]))
+    }
+
+    /// `ferry migrate --wait` to its end.
+    pub(crate) fn migrate(&self, id: &str, to: &str) -> Done {
+        self.json(&["migrate", id, "--to", to, "--wait"])
+    }
+
+    /// Moves the guest from one process to another and holds everything against what it should be.
+    pub(crate) fn moves(&self, id: &str, from: Process, to: &Process) -> Value {
+        let epoch = from.status()["epoch"].as_u64().unwrap();
+        let report = self.migrate(id, &to.listen).document();
+        assert_eq!((&report["outcome"], &report["custody"]), (&"moved".into(), &"target".into()));
+        assert_eq!(report["verified"], true, "{report}");
+        assert!(report["epoch"].as_u64().unwrap() > epoch, "{report}");
+        let socket = from.socket.clone();
+        let done = from.end();
+        assert_eq!(done.status, 0, "{done:?}");
+        assert!(!socket.exists(), "{} is left", socket.display());
+        let status = to.status();
+        assert_eq!((&status["state"], &status["custody"]), (&"running".into(), &true.into()), "{status}");
+        assert_eq!((&status["id"], &status["epoch"]), (&id.into(), &report["epoch"]));
+        assert!(to.check() > 0);
+        report
+    }
+
+    /// The processes that ran the guest so far, in order; never two at once.
+    pub(crate) fn runners(&self) -> Vec<u32> {
+        journal::check(&self.path("runs"), &self.deaths.lock().unwrap())
+    }
+}
