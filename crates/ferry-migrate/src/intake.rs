@@ -20,8 +20,8 @@ use crate::link::Socket;
 /// The most bytes of all sections together: 4096 vCPUs hold about 64 MiB.
 const MAX_STATE_BYTES: usize = 256 * 1024 * 1024;
 
-/// Pages that are received at once: on a link of 100 kB a second it is a piece in ten seconds.
-const PIECE_PAGES: u64 = 256;
+/// Pages that are received at once: at 26 kB a second a piece still comes in ten seconds.
+const PIECE_PAGES: u64 = 64;
 
 /// Where pages and sections of one link go. Closed until the machine stands.
 #[derive(Debug, Default)]
@@ -74,21 +74,21 @@ impl Intake {
         });
     }
 
-    /// Takes what a frame carries that is no message. `heard` is called whenever some of it came.
+    /// Takes what a frame carries that is no message. `tell` is called whenever some of it came.
     pub(crate) fn take(
         &self,
         kind: FrameKind,
         head: &[u8],
         socket: &Socket,
-        heard: &mut dyn FnMut(),
+        tell: &mut dyn FnMut(),
     ) -> Result<(), LinkFault> {
         let mut guard = self.lock();
         let open =
             guard.as_mut().ok_or_else(|| not_now("pages or state came before the machine was built"))?;
-        heard();
+        tell();
         match kind {
             FrameKind::Section => open.take_section(head),
-            FrameKind::Pages => open.take_pages(&parse(kind, head)?, socket, heard),
+            FrameKind::Pages => open.take_pages(&parse(kind, head)?, socket, tell),
             FrameKind::Zeros => open.take_zeros(&parse(kind, head)?),
             FrameKind::ToTarget | FrameKind::ToSource => Err(not_now("a message came as data")),
         }
@@ -144,13 +144,13 @@ impl Open {
         &mut self,
         head: &PageHead,
         socket: &Socket,
-        heard: &mut dyn FnMut(),
+        tell: &mut dyn FnMut(),
     ) -> Result<(), LinkFault> {
         let runs = self.runs(head)?;
         // Piece by piece: on a slow link a whole frame takes longer than a source may be silent.
         for piece in pieces(&runs) {
             receive_pages(&self.ram, socket.as_fd(), &piece).map_err(page_fault)?;
-            heard();
+            tell();
         }
         if head.checksum.is_none() {
             self.without_checksum = true;
@@ -254,13 +254,13 @@ mod tests {
         let run = |first, count| PageRange { first, count };
         assert!(pieces(&[]).is_empty());
         assert_eq!(pieces(&[run(5, 3), run(9, 1)]), [[run(5, 3), run(9, 1)]]);
-        let cut = pieces(&[run(0, 200), run(300, 1000)]);
+        let cut = pieces(&[run(0, 50), run(300, 250)]);
         let sizes: Vec<u64> = cut.iter().map(|piece| piece.iter().map(|run| run.count).sum()).collect();
-        assert_eq!(sizes, [256, 256, 256, 256, 176]);
+        assert_eq!(sizes, [64, 64, 64, 64, 44]);
         let pages = |runs: &[PageRange]| -> Vec<u64> {
             runs.iter().flat_map(|run| run.first..run.first + run.count).collect()
         };
         let all: Vec<PageRange> = cut.concat();
-        assert_eq!(pages(&all), pages(&[run(0, 200), run(300, 1000)]));
+        assert_eq!(pages(&all), pages(&[run(0, 50), run(300, 250)]));
     }
 }
