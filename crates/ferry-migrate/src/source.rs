@@ -324,6 +324,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             }
             Ok(false) => {
                 let sent = round.sent();
+                self.tell_progress();
                 self.figures.round_ends(sent);
                 self.round = None;
                 Some(SourceEvent::RoundSent { data_pages: sent.data_pages, zero_pages: sent.zero_pages })
