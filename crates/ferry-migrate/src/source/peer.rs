@@ -1,10 +1,11 @@
 //! The source's link: one socket, and the thread that reads the target's messages from it.
 
+use std::cell::Cell;
 use std::net::Shutdown;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use ferry_protocol::frame::FrameKind;
 use ferry_protocol::message::{ToSource, ToTarget};
 use ferry_protocol::{LinkFault, SourceEvent};
@@ -13,11 +14,18 @@ use super::Incoming;
 use crate::framing::{parse_message, read_frame, send_message};
 use crate::link::Socket;
 
+/// How long a target may take to close its side after this one did.
+const FAREWELL: Duration = Duration::from_millis(100);
+
 /// One link; dropping it closes the socket and ends the reader.
 #[derive(Debug)]
 pub(super) struct Peer {
     socket: Socket,
     reader: Option<JoinHandle<()>>,
+    /// Disconnected when the reader ends.
+    ended: Receiver<()>,
+    /// What was sent last ends the migration: it is to arrive.
+    last_word: Cell<bool>,
 }
 
 impl Peer {
@@ -30,11 +38,15 @@ impl Peer {
         let failed = |error: std::io::Error| format!("the link could not be set up: {error}");
         socket.set_write_timeout(silence).map_err(failed)?;
         let reading = socket.try_clone().map_err(failed)?;
+        let (ends, ended) = bounded(0);
         let reader = std::thread::Builder::new()
             .name("ferry-source-reader".into())
-            .spawn(move || read_all(&reading, link, &events))
+            .spawn(move || {
+                let _ends_with_the_reader = ends;
+                read_all(&reading, link, &events);
+            })
             .map_err(failed)?;
-        Ok(Self { socket, reader: Some(reader) })
+        Ok(Self { socket, reader: Some(reader), ended, last_word: Cell::new(false) })
     }
 
     pub(super) fn socket(&self) -> &Socket {
@@ -42,6 +54,7 @@ impl Peer {
     }
 
     pub(super) fn send(&self, message: &ToTarget) -> Result<(), LinkFault> {
+        self.last_word.set(matches!(message, ToTarget::Abort(_) | ToTarget::Release(_)));
         send_message(&self.socket, FrameKind::ToTarget, message)
     }
 
@@ -61,6 +74,12 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        // First only this direction: closing a TCP socket with unread bytes resets it, and the last
+        // word, why the migration ended, could be lost on its way.
+        self.socket.shutdown(Shutdown::Write);
+        if self.last_word.get() {
+            let _ = self.ended.recv_timeout(FAREWELL);
+        }
         self.socket.shutdown(Shutdown::Both);
         self.join();
     }
