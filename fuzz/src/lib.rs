@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a body says that it found something")]
 
+pub mod guests;
 pub mod mutate;
 pub mod protocol;
 pub mod seeds;
@@ -35,6 +36,8 @@ pub const BODIES: &[(&str, Body)] = &[
     ("page_head", protocol::page_head),
     ("to_target", protocol::message::<ToTarget>),
     ("to_source", protocol::message::<ToSource>),
+    ("vmm_config", guests::vmm_config),
+    ("sim_config", guests::sim_config),
     ("section", state::section),
     ("x86_regs", state::part::<x86::Regs>),
     ("x86_sregs", state::part::<x86::Sregs>),

@@ -10,7 +10,9 @@ use ferry_protocol::message::{
     TargetHello, ToSource, ToTarget,
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
+use ferry_sim::{SimConfig, Workload};
 use ferry_state::{Part, Section, x86};
+use ferry_vmm::{GuestConfig, Payload};
 
 /// One seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,12 +28,26 @@ pub struct Seed {
 /// All seeds.
 pub fn all() -> Vec<Seed> {
     let mut seeds = protocol();
+    seeds.extend(guests());
     seeds.extend(state());
     seeds
 }
 
 fn seed(body: &'static str, name: &str, bytes: &[u8]) -> Seed {
     Seed { body, name: name.to_owned(), bytes: bytes.to_vec() }
+}
+
+fn guests() -> Vec<Seed> {
+    let (working_set_bytes, rate_bytes_per_second) = (1 << 20, 4 << 20);
+    let churn = Payload::Churn { rate_bytes_per_second, working_set_bytes };
+    let vmm = |payload| GuestConfig { memory_bytes: 16 << 20, cpus: 1, payload }.to_bytes();
+    let sim = |workload| SimConfig { seed: 7, memory_bytes: 4 << 20, workload }.to_bytes();
+    vec![
+        seed("vmm_config", "idle", &vmm(Payload::Idle)),
+        seed("vmm_config", "churn", &vmm(churn)),
+        seed("sim_config", "idle", &sim(Workload::Idle { patterned_bytes: 1 << 20 })),
+        seed("sim_config", "churn", &sim(Workload::Churn { working_set_bytes, rate_bytes_per_second })),
+    ]
 }
 
 fn protocol() -> Vec<Seed> {

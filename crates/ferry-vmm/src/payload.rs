@@ -12,7 +12,7 @@
 //! ([`page_word`] is the same in Rust).
 //!
 //! The program runs in 64-bit mode at privilege level 3 with IOPL 3 from its first instruction, and
-//! gets its parameters in registers ([`Parameters`]). It uses no interrupt, no exception and no
+//! gets its parameters in registers (`Parameters`). It uses no interrupt, no exception and no
 //! `HLT`. Facts: Intel SDM volume 1, 19.5 "I/O privilege level"; volume 2, `IN` and `OUT`.
 
 use iced_x86::IcedError;
