@@ -1,7 +1,6 @@
 //! Machines that fail at each call of the engine: the outcome, the guest, the locks, the next try.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod engine_support;
 

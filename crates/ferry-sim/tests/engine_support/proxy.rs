@@ -135,12 +135,15 @@ fn pass_all(link: u64, direction: Direction, mut from: Raw, mut into: Raw, share
         let fate = (shared.rule)(&Pass { link, direction, frame: &frame });
         match fate {
             Fate::Drop => continue,
-            Fate::CutBefore => break,
+            Fate::CutBefore => {
+                from.close(Shutdown::Both);
+                into.close(Shutdown::Both);
+                return;
+            }
             Fate::Pass | Fate::CutAfter => {}
         }
-        if !into.send(&frame.bytes()) {
-            break;
-        }
+        // To one who closed it is lost, and the sender learns it from the end of the other direction.
+        into.throw(&frame.bytes());
         if fate == Fate::CutAfter {
             // What was sent is to arrive: the end of the stream follows it.
             into.close(Shutdown::Write);
@@ -148,7 +151,6 @@ fn pass_all(link: u64, direction: Direction, mut from: Raw, mut into: Raw, share
             return;
         }
     }
+    // The other direction ends by itself.
     into.close(Shutdown::Write);
-    from.close(Shutdown::Both);
-    into.close(Shutdown::Both);
 }

@@ -75,16 +75,20 @@ pub(crate) struct Raw {
 
 impl Raw {
     pub(crate) fn connect(address: &Address) -> Self {
+        Self::try_connect(address).unwrap()
+    }
+
+    pub(crate) fn try_connect(address: &Address) -> Option<Self> {
         let stream: Box<dyn Stream> = match address {
             Address::Tcp(text) => {
-                let stream = TcpStream::connect(text).unwrap();
+                let stream = TcpStream::connect(text).ok()?;
                 stream.set_nodelay(true).unwrap();
                 Box::new(stream)
             }
-            Address::Unix(path) => Box::new(UnixStream::connect(path).unwrap()),
+            Address::Unix(path) => Box::new(UnixStream::connect(path).ok()?),
         };
         stream.patience();
-        Self { stream }
+        Some(Self { stream })
     }
 
     pub(crate) fn twin(&self) -> Self {
@@ -96,12 +100,17 @@ impl Raw {
         self.stream.write_all(bytes).is_ok()
     }
 
-    pub(crate) fn tell(&mut self, message: &ToTarget) -> bool {
-        self.send(&to_target(message))
+    /// Sends bytes, whether they arrive or not.
+    pub(crate) fn throw(&mut self, bytes: &[u8]) {
+        self.send(bytes);
     }
 
-    pub(crate) fn answer(&mut self, message: &ToSource) -> bool {
-        self.send(&encode(FrameKind::ToSource, &message.to_bytes()))
+    pub(crate) fn tell(&mut self, message: &ToTarget) {
+        self.send(&to_target(message));
+    }
+
+    pub(crate) fn answer(&mut self, message: &ToSource) {
+        self.send(&encode(FrameKind::ToSource, &message.to_bytes()));
     }
 
     /// The next frame; none at the end of the stream, orderly or not.
@@ -203,8 +212,15 @@ pub(crate) fn to_target(message: &ToTarget) -> Vec<u8> {
     frame(FrameKind::ToTarget, &message.to_bytes())
 }
 
+/// A frame that keeps no bound; `encode` holds its callers to them.
 pub(crate) fn frame(kind: FrameKind, head: &[u8]) -> Vec<u8> {
-    encode(kind, head)
+    let like = encode(kind, &[]);
+    let mut bytes = like[..8].to_vec();
+    bytes.extend(u32::try_from(head.len()).unwrap().to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes), head);
+    bytes.extend(crc.to_le_bytes());
+    bytes.extend(head);
+    bytes
 }
 
 pub(crate) fn hello(guest: &str, epoch: u64) -> Hello {
@@ -226,10 +242,10 @@ fn head(round: u32, checksum: Option<u32>, ranges: &[(u64, u64)]) -> Vec<u8> {
 /// A frame of pages, with its data.
 pub(crate) fn pages(round: u32, ranges: &[(u64, u64)], data: &[u8], summed: bool) -> Vec<u8> {
     let checksum = summed.then(|| crc32c::crc32c(data));
-    [&encode(FrameKind::Pages, &head(round, checksum, ranges))[..], data].concat()
+    [&frame(FrameKind::Pages, &head(round, checksum, ranges))[..], data].concat()
 }
 
 /// A frame of zeros.
 pub(crate) fn zeros(round: u32, ranges: &[(u64, u64)]) -> Vec<u8> {
-    encode(FrameKind::Zeros, &head(round, None, ranges))
+    frame(FrameKind::Zeros, &head(round, None, ranges))
 }
