@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{MAX_LINE_BYTES, Reply, Request};
 use crate::error::CliError;
@@ -12,6 +12,12 @@ use crate::form::{State, Status};
 
 /// How long a process may take to answer a question that needs no work.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long a guest that is between two processes of this machine is looked for.
+const HANDOVER: Duration = Duration::from_millis(500);
+
+/// How long to wait before looking again.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 /// A connection to one process.
 #[derive(Debug)]
@@ -66,42 +72,67 @@ impl Client {
 /// Every process of this user that has a guest or waits for one. Sockets whose process is gone are
 /// removed; one that does not answer is left out and named on standard error.
 pub(crate) fn all() -> Result<Vec<(Client, Status)>, CliError> {
+    look().map(|(found, _)| found)
+}
+
+/// The same, and whether a process ended while it was looked for.
+fn look() -> Result<(Vec<(Client, Status)>, bool), CliError> {
     let folder = folder::open()?;
     let entries = std::fs::read_dir(&folder).map_err(|error| {
         CliError::plain(format!("the folder {} cannot be read: {error}", folder.display()))
     })?;
-    let mut found = Vec::new();
+    let (mut found, mut ended) = (Vec::new(), false);
     for path in entries.flatten().map(|entry| entry.path()) {
         if path.extension().is_none_or(|extension| extension != "sock") {
             continue;
         }
-        match Client::connect(&path) {
-            Ok(mut client) => match client.status() {
-                Ok(status) => found.push((client, status)),
-                Err(error) => crate::output::note(&format!("ferry: {error}")),
-            },
+        let error = match Client::connect(&path).map(|mut client| client.status().map(|of| (client, of))) {
+            Ok(Ok(one)) => {
+                found.push(one);
+                continue;
+            }
+            Ok(Err(error)) => error,
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 let _ = std::fs::remove_file(&path);
+                continue;
             }
-            Err(error) => crate::output::note(&format!("ferry: {}: {error}", path.display())),
+            Err(error) => CliError::plain(format!("{}: {error}", path.display())),
+        };
+        if path.exists() {
+            crate::output::note(&format!("ferry: {error}"));
+        } else {
+            ended = true;
         }
     }
     found.sort_by(|(_, a), (_, b)| (&a.id, a.pid).cmp(&(&b.id, b.pid)));
-    Ok(found)
+    Ok((found, ended))
 }
 
 /// The process that has the guest of this name. During a move on one machine two processes know the
 /// name: the one with custody is meant.
 pub(crate) fn find(id: &str) -> Result<(Client, Status), CliError> {
-    let named: Vec<_> = all()?.into_iter().filter(|(_, status)| status.id.as_deref() == Some(id)).collect();
-    let rank = |status: &Status| match status.state {
+    let begun = Instant::now();
+    loop {
+        let (all, ended) = look()?;
+        // A guest that arrives is not known by its name yet.
+        let arrives = all.iter().any(|(_, status)| status.state == State::Receiving);
+        let named = all.into_iter().filter(|(_, status)| status.id.as_deref() == Some(id));
+        if let Some(best) = named.min_by_key(|(_, status)| rank(status)) {
+            return Ok(best);
+        }
+        if !(ended || arrives) || begun.elapsed() > HANDOVER {
+            return Err(CliError::plain(format!(
+                "no guest `{id}` is on this machine: `ferry status` lists the guests that are"
+            )));
+        }
+        std::thread::park_timeout(BETWEEN_LOOKS);
+    }
+}
+
+fn rank(status: &Status) -> u8 {
+    match status.state {
         _ if status.custody => 0,
         State::Ambiguous => 1,
         _ => 2,
-    };
-    named.into_iter().min_by_key(|(_, status)| rank(status)).ok_or_else(|| {
-        CliError::plain(format!(
-            "no guest `{id}` is on this machine: `ferry status` lists the guests that are"
-        ))
-    })
+    }
 }

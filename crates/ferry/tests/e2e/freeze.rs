@@ -16,7 +16,7 @@ on_both! {
 const WAIT: Duration = Duration::from_millis(700);
 
 /// Longer than any wait.
-const STOP: Duration = Duration::from_millis(1000);
+const STOP: Duration = Duration::from_secs(1);
 
 fn a_source_that_was_stopped_goes_on(on: &'static str) {
     let phases =

@@ -1,6 +1,12 @@
 //! End-to-end tests of the `ferry` program: real processes, real sockets, on the simulated machine
 //! and on KVM. Where KVM cannot be used, its half says so and is skipped.
 
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "this crate is nothing but tests; clippy exempts only functions marked so"
+)]
+
 #[macro_use]
 mod support;
 

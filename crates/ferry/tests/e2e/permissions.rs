@@ -9,6 +9,7 @@ use std::process::Command;
 
 use crate::support::house::House;
 use crate::support::process::Process;
+use crate::support::skipped;
 
 const NOBODY: u32 = 65534;
 
@@ -18,7 +19,7 @@ fn can_be_nobody() -> bool {
     let started = version.arg("--version").uid(NOBODY).gid(NOBODY).output();
     let can = started.as_ref().is_ok_and(|done| done.status.success());
     if !can {
-        println!("skipped: nobody cannot start the program here: {started:?}");
+        skipped(&format!("tests as another user, who cannot start the program here: {started:?}"));
     }
     can
 }
@@ -41,7 +42,7 @@ fn kvm_is_closed_to_nobody() -> bool {
     use std::os::unix::fs::MetadataExt;
     let closed = std::fs::metadata("/dev/kvm").is_ok_and(|meta| meta.mode() & 0o006 == 0);
     if !closed {
-        println!("skipped: /dev/kvm is not there, or open to everybody");
+        skipped("KVM without permission: /dev/kvm is not there, or open to everybody");
     }
     closed
 }

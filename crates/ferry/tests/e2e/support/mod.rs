@@ -5,6 +5,8 @@ pub(crate) mod journal;
 pub(crate) mod peers;
 pub(crate) mod process;
 
+use std::io::Write;
+use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -38,10 +40,16 @@ pub(crate) fn kvm_is_here() -> bool {
     match ferry_vmm::Backend::Kvm.choose() {
         Ok(_) => true,
         Err(error) => {
-            println!("skipped on KVM: {error}");
+            static SAID: Once = Once::new();
+            SAID.call_once(|| skipped(&format!("all tests on KVM: {error}")));
             false
         }
     }
+}
+
+/// Says what is skipped and why, past the harness, which hides what a passing test prints.
+pub(crate) fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {what}");
 }
 
 /// Runs every case, a few at once.

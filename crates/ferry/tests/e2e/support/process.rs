@@ -197,7 +197,7 @@ impl Drop for Process {
         }
         let said = self.errors();
         if std::thread::panicking() {
-            println!("`{}` ({}) said: {said}", self.words, self.pid());
+            let _ = writeln!(std::io::stderr(), "`{}` ({}) said: {said}", self.words, self.pid());
         } else {
             assert!(!said.contains("panicked"), "`{}` panicked: {said}", self.words);
         }
