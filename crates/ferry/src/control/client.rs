@@ -53,6 +53,9 @@ impl Client {
         match read {
             Ok(0) => Err(self.broken("it closed the connection")),
             Ok(_) => serde_json::from_str(&line).map_err(|error| self.broken(&error.to_string())),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                Err(self.broken(&format!("nothing came for {} s; is it stopped?", ANSWER.as_secs())))
+            }
             Err(error) => Err(self.broken(&error.to_string())),
         }
     }

@@ -110,6 +110,23 @@ fn sockets_of_killed_processes_are_cleaned_away(on: &'static str) {
 }
 
 #[test]
+fn a_process_that_does_not_answer_is_named_and_passed_over() {
+    let house = House::new("sim");
+    let (mute, alive) = (house.guest("mute", IDLE), house.guest_without_journal("alive", IDLE));
+    mute.signal(rustix::process::Signal::STOP);
+    mute.await_stop();
+    let done = house.json(&["status"]);
+    let guests = done.document()["guests"].take();
+    assert_eq!((guests.as_array().unwrap().len(), &guests[0]["id"]), (1, &"alive".into()));
+    for words in [mute.socket.to_str().unwrap(), "does not answer", "is it stopped?"] {
+        assert!(done.errors.contains(words), "`{words}` is not in {done:?}");
+    }
+    assert!(mute.socket.exists() && alive.check() > 0);
+    mute.resume();
+    assert!(mute.check() > 0);
+}
+
+#[test]
 fn a_folder_of_control_sockets_must_be_a_folder() {
     let run: [&str; 4] = ["run", "--backend=sim", "--memory=16M", "--id=g"];
     let house = House::new("sim");

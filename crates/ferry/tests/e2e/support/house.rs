@@ -70,7 +70,7 @@ impl House {
 
     fn with_hooks(&self, words: &[&str], journal: bool) -> Process {
         let mut command = self.command(words);
-        command.args(["--output=json", "--backend", self.backend]);
+        command.args(["--output=json", "--die-with-parent", "--backend", self.backend]);
         if journal {
             command.arg("--run-log").arg(self.path("runs"));
         }
@@ -135,6 +135,8 @@ impl House {
 
     /// The processes that ran the guest so far, in order; never two at once.
     pub(crate) fn runners(&self) -> Vec<u32> {
-        journal::check(&self.path("runs"), &self.deaths.lock().unwrap())
+        // The lock is not held while something may fail: processes that are dropped then take it, too.
+        let deaths = self.deaths.lock().unwrap().clone();
+        journal::check(&self.path("runs"), &deaths)
     }
 }
