@@ -81,7 +81,7 @@ fn to_target() -> Vec<ToTarget> {
     let machine = MachineDescription { kind: "sim".to_owned(), vcpus: 1, regions, config: vec![0xa0] };
     vec![
         ToTarget::Hello(hello),
-        ToTarget::Offer(Offer { machine, verify: true }),
+        ToTarget::Offer(Offer { machine, verify: true, lanes: 1 }),
         ToTarget::RoundEnd(RoundEnd { round: 1, data_pages: 2, zero_pages: 3, last: false }),
         ToTarget::MemoryHash(MemoryHash { blake3: [9; 32] }),
         ToTarget::StateEnd(StateEnd { sections: 12 }),

@@ -6,7 +6,7 @@
 //! what the source says that it sent.
 
 use std::os::fd::AsFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use ferry_memory::{GuestRam, Layout, PageRange, PageSet, receive_pages};
 use ferry_protocol::LinkFault;
@@ -23,10 +23,21 @@ const MAX_STATE_BYTES: usize = 256 * 1024 * 1024;
 /// Pages that are received at once: at 26 kB a second a piece still comes in ten seconds.
 const PIECE_PAGES: u64 = 64;
 
-/// Where pages and sections of one link go. Closed until the machine stands.
+/// Where pages and sections of one session go. Closed until the machine stands.
 #[derive(Debug, Default)]
 pub(crate) struct Intake {
-    open: Mutex<Option<Open>>,
+    state: Mutex<Taking>,
+    /// A frame was taken, a round ended, or the intake was closed.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Taking {
+    open: Option<Open>,
+    /// Pages come over several links: a round may end on one before all of it came on the others.
+    several: bool,
+    /// The session is over: readers that wait give up.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -60,7 +71,7 @@ impl Intake {
     /// The machine stands: its pages may come.
     pub(crate) fn open(&self, ram: GuestRam) {
         let written = PageSet::empty(ram.layout());
-        *self.lock() = Some(Open {
+        self.lock().open = Some(Open {
             ram,
             written,
             round: 0,
@@ -74,6 +85,17 @@ impl Intake {
         });
     }
 
+    /// One more link brings pages.
+    pub(crate) fn add_lane(&self) {
+        self.lock().several = true;
+    }
+
+    /// The session is over: whoever waits here for other lanes does so no more.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
     /// Takes what a frame carries that is no message. `tell` is called whenever some of it came.
     pub(crate) fn take(
         &self,
@@ -82,44 +104,91 @@ impl Intake {
         socket: &Socket,
         tell: &mut dyn FnMut(),
     ) -> Result<(), LinkFault> {
-        let mut guard = self.lock();
-        let open =
-            guard.as_mut().ok_or_else(|| not_now("pages or state came before the machine was built"))?;
         tell();
         match kind {
-            FrameKind::Section => open.take_section(head),
-            FrameKind::Pages => open.take_pages(&parse(kind, head)?, socket, tell),
-            FrameKind::Zeros => open.take_zeros(&parse(kind, head)?),
+            FrameKind::Section => {
+                let mut state = self.lock();
+                state.opened("a section came before the machine was built")?.take_section(head)
+            }
+            FrameKind::Pages => self.take_pages(&parse(kind, head)?, socket, tell),
+            FrameKind::Zeros => {
+                let head = parse(kind, head)?;
+                self.await_round(head.round)?.opened("the machine was not built")?.take_zeros(&head)?;
+                self.changed.notify_all();
+                Ok(())
+            }
             FrameKind::ToTarget | FrameKind::ToSource => Err(not_now("a message came as data")),
         }
     }
 
-    /// Holds a round's totals against what arrived.
-    pub(crate) fn end_round(&self, end: &RoundEnd) -> Result<(), LinkFault> {
-        let mut guard = self.lock();
-        let open = guard.as_mut().ok_or_else(|| not_now("a round ended before it began"))?;
-        if (end.data_pages, end.zero_pages) != (open.data_pages, open.zero_pages) {
-            return Err(LinkFault::Garbled(format!(
-                "round {} has {} pages of data and {} of zeros, {} and {} arrived",
-                end.round, end.data_pages, end.zero_pages, open.data_pages, open.zero_pages
-            )));
+    /// The data goes into guest memory without the lock, so that lanes do not wait for each other.
+    fn take_pages(&self, head: &PageHead, socket: &Socket, tell: &mut dyn FnMut()) -> Result<(), LinkFault> {
+        let (ram, runs) = {
+            let mut round = self.await_round(head.round)?;
+            let open = round.opened("pages came before the machine was built")?;
+            (open.ram.clone(), open.runs(head)?)
+        };
+        // Piece by piece: on a slow link a whole frame takes longer than a source may be silent.
+        for piece in pieces(&runs) {
+            receive_pages(&ram, socket.as_fd(), &piece).map_err(page_fault)?;
+            tell();
         }
-        if std::mem::take(&mut open.without_checksum) && end.last {
-            return Err(LinkFault::Garbled("pages of the last round came without a checksum".into()));
+        if let Some(expected) = head.checksum {
+            check_data(&ram, &runs, expected)?;
         }
-        open.received.data_pages += open.data_pages;
-        open.received.zero_pages += open.zero_pages;
-        open.received.rounds += 1;
-        open.round = open.round.saturating_add(1);
-        (open.data_pages, open.zero_pages) = (0, 0);
-        open.last_round_done = end.last;
+        let mut state = self.lock();
+        let open = state.opened("pages came before the machine was built")?;
+        open.without_checksum |= head.checksum.is_none();
+        for &run in &runs {
+            open.written.insert(run);
+            open.data_pages += run.count;
+        }
+        drop(state);
+        self.changed.notify_all();
         Ok(())
+    }
+
+    /// Waits until every page of a round has come, over whatever lane, and holds its totals against
+    /// what arrived.
+    pub(crate) fn end_round(&self, end: &RoundEnd) -> Result<(), LinkFault> {
+        let mut state = self.lock();
+        loop {
+            let may_wait = state.several && !state.closed;
+            let open = state.opened("a round ended before it began")?;
+            let is_short = open.data_pages < end.data_pages || open.zero_pages < end.zero_pages;
+            if !(may_wait && is_short) {
+                open.end_round(end)?;
+                break;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits until a round is under way: a lane may be ahead of the others.
+    fn await_round(&self, round: u32) -> Result<MutexGuard<'_, Taking>, LinkFault> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return Err(not_now("the session is over"));
+            }
+            let open = state.opened("pages came before the machine was built")?;
+            if open.last_round_done || round < open.round || round > open.round.saturating_add(1) {
+                return Err(not_now("pages of another round came"));
+            }
+            if round == open.round {
+                return Ok(state);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// The complete state: what goes to the VM, and what to its devices.
     pub(crate) fn state(&self, sections: u32) -> Result<(MachineState, MachineState), String> {
-        let mut guard = self.lock();
-        let open = guard.as_mut().ok_or("no state came")?;
+        let mut state = self.lock();
+        let open = state.open.as_mut().ok_or("no state came")?;
         let all = std::mem::take(&mut open.sections);
         if u32::try_from(all.len()) != Ok(sections) {
             return Err(format!("the state has {sections} sections, {} arrived", all.len()));
@@ -131,43 +200,37 @@ impl Intake {
     }
 
     pub(crate) fn received(&self) -> Received {
-        self.lock().as_ref().map(|open| open.received).unwrap_or_default()
+        self.lock().open.as_ref().map(|open| open.received).unwrap_or_default()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Taking> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taking {
+    fn opened(&mut self, otherwise: &str) -> Result<&mut Open, LinkFault> {
+        self.open.as_mut().ok_or_else(|| not_now(otherwise))
     }
 }
 
 impl Open {
-    fn take_pages(
-        &mut self,
-        head: &PageHead,
-        socket: &Socket,
-        tell: &mut dyn FnMut(),
-    ) -> Result<(), LinkFault> {
-        let runs = self.runs(head)?;
-        // Piece by piece: on a slow link a whole frame takes longer than a source may be silent.
-        for piece in pieces(&runs) {
-            receive_pages(&self.ram, socket.as_fd(), &piece).map_err(page_fault)?;
-            tell();
+    fn end_round(&mut self, end: &RoundEnd) -> Result<(), LinkFault> {
+        if (end.data_pages, end.zero_pages) != (self.data_pages, self.zero_pages) {
+            return Err(LinkFault::Garbled(format!(
+                "round {} has {} pages of data and {} of zeros, {} and {} arrived",
+                end.round, end.data_pages, end.zero_pages, self.data_pages, self.zero_pages
+            )));
         }
-        if head.checksum.is_none() {
-            self.without_checksum = true;
+        if std::mem::take(&mut self.without_checksum) && end.last {
+            return Err(LinkFault::Garbled("pages of the last round came without a checksum".into()));
         }
-        if let Some(expected) = head.checksum {
-            let found = self.ram.checksum(&runs).map_err(|error| LinkFault::Garbled(error.to_string()))?;
-            if found != expected {
-                let first = head.ranges.first().map_or(0, |range| range.first);
-                return Err(LinkFault::Garbled(format!(
-                    "pages from frame {first:#x} on arrived with checksum {found:08x}, not {expected:08x}"
-                )));
-            }
-        }
-        for &run in &runs {
-            self.written.insert(run);
-            self.data_pages += run.count;
-        }
+        self.received.data_pages += self.data_pages;
+        self.received.zero_pages += self.zero_pages;
+        self.received.rounds += 1;
+        self.round = self.round.saturating_add(1);
+        (self.data_pages, self.zero_pages) = (0, 0);
+        self.last_round_done = end.last;
         Ok(())
     }
 
@@ -184,11 +247,8 @@ impl Open {
         Ok(())
     }
 
-    /// The frame's ranges, each inside one region of memory, of the round that is under way.
+    /// The frame's ranges, each inside one region of memory.
     fn runs(&self, head: &PageHead) -> Result<Vec<PageRange>, LinkFault> {
-        if self.last_round_done || head.round != self.round {
-            return Err(not_now("pages of another round came"));
-        }
         let layout: &Layout = self.ram.layout();
         let run = |range: &ferry_protocol::frame::WireRange| {
             let run = PageRange { first: range.first, count: range.count };
@@ -214,6 +274,17 @@ impl Open {
         self.sections.push(section);
         Ok(())
     }
+}
+
+fn check_data(ram: &GuestRam, runs: &[PageRange], expected: u32) -> Result<(), LinkFault> {
+    let found = ram.checksum(runs).map_err(|error| LinkFault::Garbled(error.to_string()))?;
+    if found == expected {
+        return Ok(());
+    }
+    let first = runs.first().map_or(0, |range| range.first);
+    Err(LinkFault::Garbled(format!(
+        "pages from frame {first:#x} on arrived with checksum {found:08x}, not {expected:08x}"
+    )))
 }
 
 /// The runs cut into pieces of at most [`PIECE_PAGES`] pages, in order.

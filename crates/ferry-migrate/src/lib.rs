@@ -12,6 +12,7 @@
 mod custody;
 mod framing;
 mod intake;
+mod lane;
 mod link;
 mod machine;
 mod report;

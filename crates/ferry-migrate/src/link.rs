@@ -227,6 +227,13 @@ impl Socket {
         }
     }
 
+    pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
+            Self::Unix(stream) => stream.set_read_timeout(Some(timeout)),
+        }
+    }
+
     /// Ends a direction, or both: a blocked read or write returns.
     pub(crate) fn shutdown(&self, how: Shutdown) {
         let done = match self {

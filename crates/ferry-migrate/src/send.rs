@@ -1,30 +1,203 @@
-//! One round on its way out: pages are classified and sent a chunk at a time, so that between two
-//! chunks the pump can hear the peer, the user and the clock.
+//! One round on its way out: lanes take chunk after chunk of its pages, classify and send them.
+//!
+//! The pump sends on lane 0 itself, so that between two chunks it can hear the peer, the user and the
+//! clock; further lanes have threads of their own ([`crate::lane`]). All of them share a [`Round`].
+
+use std::os::fd::AsFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use ferry_memory::{Classified, GuestRam, PageRange, PageSet, send_pages};
 use ferry_protocol::LinkFault;
 use ferry_protocol::frame::{FrameKind, MAX_DATA_PAGES, MAX_RANGES, PageHead, WireRange, encode};
-use std::os::fd::AsFd;
-use std::time::Duration;
 
 use crate::framing::page_fault;
 use crate::link::Socket;
 
-/// One round of one migration.
+/// One round of one migration, shared by its lanes.
 #[derive(Debug)]
 pub(crate) struct Round {
     number: u32,
     last: bool,
-    /// What is still to be sent, the next at the end.
+    ram: GuestRam,
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Work {
+    /// What no lane took yet, the next at the end.
     left: Vec<PageRange>,
     left_pages: u64,
+    /// Lanes that have a chunk in hand.
+    busy: u32,
     sent: Sent,
+    fault: Option<LinkFault>,
+}
+
+/// What a round has sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) data_pages: u64,
+    pub(crate) zero_pages: u64,
+}
+
+/// How far a round is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Pages are left that no lane took.
+    Left,
+    /// Every page was taken; lanes still send.
+    Sending,
+    /// Everything was sent.
+    Done(Sent),
+    /// A lane could not send.
+    Broken(LinkFault),
+}
+
+impl Round {
+    pub(crate) fn new(number: u32, last: bool, ram: GuestRam, pages: &PageSet) -> Self {
+        let mut left: Vec<_> = pages.chunks(MAX_DATA_PAGES).collect();
+        left.reverse();
+        let work = Work { left, left_pages: pages.count(), busy: 0, sent: Sent::default(), fault: None };
+        Self { number, last, ram, work: Mutex::new(work), changed: Condvar::new() }
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    pub(crate) fn left_pages(&self) -> u64 {
+        self.work().left_pages
+    }
+
+    pub(crate) fn sent(&self) -> Sent {
+        self.work().sent
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        let work = self.work();
+        match &work.fault {
+            Some(fault) => Standing::Broken(fault.clone()),
+            None if !work.left.is_empty() => Standing::Left,
+            None if work.busy > 0 => Standing::Sending,
+            None => Standing::Done(work.sent),
+        }
+    }
+
+    /// Waits a little for lanes that still send.
+    pub(crate) fn wait(&self, at_most: Duration) {
+        let work = self.work();
+        if work.busy > 0 && work.fault.is_none() {
+            drop(self.changed.wait_timeout(work, at_most));
+        }
+    }
+
+    /// Nothing more of this round is sent once the chunks in hand are.
+    pub(crate) fn cancel(&self) {
+        let mut work = self.work();
+        work.left.clear();
+        work.left_pages = 0;
+    }
+
+    /// Sends chunks until none is left; false if this lane could not send.
+    pub(crate) fn send_all(&self, lane: &mut LaneSender) -> bool {
+        while self.send_chunk(lane) {}
+        self.work().fault.is_none()
+    }
+
+    /// Sends the next chunk. False if there is none, or if a lane failed.
+    pub(crate) fn send_chunk(&self, lane: &mut LaneSender) -> bool {
+        let chunk = self.take(lane.chunk_size.pages());
+        if chunk.is_empty() {
+            return false;
+        }
+        let began = Instant::now();
+        let sent = lane.send(self, &chunk);
+        lane.chunk_size.took(began.elapsed());
+        let mut work = self.work();
+        work.busy -= 1;
+        match sent {
+            Ok(sent) => {
+                work.sent.data_pages += sent.data_pages;
+                work.sent.zero_pages += sent.zero_pages;
+            }
+            Err(fault) => {
+                work.left.clear();
+                work.fault.get_or_insert(fault);
+            }
+        }
+        self.changed.notify_all();
+        work.fault.is_none()
+    }
+
+    /// At most so many pages; nothing if nothing is left.
+    fn take(&self, chunk_pages: u64) -> Vec<PageRange> {
+        let mut work = self.work();
+        let mut room = chunk_pages.clamp(1, MAX_DATA_PAGES);
+        let mut chunk = Vec::new();
+        while room > 0
+            && let Some(PageRange { first, count }) = work.left.pop()
+        {
+            let here = PageRange { first, count: count.min(room) };
+            if here.count < count {
+                work.left.push(PageRange { first: first + here.count, count: count - here.count });
+            }
+            chunk.push(here);
+            room -= here.count;
+            work.left_pages -= here.count;
+        }
+        work.busy += u32::from(!chunk.is_empty());
+        chunk
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn head(&self, kind: FrameKind, checksum: Option<u32>, runs: &[PageRange]) -> Vec<u8> {
+        let ranges = runs.iter().map(|run| WireRange { first: run.first, count: run.count }).collect();
+        encode(kind, &PageHead { round: self.number, checksum, ranges }.to_bytes())
+    }
+}
+
+/// One lane's means to send: its socket, and what it keeps from chunk to chunk.
+#[derive(Debug)]
+pub(crate) struct LaneSender {
+    socket: Socket,
+    chunk_size: ChunkSize,
     classified: Classified,
+}
+
+impl LaneSender {
+    pub(crate) fn new(socket: Socket) -> Self {
+        Self { socket, chunk_size: ChunkSize::new(), classified: Classified::new() }
+    }
+
+    fn send(&mut self, round: &Round, chunk: &[PageRange]) -> Result<Sent, LinkFault> {
+        let unreadable = |error: ferry_memory::RamError| LinkFault::Failed(error.to_string());
+        self.classified.clear();
+        for &range in chunk {
+            round.ram.classify(range, &mut self.classified).map_err(unreadable)?;
+        }
+        for runs in self.classified.zero_runs().chunks(MAX_RANGES) {
+            let head = round.head(FrameKind::Zeros, None, runs);
+            send_pages(&round.ram, self.socket.as_fd(), &head, &[], &[]).map_err(page_fault)?;
+        }
+        for runs in self.classified.data_runs().chunks(MAX_RANGES) {
+            // In the last round nothing writes any more, so the data can be summed before it is sent.
+            let checksum = if round.last { Some(round.ram.checksum(runs)) } else { None };
+            let checksum = checksum.transpose().map_err(unreadable)?;
+            let head = round.head(FrameKind::Pages, checksum, runs);
+            send_pages(&round.ram, self.socket.as_fd(), &head, runs, &[]).map_err(page_fault)?;
+        }
+        Ok(Sent { data_pages: self.classified.data_pages(), zero_pages: self.classified.zero_pages() })
+    }
 }
 
 /// How many pages go in one chunk: so many that a slow link, too, lets the pump look up often.
 #[derive(Debug)]
-pub(crate) struct ChunkSize {
+struct ChunkSize {
     pages: u64,
 }
 
@@ -35,16 +208,16 @@ impl ChunkSize {
     const LONG: Duration = Duration::from_millis(100);
     const MIN_PAGES: u64 = 16;
 
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Self { pages: MAX_DATA_PAGES / 4 }
     }
 
-    pub(crate) fn pages(&self) -> u64 {
+    fn pages(&self) -> u64 {
         self.pages
     }
 
     /// Learns from how long a chunk took.
-    pub(crate) fn took(&mut self, time: Duration) {
+    fn took(&mut self, time: Duration) {
         if time < Self::SHORT {
             self.pages = (self.pages * 2).min(MAX_DATA_PAGES);
         } else if time > Self::LONG {
@@ -53,84 +226,10 @@ impl ChunkSize {
     }
 }
 
-/// What a round has sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Sent {
-    pub(crate) data_pages: u64,
-    pub(crate) zero_pages: u64,
-}
-
-impl Round {
-    pub(crate) fn new(number: u32, last: bool, pages: &PageSet) -> Self {
-        let mut left: Vec<_> = pages.chunks(MAX_DATA_PAGES).collect();
-        left.reverse();
-        let left_pages = pages.count();
-        Self { number, last, left, left_pages, sent: Sent::default(), classified: Classified::new() }
-    }
-
-    pub(crate) fn number(&self) -> u32 {
-        self.number
-    }
-
-    pub(crate) fn left_pages(&self) -> u64 {
-        self.left_pages
-    }
-
-    pub(crate) fn sent(&self) -> Sent {
-        self.sent
-    }
-
-    /// Sends the next chunk: at most so many pages, [`MAX_DATA_PAGES`] the most. False when nothing is
-    /// left.
-    pub(crate) fn send_chunk(
-        &mut self,
-        ram: &GuestRam,
-        socket: &Socket,
-        chunk_pages: u64,
-    ) -> Result<bool, LinkFault> {
-        self.classified.clear();
-        let mut room = chunk_pages.clamp(1, MAX_DATA_PAGES);
-        while room > 0
-            && let Some(PageRange { first, count }) = self.left.pop()
-        {
-            let here = PageRange { first, count: count.min(room) };
-            if here.count < count {
-                self.left.push(PageRange { first: first + here.count, count: count - here.count });
-            }
-            ram.classify(here, &mut self.classified).map_err(|error| LinkFault::Failed(error.to_string()))?;
-            room -= here.count;
-            self.left_pages -= here.count;
-        }
-        self.send_zeros(ram, socket)?;
-        for runs in self.classified.data_runs().chunks(MAX_RANGES) {
-            // In the last round nothing writes any more, so the data can be summed before it is sent.
-            let checksum = if self.last { Some(ram.checksum(runs)) } else { None };
-            let checksum = checksum.transpose().map_err(|error| LinkFault::Failed(error.to_string()))?;
-            let head = self.head(FrameKind::Pages, checksum, runs);
-            send_pages(ram, socket.as_fd(), &head, runs, &[]).map_err(page_fault)?;
-        }
-        self.sent.data_pages += self.classified.data_pages();
-        self.sent.zero_pages += self.classified.zero_pages();
-        Ok(!self.left.is_empty())
-    }
-
-    fn send_zeros(&self, ram: &GuestRam, socket: &Socket) -> Result<(), LinkFault> {
-        for runs in self.classified.zero_runs().chunks(MAX_RANGES) {
-            let head = self.head(FrameKind::Zeros, None, runs);
-            send_pages(ram, socket.as_fd(), &head, &[], &[]).map_err(page_fault)?;
-        }
-        Ok(())
-    }
-
-    fn head(&self, kind: FrameKind, checksum: Option<u32>, runs: &[PageRange]) -> Vec<u8> {
-        let ranges = runs.iter().map(|run| WireRange { first: run.first, count: run.count }).collect();
-        encode(kind, &PageHead { round: self.number, checksum, ranges }.to_bytes())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ferry_memory::{Layout, Span};
 
     #[test]
     fn chunks_grow_on_a_fast_link_and_shrink_on_a_slow_one() {
@@ -141,5 +240,36 @@ mod tests {
         assert_eq!(size.pages(), MAX_DATA_PAGES);
         (0..20).for_each(|_| size.took(Duration::from_secs(1)));
         assert_eq!(size.pages(), ChunkSize::MIN_PAGES);
+    }
+
+    fn round(pages: u64) -> Round {
+        let layout = Layout::new(vec![Span { start: 0, length: pages * 4096 }]).unwrap();
+        let ram = GuestRam::anonymous(&layout).unwrap();
+        Round::new(0, false, ram, &PageSet::full(&layout))
+    }
+
+    #[test]
+    fn lanes_share_a_round_without_gap_or_overlap() {
+        let round = round(2500);
+        let mut taken: Vec<PageRange> = Vec::new();
+        while round.standing() == Standing::Left {
+            taken.extend(round.take(600));
+        }
+        assert_eq!(round.standing(), Standing::Sending);
+        taken.sort_by_key(|range| range.first);
+        let mut next = 0;
+        for range in taken {
+            assert_eq!(range.first, next);
+            next += range.count;
+        }
+        assert_eq!(next, 2500);
+    }
+
+    #[test]
+    fn a_cancelled_round_gives_nothing_more() {
+        let round = round(10);
+        round.cancel();
+        assert!(round.take(1).is_empty());
+        assert_eq!(round.standing(), Standing::Done(Sent::default()));
     }
 }

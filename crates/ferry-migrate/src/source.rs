@@ -4,6 +4,7 @@
 //! two chunks of a round the pump looks at messages, deadlines and the user's wishes.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -14,9 +15,10 @@ use ferry_protocol::{
 };
 
 use crate::custody::Given;
+use crate::lane::Lanes;
 use crate::link::{Address, Socket};
 use crate::report::{Observer, Progress, Report};
-use crate::send::{ChunkSize, Round};
+use crate::send::{LaneSender, Round, Standing};
 use crate::{Custody, Harvest, Machine};
 
 mod figures;
@@ -35,6 +37,12 @@ const HEARING: Duration = Duration::from_secs(1);
 
 /// How long a peer that broke the link may still explain itself.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Rounds of at most so many pages go over lane 0 alone.
+const FEW_PAGES: u64 = 512;
+
+/// How long the pump waits for lanes that still send before it looks up.
+const LOOK_UP: Duration = Duration::from_millis(20);
 
 /// One migration to be made.
 #[derive(Debug, Clone)]
@@ -125,7 +133,8 @@ impl Migration {
             ram,
             dirty,
             round: None,
-            chunk_size: ChunkSize::new(),
+            lane: None,
+            lanes: Lanes::default(),
             figures: Figures::new(),
             outcome: None,
         };
@@ -151,8 +160,11 @@ struct Pump<'a, M: Machine + ?Sized> {
     /// The pages of the next round.
     dirty: PageSet,
     /// The round under way.
-    round: Option<Round>,
-    chunk_size: ChunkSize,
+    round: Option<Arc<Round>>,
+    /// Lane 0: pages over the session's own link.
+    lane: Option<LaneSender>,
+    /// Lanes with links of their own.
+    lanes: Lanes,
     figures: Figures,
     outcome: Option<SourceOutcome>,
 }
@@ -194,7 +206,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             return match self.events.try_recv() {
                 Ok(incoming) => self.heard(incoming),
                 Err(_) if self.is_late() => Some(SourceEvent::Tick),
-                Err(_) => self.send_chunk(),
+                Err(_) => self.go_on(),
             };
         }
         let incoming = match self.source.deadline() {
@@ -244,8 +256,8 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         let made = Socket::connect(&self.options.address, timeouts.connect)
             .and_then(|socket| Peer::new(socket, self.links, timeouts.silence, self.sender.clone()));
         self.pending.push_back(match made {
-            Ok(peer) => {
-                self.peer = Some(peer);
+            Ok((peer, lane)) => {
+                (self.peer, self.lane) = (Some(peer), Some(lane));
                 SourceEvent::Connected
             }
             Err(text) => SourceEvent::ConnectFailed(text),
@@ -253,8 +265,16 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     }
 
     fn disconnect(&mut self) {
-        self.round = None;
+        self.drop_lanes();
         self.peer = None;
+    }
+
+    fn drop_lanes(&mut self) {
+        if let Some(round) = self.round.take() {
+            round.cancel();
+        }
+        self.lane = None;
+        self.lanes = Lanes::default();
     }
 
     fn send(&mut self, message: &ToTarget) {
@@ -268,7 +288,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     /// before the fault.
     fn lose_link(&mut self, fault: LinkFault) {
         let Some(peer) = self.peer.take() else { return };
-        self.round = None;
+        self.drop_lanes();
         let until = Instant::now() + if fault == LinkFault::Silent { Duration::ZERO } else { LAST_WORDS };
         while let Ok(incoming) = self.events.recv_deadline(until) {
             let is_present = incoming.link == self.links;
@@ -308,28 +328,35 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             return; // the link's loss is already on its way to the source
         }
         self.figures.round_starts(last);
-        self.round = Some(Round::new(number, last, &self.dirty));
+        let round = Arc::new(Round::new(number, last, self.ram.clone(), &self.dirty));
+        // Waking other threads for a few pages costs more than sending them.
+        if self.dirty.count() > FEW_PAGES {
+            self.lanes.share(&round);
+        }
+        self.round = Some(round);
         self.dirty.clear();
     }
 
-    fn send_chunk(&mut self) -> Option<SourceEvent> {
-        let (round, peer) = (self.round.as_mut()?, self.peer.as_ref()?);
-        let began = Instant::now();
-        let sent = round.send_chunk(&self.ram, peer.socket(), self.chunk_size.pages());
-        self.chunk_size.took(began.elapsed());
-        match sent {
-            Ok(true) => {
+    /// Sends a chunk of the round under way, or sees that it is over.
+    fn go_on(&mut self) -> Option<SourceEvent> {
+        let (round, lane) = (self.round.as_ref()?, self.lane.as_mut()?);
+        match round.standing() {
+            Standing::Left => {
+                round.send_chunk(lane);
                 self.tell_progress();
                 None
             }
-            Ok(false) => {
-                let sent = round.sent();
+            Standing::Sending => {
+                round.wait(LOOK_UP);
+                None
+            }
+            Standing::Done(sent) => {
                 self.tell_progress();
                 self.figures.round_ends(sent);
                 self.round = None;
                 Some(SourceEvent::RoundSent { data_pages: sent.data_pages, zero_pages: sent.zero_pages })
             }
-            Err(fault) => {
+            Standing::Broken(fault) => {
                 self.lose_link(fault);
                 None
             }
@@ -341,7 +368,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             let sent = round.sent();
             (round.number(), round.left_pages(), sent.data_pages + sent.zero_pages)
         });
-        let totals = self.figures.totals(self.round.as_ref().map(Round::sent));
+        let totals = self.figures.totals(self.round.as_ref().map(|round| round.sent()));
         self.observer.progress(&Progress {
             phase: self.source.phase(),
             round,

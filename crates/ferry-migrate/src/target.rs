@@ -147,6 +147,10 @@ impl<B: Builder> Pump<'_, B> {
                 self.doors.close(link);
                 return None;
             }
+            TargetAction::TakeLane(link) => {
+                self.doors.take_lane(link);
+                return None;
+            }
             TargetAction::Judge(machine) => {
                 let figures = Figures {
                     began,

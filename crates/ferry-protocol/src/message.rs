@@ -15,6 +15,9 @@ use crate::{Epoch, GuestId, InstanceId, MachineDescription, SessionId};
 /// The protocol versions that this build speaks.
 pub const VERSIONS: RangeInclusive<u16> = 1..=1;
 
+/// The most links that carry pages of one session.
+pub const MAX_LANES: u8 = 16;
+
 /// The longest message, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
@@ -48,6 +51,9 @@ pub enum ToTarget {
     /// The first message of a link that asks who runs the guest.
     #[n(9)]
     Ask(#[n(0)] Ask),
+    /// The first message of a link that will carry pages of a live session.
+    #[n(10)]
+    Lane(#[n(0)] Lane),
 }
 
 /// What the target sends.
@@ -77,6 +83,9 @@ pub enum ToSource {
     /// No session was begun. It says nothing about any epoch.
     #[n(8)]
     Abort(#[n(0)] Reason),
+    /// The link on which this comes is a lane now.
+    #[n(9)]
+    LaneTaken,
 }
 
 impl ToTarget {
@@ -92,6 +101,7 @@ impl ToTarget {
             Self::Release(_) => "release",
             Self::Abort(_) => "abort",
             Self::Ask(_) => "ask",
+            Self::Lane(_) => "lane",
         }
     }
 }
@@ -108,6 +118,7 @@ impl ToSource {
             Self::Refused(_) => "refused",
             Self::Unknown(_) => "unknown",
             Self::Abort(_) => "abort",
+            Self::LaneTaken => "lane-taken",
         }
     }
 }
@@ -161,6 +172,23 @@ pub struct Offer {
     /// Whether both sides hash all memory after the pause.
     #[n(1)]
     pub verify: bool,
+    /// How many links carry pages, this one included: 1 to [`MAX_LANES`].
+    #[n(2)]
+    pub lanes: u8,
+}
+
+/// A further link of a live session.
+///
+/// The session's number is random and was told to nobody but its target: who knows it is its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(map)]
+pub struct Lane {
+    /// The session.
+    #[n(0)]
+    pub of: OfEpoch,
+    /// The lane's number, from 1; lane 0 is the session's own link.
+    #[n(1)]
+    pub number: u8,
 }
 
 /// A round's totals, which the target holds against what arrived.
@@ -362,6 +390,7 @@ impl Message for ToTarget {
             Self::Hello(hello) => bounded(hello.program.len() <= MAX_TEXT_BYTES, "program name")?,
             Self::Offer(offer) => {
                 bounded(offer.machine.check().is_ok(), "machine description")?;
+                bounded((1..=MAX_LANES).contains(&offer.lanes), "number of lanes")?;
             }
             Self::Abort(reason) => check_reason(reason)?,
             Self::RoundEnd(_)
@@ -369,7 +398,8 @@ impl Message for ToTarget {
             | Self::StateEnd(_)
             | Self::Custody(_)
             | Self::Release(_)
-            | Self::Ask(_) => {}
+            | Self::Ask(_)
+            | Self::Lane(_) => {}
         }
         Ok(message)
     }
@@ -387,7 +417,7 @@ impl Message for ToSource {
             Self::Verdict(verdict) => bounded(verdict.is_bounded(), "verdict")?,
             Self::Refused(refused) => check_reason(&refused.reason)?,
             Self::Abort(reason) => check_reason(reason)?,
-            Self::Built | Self::Ready | Self::Running(_) | Self::Unknown(_) => {}
+            Self::Built | Self::Ready | Self::Running(_) | Self::Unknown(_) | Self::LaneTaken => {}
         }
         Ok(message)
     }

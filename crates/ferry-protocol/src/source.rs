@@ -12,8 +12,8 @@ use std::time::Duration;
 use ferry_contract::Verdict;
 
 use crate::message::{
-    Ask, Hello, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd, StateEnd, ToSource, ToTarget,
-    VERSIONS,
+    Ask, Hello, MAX_LANES, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd, StateEnd, ToSource,
+    ToTarget, VERSIONS,
 };
 use crate::precopy::{Decision, Precopy, RoundFigures};
 use crate::{Cause, InstanceId, SourceOutcome, Time, Timeouts, TimerName};
@@ -25,6 +25,7 @@ enum Wait {
     Hello,
     Verdict,
     Built,
+    Lanes,
     Log,
     Round {
         round: u32,
@@ -129,7 +130,7 @@ impl Source {
             Wait::Link => SourcePhase::Connect,
             Wait::Hello => SourcePhase::Hello,
             Wait::Verdict => SourcePhase::Offer,
-            Wait::Built => SourcePhase::Build,
+            Wait::Built | Wait::Lanes => SourcePhase::Build,
             Wait::Log | Wait::Round { last: false, .. } | Wait::Harvest { .. } => SourcePhase::Rounds,
             Wait::Pause { .. } => SourcePhase::Pause,
             Wait::Released { .. }
@@ -223,7 +224,7 @@ impl Source {
                 self.instance = Some(hello.instance);
                 self.await_message(Wait::Verdict, now, self.config.timeouts.verdict, TimerName::Verdict);
                 let (machine, verify) = (self.config.machine.clone(), self.config.verify);
-                vec![SourceAction::Send(ToTarget::Offer(Offer { machine, verify }))]
+                vec![SourceAction::Send(ToTarget::Offer(Offer { machine, verify, lanes: self.lanes() }))]
             }
             (Wait::Verdict, ToSource::Verdict(verdict)) => {
                 self.verdict = Some(verdict.clone());
@@ -232,6 +233,10 @@ impl Source {
                 }
                 self.await_message(Wait::Built, now, self.config.timeouts.build, TimerName::Build);
                 Vec::new()
+            }
+            (Wait::Built, ToSource::Built) if self.lanes() > 1 => {
+                self.await_job(Wait::Lanes);
+                vec![SourceAction::OpenLanes { lanes: self.lanes() }]
             }
             (Wait::Built, ToSource::Built) => {
                 self.await_job(Wait::Log);
@@ -263,6 +268,10 @@ impl Source {
 
     fn on_job_done(&mut self, now: Time, event: SourceEvent) -> Vec<SourceAction> {
         match (self.wait.clone(), event) {
+            (Wait::Lanes, SourceEvent::LanesOpen) => {
+                self.await_job(Wait::Log);
+                vec![SourceAction::StartLog]
+            }
             (Wait::Log, SourceEvent::LogStarted) => {
                 self.log_started = true;
                 self.send_round(now, 0, false)
@@ -356,6 +365,10 @@ impl Source {
     fn hash_allowance(&self) -> Duration {
         let bytes = if self.config.verify { self.config.machine.memory_bytes() } else { 0 };
         Timeouts::hash_allowance(bytes)
+    }
+
+    fn lanes(&self) -> u8 {
+        self.config.lanes.clamp(1, MAX_LANES)
     }
 
     fn offered(&self) -> OfEpoch {

@@ -20,6 +20,7 @@ use crate::{
     Cause, Epoch, GuestId, InstanceId, MachineDescription, TargetOutcome, Time, Timeouts, TimerName,
 };
 
+mod lanes;
 mod questions;
 mod session;
 
@@ -72,6 +73,8 @@ pub enum TargetAction {
     Send(LinkId, ToSource),
     /// Close a link once everything sent on it has left. No event of it may come later.
     Close(LinkId),
+    /// The link carries pages of the session from now on.
+    TakeLane(LinkId),
     /// Hold the machine against this host.
     Judge(MachineDescription),
     /// Build the machine with memory and vCPUs; from now on its pages may come.
@@ -160,6 +163,8 @@ struct Session {
     /// A job was asked for and is not answered yet.
     job: bool,
     offer: Option<Offer>,
+    /// The links that carry pages beside the session's own, by number; until the last round is over.
+    lanes: BTreeMap<u8, LinkId>,
     next_round: u32,
     last_round_done: bool,
     hash: HashCheck,
@@ -249,12 +254,16 @@ impl Target {
             TargetEvent::Received(link, message) if self.greeting.contains_key(&link) => {
                 self.on_first_message(now, link, message)
             }
-            TargetEvent::Heard(link) if self.is_sessions(link) => self.on_heard(now),
+            TargetEvent::Heard(link) if self.is_sessions(link) || self.is_lane(link) => self.on_heard(now),
+            TargetEvent::Received(link, _) if self.is_lane(link) => {
+                self.end_session(Cause::Misbehaved("the source sent a message on a lane".into()))
+            }
             TargetEvent::Received(..) | TargetEvent::Heard(_) => Vec::new(),
             TargetEvent::LinkLost(link, fault) => {
                 let greets = self.greeting.remove(&link).is_some();
                 match fault {
                     fault if self.is_sessions(link) => self.on_session_link_lost(fault),
+                    fault if self.is_lane(link) => self.on_lane_lost(&fault),
                     LinkFault::Garbled(text) if greets => {
                         turn_away(link, Reason::new(ReasonKind::Misbehaved, text))
                     }
@@ -286,6 +295,10 @@ impl Target {
                 self.on_hello(now, link, hello)
             }
             ToTarget::Ask(ask) => self.on_ask(now, link, &ask),
+            ToTarget::Lane(lane) => {
+                self.greeting.remove(&link);
+                self.on_lane(now, link, lane)
+            }
             ToTarget::Release(of) if self.may_release(link, of) => {
                 self.greeting.remove(&link);
                 self.released(link)
@@ -329,6 +342,7 @@ impl Target {
             deadline: Some((now.after(self.timeouts.offer), TimerName::Offer)),
             job: false,
             offer: None,
+            lanes: BTreeMap::new(),
             next_round: 0,
             last_round_done: false,
             hash: HashCheck::Awaited,

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 use ferry_protocol::frame::{FrameKind, encode};
+use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{LinkFault, SourceAction, SourceEvent};
 use ferry_state::MachineState;
 
 use super::{Harvest, Holder, Machine, Pump};
 use crate::MachineError;
 use crate::framing::io_fault;
+use crate::lane::{LaneTerms, Lanes};
 
 /// How long a target may take to let go of the resources of a guest that it does not get.
 const LETTING_GO: Duration = Duration::from_secs(2);
@@ -21,6 +23,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     pub(super) fn do_job(&mut self, job: &SourceAction) {
         let began = Instant::now();
         let done = match job {
+            SourceAction::OpenLanes { lanes } => Ok(self.open_lanes(*lanes)),
             SourceAction::StartLog => {
                 self.machine.start_dirty_tracking().map(|()| Some(SourceEvent::LogStarted))
             }
@@ -47,6 +50,27 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             Err(error) => {
                 tracing::warn!(?job, error = sentence(&error), "a job failed");
                 self.pending.push_back(SourceEvent::Failed(sentence(&error)));
+            }
+        }
+    }
+
+    fn open_lanes(&mut self, lanes: u8) -> Option<SourceEvent> {
+        let config = &self.options.config;
+        let terms = LaneTerms {
+            address: &self.options.address,
+            of: OfEpoch { session: config.session, epoch: config.epoch },
+            connect: config.timeouts.connect,
+            hello: config.timeouts.hello,
+            silence: config.timeouts.silence,
+        };
+        match Lanes::open(lanes, &terms) {
+            Ok(lanes) => {
+                self.lanes = lanes;
+                Some(SourceEvent::LanesOpen)
+            }
+            Err(fault) => {
+                self.lose_link(fault);
+                None
             }
         }
     }

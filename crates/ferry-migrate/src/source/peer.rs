@@ -13,6 +13,7 @@ use ferry_protocol::{LinkFault, SourceEvent};
 use super::Incoming;
 use crate::framing::{parse_message, read_frame, send_message};
 use crate::link::Socket;
+use crate::send::LaneSender;
 
 /// How long a target may take to close its side after this one did.
 const FAREWELL: Duration = Duration::from_millis(100);
@@ -34,10 +35,11 @@ impl Peer {
         link: u64,
         silence: Duration,
         events: Sender<Incoming>,
-    ) -> Result<Self, String> {
+    ) -> Result<(Self, LaneSender), String> {
         let failed = |error: std::io::Error| format!("the link could not be set up: {error}");
         socket.set_write_timeout(silence).map_err(failed)?;
         let reading = socket.try_clone().map_err(failed)?;
+        let lane = LaneSender::new(socket.try_clone().map_err(failed)?);
         let (ends, ended) = bounded(0);
         let reader = std::thread::Builder::new()
             .name("ferry-source-reader".into())
@@ -46,7 +48,7 @@ impl Peer {
                 read_all(&reading, link, &events);
             })
             .map_err(failed)?;
-        Ok(Self { socket, reader: Some(reader), ended, last_word: Cell::new(false) })
+        Ok((Self { socket, reader: Some(reader), ended, last_word: Cell::new(false) }, lane))
     }
 
     pub(super) fn socket(&self) -> &Socket {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::Shutdown;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -46,9 +46,12 @@ enum Incoming {
 #[derive(Debug)]
 struct Link {
     socket: Arc<Socket>,
-    intake: Arc<Intake>,
+    intake: IntakeSlot,
     closing: Arc<AtomicBool>,
 }
+
+/// Where a link's data goes: an intake of its own, until it becomes a lane of the session.
+type IntakeSlot = Arc<Mutex<Arc<Intake>>>;
 
 /// The links of one target, and its decisions.
 #[derive(Debug)]
@@ -175,7 +178,7 @@ impl Doors {
         let id = LinkId(self.made);
         let link = Link {
             socket: Arc::new(socket),
-            intake: Arc::new(Intake::default()),
+            intake: IntakeSlot::default(),
             closing: Arc::new(AtomicBool::new(false)),
         };
         let reader = Reader {
@@ -234,15 +237,25 @@ impl Doors {
     /// The session's machine stands: pages may come on its link.
     pub(super) fn open_intake(&mut self, ram: GuestRam) {
         let link = self.target.session_link().and_then(|link| self.links.get(&link));
-        self.intake = link.map(|link| Arc::clone(&link.intake));
+        self.intake = link.map(|link| intake_of(&link.intake));
         if let Some(intake) = &self.intake {
             intake.open(ram);
         }
     }
 
+    /// The link's pages are those of the session from now on.
+    pub(super) fn take_lane(&mut self, link: LinkId) {
+        if let (Some(link), Some(intake)) = (self.links.get(&link), &self.intake) {
+            intake.add_lane();
+            *link.intake.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(intake);
+        }
+    }
+
     /// The session's machine is discarded: its memory is let go of.
     pub(super) fn drop_intake(&mut self) {
-        self.intake = None;
+        if let Some(intake) = self.intake.take() {
+            intake.close();
+        }
     }
 
     pub(super) fn state(&self, sections: u32) -> Result<(MachineState, MachineState), String> {
@@ -305,7 +318,7 @@ fn is_final(error: &std::io::Error) -> bool {
 struct Reader {
     link: LinkId,
     socket: Arc<Socket>,
-    intake: Arc<Intake>,
+    intake: IntakeSlot,
     closing: Arc<AtomicBool>,
     events: Sender<Incoming>,
     /// When it last said that page data comes.
@@ -337,13 +350,13 @@ impl Reader {
     fn read_one(&mut self) -> Result<Option<ToTarget>, LinkFault> {
         let (kind, head) = read_frame(&self.socket)?;
         if kind != FrameKind::ToTarget {
-            let intake = Arc::clone(&self.intake);
+            let intake = intake_of(&self.intake);
             let socket = Arc::clone(&self.socket);
             return intake.take(kind, &head, &socket, &mut || self.tell_heard()).map(|()| None);
         }
         let message = parse_message::<ToTarget>(&head)?;
         if let ToTarget::RoundEnd(end) = &message {
-            self.intake.end_round(end)?;
+            intake_of(&self.intake).end_round(end)?;
         }
         Ok(Some(message))
     }
@@ -355,6 +368,10 @@ impl Reader {
             let _ = self.events.send(Incoming::Event(TargetEvent::Heard(self.link)));
         }
     }
+}
+
+fn intake_of(slot: &IntakeSlot) -> Arc<Intake> {
+    Arc::clone(&slot.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Reads and drops what still comes on a closed link; the pump ends it for good.

@@ -19,6 +19,9 @@ pub struct SourceConfig {
     pub machine: MachineDescription,
     /// Whether both sides hash all memory after the pause.
     pub verify: bool,
+    /// How many links carry pages: 1 to [`MAX_LANES`](crate::message::MAX_LANES); others count as the
+    /// nearest of these.
+    pub lanes: u8,
     /// The guest is paused when the rest is predicted to take at most this long.
     pub downtime_limit: Duration,
     /// How long each wait may last.
@@ -39,6 +42,7 @@ impl SourceConfig {
             epoch,
             machine,
             verify: false,
+            lanes: 1,
             downtime_limit: Self::DOWNTIME_LIMIT,
             timeouts: Timeouts::default(),
             program: concat!("ferry ", env!("CARGO_PKG_VERSION")).into(),
@@ -57,6 +61,8 @@ pub enum SourceEvent {
     Received(ToSource),
     /// The link is gone.
     LinkLost(LinkFault),
+    /// [`SourceAction::OpenLanes`] is done.
+    LanesOpen,
     /// [`SourceAction::StartLog`] is done.
     LogStarted,
     /// [`SourceAction::SendRound`] is done.
@@ -101,6 +107,12 @@ pub enum SourceAction {
     Disconnect,
     /// Send a message.
     Send(ToTarget),
+    /// Make the links of lanes 1 to `lanes - 1`: each presents itself with [`ToTarget::Lane`] and waits
+    /// for [`ToSource::LaneTaken`](crate::message::ToSource::LaneTaken). `Disconnect` closes them as well.
+    OpenLanes {
+        /// How many links will carry pages, the session's own included.
+        lanes: u8,
+    },
     /// Start dirty tracking.
     StartLog,
     /// End dirty tracking; a failure is only worth a warning.

@@ -31,7 +31,7 @@ impl Target {
                 } else {
                     (now.after(silence), TimerName::Silence)
                 });
-                Vec::new()
+                if end.last { self.close_lanes() } else { Vec::new() }
             }
             (TargetPhase::Receive, ToTarget::MemoryHash(hash))
                 if session.last_round_done && session.verifies() && session.hash == HashCheck::Awaited =>
@@ -225,13 +225,13 @@ impl Target {
     }
 
     fn end_silently(&mut self, cause: Cause) -> Vec<TargetAction> {
+        let mut actions = self.close_lanes();
         let Some(session) = self.session.take() else { return Vec::new() };
         self.ledger.answer(&session.guest, session.of.epoch);
         self.stale_jobs += u32::from(session.job);
-        vec![
-            TargetAction::Discard,
-            TargetAction::Finish(TargetOutcome::NotTaken { guest: session.guest, cause }),
-        ]
+        actions.push(TargetAction::Discard);
+        actions.push(TargetAction::Finish(TargetOutcome::NotTaken { guest: session.guest, cause }));
+        actions
     }
 }
 
