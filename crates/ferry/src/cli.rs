@@ -125,6 +125,9 @@ pub(crate) struct DemoArgs {
     /// How often the guest is moved, each time into a new process.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) moves: u32,
+    /// How many connections carry pages, 1 to 16.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) lanes: u8,
     /// Hash all memory on both sides while the guest is paused; adds to the downtime.
     #[arg(long)]
     pub(crate) verify: bool,
@@ -179,6 +182,9 @@ pub(crate) struct MigrateArgs {
     /// Hash all memory on both sides while the guest is paused; adds to the downtime.
     #[arg(long)]
     pub(crate) verify: bool,
+    /// How many connections carry pages, 1 to 16.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) lanes: u8,
     /// Stay until it is over; show progress and the report.
     #[arg(long)]
     pub(crate) wait: bool,

@@ -2,8 +2,8 @@
 
 use ferry_contract::{Finding, FindingKind, Layer, Verdict};
 use ferry_protocol::message::{
-    Ask, Hello, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd, TargetHello,
-    ToSource, ToTarget,
+    Ask, Hello, Lane, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
+    TargetHello, ToSource, ToTarget,
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use proptest::prelude::*;
@@ -49,6 +49,7 @@ pub(crate) fn to_target() -> Vec<ToTarget> {
         ToTarget::Release(of()),
         ToTarget::Abort(Reason::new(ReasonKind::Cancelled, "the migration was cancelled")),
         ToTarget::Ask(Ask { guest: guest(), of: of(), instance: InstanceId(7) }),
+        ToTarget::Lane(Lane { of: of(), number: 3 }),
     ]
 }
 
@@ -65,6 +66,7 @@ pub(crate) fn to_source() -> Vec<ToSource> {
         ToSource::Refused(Refused { of: of(), reason }),
         ToSource::Unknown(of()),
         ToSource::Abort(Reason::new(ReasonKind::Busy, "this target is taking the guest `db-1`")),
+        ToSource::LaneTaken,
     ]
 }
 
@@ -129,8 +131,9 @@ pub(crate) fn any_to_target() -> impl Strategy<Value = ToTarget> {
     });
     prop_oneof![
         hello,
-        (any_machine(), any::<bool>())
-            .prop_map(|(machine, verify)| ToTarget::Offer(Offer { machine, verify, lanes: 1 })),
+        (any_machine(), any::<bool>(), 1..=16_u8)
+            .prop_map(|(machine, verify, lanes)| ToTarget::Offer(Offer { machine, verify, lanes })),
+        (any_of(), any::<u8>()).prop_map(|(of, number)| ToTarget::Lane(Lane { of, number })),
         round_end,
         any::<[u8; 32]>().prop_map(|blake3| ToTarget::MemoryHash(MemoryHash { blake3 })),
         any::<u32>().prop_map(|sections| ToTarget::StateEnd(StateEnd { sections })),
@@ -158,5 +161,6 @@ pub(crate) fn any_to_source() -> impl Strategy<Value = ToSource> {
         (any_of(), any_reason()).prop_map(|(of, reason)| ToSource::Refused(Refused { of, reason })),
         any_of().prop_map(ToSource::Unknown),
         any_reason().prop_map(ToSource::Abort),
+        Just(ToSource::LaneTaken),
     ]
 }

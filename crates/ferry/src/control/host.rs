@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use ferry_migrate::{Answering, Custody, Machine, MigrateOptions, Migration};
+use ferry_protocol::message::MAX_LANES;
 use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, SessionId, SourceConfig, SourceOutcome};
 use ferry_vmm::{AnyGuest, CheckReport, Guest, GuestReport, fresh_seed};
 
@@ -199,7 +200,7 @@ impl Shared {
 
     /// Prepares a migration: a fresh session and an epoch that was never used.
     pub(crate) fn plan(&self, request: &Request) -> Result<MigrateOptions, CliError> {
-        let Request::Migrate { to, downtime_limit_ms, timeout_ms, verify, .. } = request else {
+        let Request::Migrate { to, downtime_limit_ms, timeout_ms, verify, lanes, .. } = request else {
             return Err(CliError::usage("that is no migration"));
         };
         let address =
@@ -220,7 +221,11 @@ impl Shared {
         facts.highest = facts.highest.next();
         facts.state = State::Migrating;
         let mut config = SourceConfig::new(id, SessionId(fresh_seed()), facts.highest, machine);
+        if !(1..=MAX_LANES).contains(lanes) {
+            return Err(CliError::usage(format!("{lanes} lanes are not to be had: give 1 to {MAX_LANES}")));
+        }
         config.verify = *verify;
+        config.lanes = *lanes;
         config.downtime_limit = downtime_limit;
         config.timeouts = self.test.timeouts();
         config.timeouts.total = total;

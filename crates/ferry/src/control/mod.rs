@@ -34,6 +34,9 @@ pub(crate) enum Request {
         /// Hash all memory on both sides.
         #[serde(default)]
         verify: bool,
+        /// How many connections carry pages, 1 to 16.
+        #[serde(default = "one_lane")]
+        lanes: u8,
         /// Stay for progress and report.
         #[serde(default)]
         wait: bool,
@@ -42,6 +45,10 @@ pub(crate) enum Request {
     Check {},
     /// Ends the guest and its process; answered by [`Reply::Stopped`].
     Stop {},
+}
+
+fn one_lane() -> u8 {
+    1
 }
 
 /// What a process answers.
@@ -115,6 +122,7 @@ mod tests {
             downtime_limit_ms: 30.0,
             timeout_ms: 600_000.0,
             verify: false,
+            lanes: 1,
             wait: false,
         };
         assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);

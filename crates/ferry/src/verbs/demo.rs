@@ -259,6 +259,7 @@ impl Process {
             downtime_limit_ms: args.downtime_limit.0.as_secs_f64() * 1e3,
             timeout_ms: 600_000.0,
             verify: args.verify,
+            lanes: args.lanes,
             wait: true,
         };
         match self.client.ask(&request)? {

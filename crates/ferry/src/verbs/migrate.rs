@@ -24,6 +24,7 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError
         downtime_limit_ms: args.downtime_limit.0.as_secs_f64() * 1e3,
         timeout_ms: args.timeout.0.as_secs_f64() * 1e3,
         verify: args.verify,
+        lanes: args.lanes,
         wait: args.wait,
     };
     let epoch = match client.ask(&request)? {
