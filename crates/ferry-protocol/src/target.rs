@@ -170,19 +170,15 @@ struct Session {
     hash: HashCheck,
 }
 
-/// How far the comparison of the memory hashes has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum HashCheck {
-    Awaited,
-    Running {
-        expected: [u8; 32],
-    },
-    /// The job still runs and the state is complete already.
-    RunningThenRestore {
-        expected: [u8; 32],
-        sections: u32,
-    },
-    Passed,
+/// The comparison of the memory hashes: both sides hash at the same time, after the last round.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+struct HashCheck {
+    /// The source's.
+    expected: Option<[u8; 32]>,
+    /// This side's.
+    found: Option<[u8; 32]>,
+    /// The state is complete: it is restored once the hashes were compared.
+    sections: Option<u32>,
 }
 
 /// A process that waits for a guest.
@@ -281,11 +277,21 @@ impl Target {
     }
 
     fn on_opened(&mut self, now: Time, link: LinkId) -> Vec<TargetAction> {
+        let mut actions = Vec::new();
         if self.greeting.len() >= MAX_GREETING {
-            return vec![TargetAction::Close(link)];
+            // Silent links must not keep a source out: the one that has been silent longest goes. Who
+            // was told that the guest runs stays for its release.
+            let silent = self.greeting.iter().filter(|(_, greeting)| greeting.asked.is_none());
+            match silent.min_by_key(|(link, greeting)| (greeting.until, **link)).map(|(&link, _)| link) {
+                Some(oldest) => {
+                    self.greeting.remove(&oldest);
+                    actions.push(TargetAction::Close(oldest));
+                }
+                None => return vec![TargetAction::Close(link)],
+            }
         }
         self.greeting.insert(link, Greeting { until: now.after(self.timeouts.hello), asked: None });
-        Vec::new()
+        actions
     }
 
     fn on_first_message(&mut self, now: Time, link: LinkId, message: ToTarget) -> Vec<TargetAction> {
@@ -345,7 +351,7 @@ impl Target {
             lanes: BTreeMap::new(),
             next_round: 0,
             last_round_done: false,
-            hash: HashCheck::Awaited,
+            hash: HashCheck::default(),
         });
         let hello = TargetHello { version, instance: self.instance, program: self.program.clone() };
         vec![TargetAction::Send(link, ToSource::Hello(hello))]

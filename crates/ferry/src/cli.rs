@@ -36,6 +36,10 @@ pub(crate) enum Verb {
     Migrate(MigrateArgs),
     /// Show the guests of this machine, or one of them.
     Status(StatusArgs),
+    /// Follow the migration of a guest to its end.
+    Watch(OneGuestArgs),
+    /// End the migration of a guest before custody passes; the guest runs on here.
+    Cancel(OneGuestArgs),
 }
 
 /// How to print.
@@ -194,6 +198,12 @@ pub(crate) struct MigrateArgs {
 pub(crate) struct StatusArgs {
     /// The guest's name; all guests, if none is given.
     pub(crate) id: Option<GuestId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneGuestArgs {
+    /// The guest's name.
+    pub(crate) id: GuestId,
 }
 
 impl TestArgs {

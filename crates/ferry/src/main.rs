@@ -31,6 +31,8 @@ fn main() -> ExitCode {
         Verb::Receive(args) => verbs::receive::receive(&args, format),
         Verb::Migrate(args) => verbs::migrate::migrate(&args, format),
         Verb::Status(args) => verbs::status::status(&args, format),
+        Verb::Watch(args) => verbs::watch::watch(&args, format),
+        Verb::Cancel(args) => verbs::watch::cancel(&args, format),
     };
     match done {
         Ok(status) => ExitCode::from(status),

@@ -86,8 +86,24 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
 
     fn pause(&mut self) -> Result<Option<SourceEvent>, MachineError> {
         self.figures.pause_ordered();
-        self.holder = Holder::Pump(self.machine.pause()?);
-        Ok(Some(SourceEvent::Paused))
+        let custody = self.machine.pause()?;
+        let (runs, offered) = (custody.epoch(), self.options.config.epoch);
+        if offered > runs {
+            self.holder = Holder::Pump(custody);
+            return Ok(Some(SourceEvent::Paused));
+        }
+        // The caller's mistake: it would hand over an epoch that was used already. As a pause that
+        // failed the guest goes on.
+        let wrong = format!(
+            "epoch {offered} was offered for a guest that runs under epoch {runs}: offer a higher one"
+        );
+        match self.machine.resume(custody) {
+            Ok(()) => Err(MachineError::new(wrong)),
+            Err(error) => {
+                self.holder = Holder::Pump(error.custody);
+                Err(MachineError::with_source(wrong, error.source))
+            }
+        }
     }
 
     /// On an abort before custody: the locks first, then the guest.

@@ -31,14 +31,13 @@ impl Target {
                 } else {
                     (now.after(silence), TimerName::Silence)
                 });
-                if end.last { self.close_lanes() } else { Vec::new() }
+                if end.last { self.on_last_round() } else { Vec::new() }
             }
             (TargetPhase::Receive, ToTarget::MemoryHash(hash))
-                if session.last_round_done && session.verifies() && session.hash == HashCheck::Awaited =>
+                if session.last_round_done && session.verifies() && session.hash.expected.is_none() =>
             {
-                session.hash = HashCheck::Running { expected: hash.blake3 };
-                session.job = true;
-                vec![TargetAction::HashMemory]
+                session.hash.expected = Some(hash.blake3);
+                self.compare_hashes()
             }
             (TargetPhase::Receive, ToTarget::StateEnd(end)) if session.last_round_done => {
                 self.on_state_end(end.sections)
@@ -75,25 +74,50 @@ impl Target {
         Vec::new()
     }
 
+    /// Every page is here: the lanes end, and what is to be hashed can be.
+    fn on_last_round(&mut self) -> Vec<TargetAction> {
+        let mut actions = self.close_lanes();
+        if let Some(session) = self.session.as_mut().filter(|session| session.verifies()) {
+            session.job = true;
+            actions.push(TargetAction::HashMemory);
+        }
+        actions
+    }
+
     fn on_state_end(&mut self, sections: u32) -> Vec<TargetAction> {
         let Some(session) = &mut self.session else { return Vec::new() };
+        if session.hash.sections.is_some() {
+            return self.end_session(Cause::Misbehaved("the source ended its state twice".into()));
+        }
+        if session.verifies() && session.hash.expected.is_none() {
+            return self.end_session(Cause::Misbehaved("the source's memory hash is missing".into()));
+        }
+        session.hash.sections = Some(sections);
+        self.restore()
+    }
+
+    /// Restores once the state is complete and the hashes, if they are wanted, are equal.
+    fn restore(&mut self) -> Vec<TargetAction> {
+        let Some(session) = &mut self.session else { return Vec::new() };
         match session.hash {
-            HashCheck::Running { expected } => {
-                session.hash = HashCheck::RunningThenRestore { expected, sections };
-                Vec::new()
-            }
-            HashCheck::Awaited if session.verifies() => {
-                self.end_session(Cause::Misbehaved("the source's memory hash is missing".into()))
-            }
-            HashCheck::RunningThenRestore { .. } => {
-                self.end_session(Cause::Misbehaved("the source ended its state twice".into()))
-            }
-            HashCheck::Awaited | HashCheck::Passed => {
+            HashCheck { sections: Some(sections), found, .. } if found.is_some() || !session.verifies() => {
                 session.phase = TargetPhase::Restore;
                 session.deadline = None;
                 session.job = true;
                 vec![TargetAction::Restore { sections }]
             }
+            _ => Vec::new(),
+        }
+    }
+
+    fn compare_hashes(&mut self) -> Vec<TargetAction> {
+        let Some(session) = &mut self.session else { return Vec::new() };
+        match session.hash {
+            HashCheck { expected: Some(expected), found: Some(found), .. } if expected != found => {
+                let text = "the memory that arrived differs from the source's: the hashes are not equal";
+                self.end_session(Cause::Misbehaved(text.into()))
+            }
+            _ => self.restore(),
         }
     }
 
@@ -162,18 +186,10 @@ impl Target {
     }
 
     fn on_hashed(&mut self, found: [u8; 32]) -> Vec<TargetAction> {
-        let Some(session) = &mut self.session else { return Vec::new() };
-        let (expected, sections) = match session.hash {
-            HashCheck::Running { expected } => (expected, None),
-            HashCheck::RunningThenRestore { expected, sections } => (expected, Some(sections)),
-            HashCheck::Awaited | HashCheck::Passed => return Vec::new(),
-        };
-        if found != expected {
-            let text = "the memory that arrived differs from the source's: the hashes are not equal";
-            return self.end_session(Cause::Misbehaved(text.into()));
+        if let Some(session) = &mut self.session {
+            session.hash.found = Some(found);
         }
-        session.hash = HashCheck::Passed;
-        sections.map_or_else(Vec::new, |sections| self.on_state_end(sections))
+        self.compare_hashes()
     }
 
     pub(super) fn on_session_link_lost(&mut self, fault: LinkFault) -> Vec<TargetAction> {

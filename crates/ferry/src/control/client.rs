@@ -39,10 +39,15 @@ impl Client {
         self.stream.get_ref().set_read_timeout(None).map_err(|error| self.broken(&error.to_string()))
     }
 
-    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, CliError> {
+    pub(crate) fn send(&mut self, request: &Request) -> Result<(), CliError> {
         let mut line = serde_json::to_vec(request).map_err(|error| self.broken(&error.to_string()))?;
         line.push(b'\n');
-        self.stream.get_mut().write_all(&line).map_err(|error| self.broken(&error.to_string()))?;
+        self.stream.get_mut().write_all(&line).map_err(|error| self.broken(&error.to_string()))
+    }
+
+    /// Sends a request and reads the first reply.
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, CliError> {
+        self.send(request)?;
         self.next()
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use ferry_migrate::{Answering, Custody, Machine, MigrateOptions, Migration};
+use ferry_migrate::{Answering, Canceller, Custody, Machine, MigrateOptions, Migration};
 use ferry_protocol::message::MAX_LANES;
 use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, SessionId, SourceConfig, SourceOutcome};
 use ferry_vmm::{AnyGuest, CheckReport, Guest, GuestReport, fresh_seed};
@@ -52,11 +52,23 @@ pub(crate) struct Move {
 pub(crate) struct Shared {
     facts: Mutex<Facts>,
     guest: Mutex<Option<AnyGuest>>,
+    /// Who wants to hear of the migration under way; and the handle that ends it.
+    audience: Mutex<Audience>,
     /// Whether the process stopped itself already, where a test wanted it.
     pub(crate) has_stopped: AtomicBool,
     pub(crate) jobs: Sender<Job>,
     pub(crate) test: TestArgs,
 }
+
+/// The clients of the migration under way.
+#[derive(Debug, Default)]
+struct Audience {
+    listeners: Vec<Sender<Reply>>,
+    canceller: Option<Canceller>,
+}
+
+/// The most clients that watch one migration.
+const MAX_LISTENERS: usize = 32;
 
 #[derive(Debug)]
 struct Facts {
@@ -95,6 +107,7 @@ impl Shared {
         Arc::new(Self {
             facts: Mutex::new(facts),
             guest: Mutex::new(None),
+            audience: Mutex::default(),
             has_stopped: AtomicBool::new(false),
             jobs,
             test,
@@ -170,6 +183,47 @@ impl Shared {
             listen: facts.listen.clone(),
             last_migration: facts.last_migration.clone(),
         }
+    }
+
+    fn audience(&self) -> MutexGuard<'_, Audience> {
+        self.audience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells everybody who listens. Who does not read misses progress.
+    pub(crate) fn tell(&self, reply: &Reply) {
+        for listener in &self.audience().listeners {
+            let _ = listener.try_send(reply.clone());
+        }
+    }
+
+    /// Listens to the migration under way; without one the last report is all there is to hear.
+    pub(crate) fn watch(&self, listener: Sender<Reply>) {
+        let mut audience = self.audience();
+        let reply = if audience.canceller.is_none() {
+            let facts = self.facts();
+            let nothing =
+                || Reply::error(&CliError::plain("no migration is under way here, and none was before"));
+            facts.last_migration.clone().map_or_else(nothing, |report| Reply::Report(Box::new(report)))
+        } else if audience.listeners.len() >= MAX_LISTENERS {
+            Reply::error(&CliError::plain(format!("{MAX_LISTENERS} clients watch this migration already")))
+        } else {
+            audience.listeners.push(listener);
+            return;
+        };
+        let _ = listener.try_send(reply);
+    }
+
+    /// Tells the migration under way to end.
+    pub(crate) fn cancel(&self) -> Result<(), CliError> {
+        let canceller = self.audience().canceller.clone();
+        let none = || CliError::plain("no migration is under way here that could be cancelled");
+        let canceller = canceller.ok_or_else(none)?;
+        if !self.has_custody() {
+            return Err(CliError::plain(
+                "it is too late to cancel: custody of the guest was given to the target",
+            ));
+        }
+        if canceller.cancel() { Ok(()) } else { Err(none()) }
     }
 
     /// Lets the guest verify itself.
@@ -317,10 +371,11 @@ fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Cus
     let mut seat = shared.guest.lock().unwrap_or_else(PoisonError::into_inner);
     let config = &wanted.options.config;
     let (id, verify, to) = (config.guest.to_string(), config.verify, wanted.options.address.to_string());
-    let observer = MoveObserver::new(shared, wanted.replies.clone());
     let _ = wanted.replies.send(Reply::Started { epoch: config.epoch.0 });
     let guest = seat.as_mut()?;
-    let (report, custody) = Migration::new(wanted.options).run(guest, &observer);
+    let migration = Migration::new(wanted.options);
+    *shared.audience() = Audience { listeners: vec![wanted.replies], canceller: Some(migration.canceller()) };
+    let (report, custody) = migration.run(guest, &MoveObserver::new(shared));
     let form = MigrationReport::new(&id, shared.facts().backend, &to, verify, &report);
     let state = match &report.outcome {
         SourceOutcome::Moved { .. } => State::Moved,
@@ -332,7 +387,10 @@ fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Cus
     }
     drop(seat);
     shared.finished(&form, state);
-    let _ = wanted.replies.send(Reply::Report(Box::new(form.clone())));
+    let listeners = std::mem::take(&mut *shared.audience()).listeners;
+    for listener in listeners {
+        let _ = listener.send_timeout(Reply::Report(Box::new(form.clone())), LAST_REPLY);
+    }
     Some((form, custody))
 }
 

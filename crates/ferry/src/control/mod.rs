@@ -41,6 +41,10 @@ pub(crate) enum Request {
         #[serde(default)]
         wait: bool,
     },
+    /// Ends the migration under way before custody passes; answered by [`Reply::Cancelling`].
+    Cancel {},
+    /// Progress and report of the migration under way, or the report of the last one.
+    Watch {},
     /// Asks the guest to verify its pages itself; answered by [`Reply::Checked`].
     Check {},
     /// Ends the guest and its process; answered by [`Reply::Stopped`].
@@ -78,6 +82,8 @@ pub(crate) enum Reply {
         /// Pages that did not hold what they should.
         faults: u64,
     },
+    /// The migration was told to end; its report says how it ended.
+    Cancelling,
     /// The guest is ended.
     Stopped,
     /// The request cannot be fulfilled.

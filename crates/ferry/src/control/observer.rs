@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use ferry_migrate::{Observer, Progress};
 use ferry_protocol::{SourcePhase, TargetOutcome, TargetPhase};
 
@@ -20,14 +19,13 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct MoveObserver<'a> {
     shared: &'a Shared,
-    replies: Sender<Reply>,
     stalled: AtomicBool,
     last: Mutex<(Option<Instant>, Option<SourcePhase>)>,
 }
 
 impl<'a> MoveObserver<'a> {
-    pub(crate) fn new(shared: &'a Shared, replies: Sender<Reply>) -> Self {
-        Self { shared, replies, stalled: AtomicBool::new(false), last: Mutex::new((None, None)) }
+    pub(crate) fn new(shared: &'a Shared) -> Self {
+        Self { shared, stalled: AtomicBool::new(false), last: Mutex::new((None, None)) }
     }
 }
 
@@ -47,7 +45,7 @@ impl Observer for MoveObserver<'_> {
             *last = (Some(now), Some(progress.phase));
             let form = ProgressForm::new(progress, self.stalled.load(Ordering::Relaxed));
             // A client that does not read misses progress, never the report.
-            let _ = self.replies.try_send(Reply::Progress(form));
+            self.shared.tell(&Reply::Progress(form));
         }
     }
 
@@ -62,7 +60,7 @@ impl Observer for MoveObserver<'_> {
                        side goes on asking; look at `ferry status` on the target before anything else"
                 .to_owned();
         output::note(&format!("ferry: {message}"));
-        let _ = self.replies.try_send(Reply::Ambiguous { message });
+        self.shared.tell(&Reply::Ambiguous { message });
     }
 }
 

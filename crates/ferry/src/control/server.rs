@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 
 use super::host::{Job, Move, Shared};
 use super::{MAX_LINE_BYTES, Reply, Request};
@@ -140,27 +140,41 @@ fn answer(stream: &UnixStream, shared: &Shared, request: &Request) -> std::io::R
             let _ = shared.jobs.send(Job::Stop { replies, heard });
             answers.recv().map_or(Ok(()), |reply| write(stream, &reply))
         }
+        Request::Cancel {} => {
+            let heard = shared.cancel();
+            write(stream, &heard.map_or_else(|error| Reply::error(&error), |()| Reply::Cancelling))
+        }
+        Request::Watch {} => {
+            let (listener, answers) = bounded(MAX_REPLIES);
+            shared.watch(listener);
+            pass_on(stream, &answers, true)
+        }
         Request::Migrate { wait, .. } => match shared.plan(request) {
             Ok(options) => {
                 let (replies, answers) = bounded(MAX_REPLIES);
                 let (_hears, heard) = bounded(0);
                 let _ = shared.jobs.send(Job::Migrate(Box::new(Move { options, replies, heard })));
-                for reply in answers {
-                    let is_last = match reply {
-                        Reply::Started { .. } => !wait,
-                        Reply::Progress(_) => false,
-                        _ => true,
-                    };
-                    write(stream, &reply)?;
-                    if is_last {
-                        break;
-                    }
-                }
-                Ok(())
+                pass_on(stream, &answers, *wait)
             }
             Err(error) => write(stream, &Reply::error(&error)),
         },
     }
+}
+
+/// Passes replies on until the last one.
+fn pass_on(stream: &UnixStream, replies: &Receiver<Reply>, wait: bool) -> std::io::Result<()> {
+    for reply in replies {
+        let is_last = match reply {
+            Reply::Started { .. } => !wait,
+            Reply::Progress(_) => false,
+            _ => true,
+        };
+        write(stream, &reply)?;
+        if is_last {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn write(mut stream: &UnixStream, reply: &Reply) -> std::io::Result<()> {

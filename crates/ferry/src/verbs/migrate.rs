@@ -32,12 +32,7 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError
         other => return Err(other.into_error()),
     };
     if args.wait {
-        let report = wait(&mut client, format)?;
-        // The target's process can be asked only if it is on this machine; elsewhere its own
-        // `ferry status` tells.
-        let verified = verified_here(&report);
-        say_report(&report, verified, format);
-        return if report.exit_status == 0 { Ok(0) } else { Err(error_of(&report)) };
+        return follow(&mut client, format);
     }
     match format {
         Format::Json => {
@@ -49,6 +44,16 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError
         )),
     }
     Ok(0)
+}
+
+/// Shows a migration to its end, and its report.
+pub(crate) fn follow(client: &mut Client, format: Format) -> Result<u8, CliError> {
+    let report = wait(client, format)?;
+    // The target's process can be asked only if it is on this machine; elsewhere its own
+    // `ferry status` tells.
+    let verified = verified_here(&report);
+    say_report(&report, verified, format);
+    if report.exit_status == 0 { Ok(0) } else { Err(error_of(&report)) }
 }
 
 /// Waits for the end of a migration, showing progress.

@@ -5,6 +5,7 @@ pub(crate) mod migrate;
 pub(crate) mod receive;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod watch;
 
 use std::sync::Arc;
 
