@@ -174,8 +174,9 @@ impl Intake {
             if state.closed {
                 return Err(not_now("the session is over"));
             }
+            let ahead = u32::from(state.several);
             let open = state.opened("pages came before the machine was built")?;
-            if open.last_round_done || round < open.round || round > open.round.saturating_add(1) {
+            if open.last_round_done || !(open.round..=open.round.saturating_add(ahead)).contains(&round) {
                 return Err(not_now("pages of another round came"));
             }
             if round == open.round {

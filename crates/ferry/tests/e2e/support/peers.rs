@@ -108,7 +108,7 @@ impl Caller {
     pub(crate) fn offer_nonsense(&mut self) {
         let regions = vec![RegionSpan { start: 0, length: 1 << 20 }];
         let machine = MachineDescription { kind: "toaster".into(), vcpus: 1, regions, config: vec![1] };
-        self.send(&ToTarget::Offer(Offer { machine, verify: false }));
+        self.send(&ToTarget::Offer(Offer { machine, verify: false, lanes: 1 }));
     }
 
     /// The target's next message.
