@@ -19,7 +19,7 @@ use ferry_protocol::message::{
     Hello, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, StateEnd, ToSource, ToTarget,
 };
 use ferry_protocol::{Cause, Epoch, MachineDescription, SessionId, Timeouts, TimerName};
-use ferry_sim::SimMachine;
+use ferry_sim::{SimConfig, SimMachine};
 use ferry_state::Section;
 
 #[test]

@@ -1,7 +1,6 @@
 //! Pages over several lanes: whole moves, lanes that lag behind, and links that only pretend.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod engine_support;
 
