@@ -80,7 +80,7 @@ fn who_pretends_to_be_a_lane_is_turned_away_and_disturbs_nobody() {
     session.send(&transfer(&mut victim.guest).concat());
     assert_eq!(session.hear(), Some(ToSource::Ready));
     assert_eq!(real.hear(), None, "the last round is over");
-    drop(session);
+    drop((session, early, real));
     victim.takes_a_guest();
 }
 
