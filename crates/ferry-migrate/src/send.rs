@@ -7,9 +7,9 @@ use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ferry_memory::{Classified, GuestRam, PageRange, PageSet, send_pages};
-use ferry_protocol::LinkFault;
+use ferry_memory::{Classified, GuestRam, PAGE_SIZE, PageRange, PageSet, send_pages};
 use ferry_protocol::frame::{FrameKind, MAX_DATA_PAGES, MAX_RANGES, PageHead, WireRange, encode};
+use ferry_protocol::{LinkFault, Pace, Time};
 
 use crate::framing::page_fault;
 use crate::link::Socket;
@@ -22,6 +22,8 @@ pub(crate) struct Round {
     ram: GuestRam,
     work: Mutex<Work>,
     changed: Condvar,
+    /// The origin of the pace's time.
+    began: Instant,
 }
 
 #[derive(Debug)]
@@ -33,6 +35,7 @@ struct Work {
     busy: u32,
     sent: Sent,
     fault: Option<LinkFault>,
+    pace: Option<Pace>,
 }
 
 /// What a round has sent.
@@ -47,6 +50,8 @@ pub(crate) struct Sent {
 pub(crate) enum Standing {
     /// Pages are left that no lane took.
     Left,
+    /// Pages are left, and the pace wants a rest of this long.
+    Resting(Duration),
     /// Every page was taken; lanes still send.
     Sending,
     /// Everything was sent.
@@ -56,11 +61,19 @@ pub(crate) enum Standing {
 }
 
 impl Round {
-    pub(crate) fn new(number: u32, last: bool, ram: GuestRam, pages: &PageSet) -> Self {
+    /// A round of these pages; `pace` holds it back, unless it is the last one.
+    pub(crate) fn new(number: u32, last: bool, ram: GuestRam, pages: &PageSet, pace: Option<Pace>) -> Self {
         let mut left: Vec<_> = pages.chunks(MAX_DATA_PAGES).collect();
         left.reverse();
-        let work = Work { left, left_pages: pages.count(), busy: 0, sent: Sent::default(), fault: None };
-        Self { number, last, ram, work: Mutex::new(work), changed: Condvar::new() }
+        let work = Work {
+            left,
+            left_pages: pages.count(),
+            busy: 0,
+            sent: Sent::default(),
+            fault: None,
+            pace: pace.filter(|_| !last),
+        };
+        Self { number, last, ram, work: Mutex::new(work), changed: Condvar::new(), began: Instant::now() }
     }
 
     pub(crate) fn number(&self) -> u32 {
@@ -79,10 +92,21 @@ impl Round {
         let work = self.work();
         match &work.fault {
             Some(fault) => Standing::Broken(fault.clone()),
-            None if !work.left.is_empty() => Standing::Left,
+            None if !work.left.is_empty() => match self.rest(&work) {
+                Duration::ZERO => Standing::Left,
+                rest => Standing::Resting(rest),
+            },
             None if work.busy > 0 => Standing::Sending,
             None => Standing::Done(work.sent),
         }
+    }
+
+    fn now(&self) -> Time {
+        Time::ZERO.after(self.began.elapsed())
+    }
+
+    fn rest(&self, work: &Work) -> Duration {
+        work.pace.map_or(Duration::ZERO, |pace| pace.free_at().since(self.now()))
     }
 
     /// Waits a little for lanes that still send.
@@ -102,8 +126,16 @@ impl Round {
 
     /// Sends chunks until none is left; false if this lane could not send.
     pub(crate) fn send_all(&self, lane: &mut LaneSender) -> bool {
-        while self.send_chunk(lane) {}
-        self.work().fault.is_none()
+        loop {
+            match self.standing() {
+                Standing::Resting(rest) => {
+                    let work = self.work();
+                    drop(self.changed.wait_timeout(work, rest));
+                }
+                _ if self.send_chunk(lane) => {}
+                standing => return !matches!(standing, Standing::Broken(_)) && self.work().fault.is_none(),
+            }
+        }
     }
 
     /// Sends the next chunk. False if there is none, or if a lane failed.
@@ -121,6 +153,10 @@ impl Round {
             Ok(sent) => {
                 work.sent.data_pages += sent.data_pages;
                 work.sent.zero_pages += sent.zero_pages;
+                let now = self.now();
+                if let Some(pace) = &mut work.pace {
+                    pace.spend(now, sent.data_pages * PAGE_SIZE);
+                }
             }
             Err(fault) => {
                 work.left.clear();
@@ -134,7 +170,11 @@ impl Round {
     /// At most so many pages; nothing if nothing is left.
     fn take(&self, chunk_pages: u64) -> Vec<PageRange> {
         let mut work = self.work();
-        let mut room = chunk_pages.clamp(1, MAX_DATA_PAGES);
+        if !self.rest(&work).is_zero() {
+            return Vec::new();
+        }
+        let burst = work.pace.map_or(MAX_DATA_PAGES, |pace| pace.burst_bytes() / PAGE_SIZE);
+        let mut room = chunk_pages.clamp(1, burst.clamp(1, MAX_DATA_PAGES));
         let mut chunk = Vec::new();
         while room > 0
             && let Some(PageRange { first, count }) = work.left.pop()
@@ -245,7 +285,7 @@ mod tests {
     fn round(pages: u64) -> Round {
         let layout = Layout::new(vec![Span { start: 0, length: pages * 4096 }]).unwrap();
         let ram = GuestRam::anonymous(&layout).unwrap();
-        Round::new(0, false, ram, &PageSet::full(&layout))
+        Round::new(0, false, ram, &PageSet::full(&layout), None)
     }
 
     #[test]
@@ -263,6 +303,17 @@ mod tests {
             next += range.count;
         }
         assert_eq!(next, 2500);
+    }
+
+    #[test]
+    fn a_paced_round_rests_after_it_sent() {
+        let mut round = round(64);
+        round.work.get_mut().unwrap().pace = Some(Pace::new(1 << 20));
+        assert!(round.take(64).len() == 1, "a burst of 50 ms");
+        let now = round.now();
+        round.work.get_mut().unwrap().pace.as_mut().unwrap().spend(now, 1 << 30);
+        assert!(matches!(round.standing(), Standing::Resting(rest) if rest > Duration::from_secs(1000)));
+        assert!(round.take(64).is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use ferry_memory::{GuestRam, PAGE_SIZE, PageSet};
 use ferry_protocol::message::ToTarget;
 use ferry_protocol::{
-    LinkFault, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome, SourcePhase,
+    LinkFault, Pace, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome, SourcePhase,
 };
 
 use crate::custody::Given;
@@ -328,7 +328,8 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             return; // the link's loss is already on its way to the source
         }
         self.figures.round_starts(last);
-        let round = Arc::new(Round::new(number, last, self.ram.clone(), &self.dirty));
+        let pace = self.options.config.bandwidth_limit.map(Pace::new);
+        let round = Arc::new(Round::new(number, last, self.ram.clone(), &self.dirty, pace));
         // Waking other threads for a few pages costs more than sending them.
         if self.dirty.count() > FEW_PAGES {
             self.lanes.share(&round);
@@ -346,6 +347,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
                 self.tell_progress();
                 None
             }
+            Standing::Resting(rest) => self.listen(rest.min(LOOK_UP)),
             Standing::Sending => {
                 round.wait(LOOK_UP);
                 None
@@ -361,6 +363,11 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
                 None
             }
         }
+    }
+
+    /// Waits for an event, but not for long.
+    fn listen(&self, at_most: Duration) -> Option<SourceEvent> {
+        self.events.recv_timeout(at_most).ok().and_then(|incoming| self.heard(incoming))
     }
 
     fn tell_progress(&self) {

@@ -33,6 +33,7 @@ mod ledger;
 mod machine;
 pub mod message;
 mod outcome;
+mod pace;
 mod precopy;
 mod source;
 mod target;
@@ -45,6 +46,7 @@ pub use machine::{
     RegionSpan,
 };
 pub use outcome::{Cause, EXIT_AMBIGUOUS, LinkFault, SourceOutcome, TargetOutcome};
+pub use pace::Pace;
 pub use precopy::{Decision, Precopy, RoundFigures};
 pub use source::{Source, SourceAction, SourceConfig, SourceEvent, SourcePhase};
 pub use target::{LinkId, Target, TargetAction, TargetEvent, TargetPhase};

@@ -183,6 +183,9 @@ pub(crate) struct MigrateArgs {
     /// Give up when custody has not passed after this many seconds.
     #[arg(long, value_name = "S", default_value = "600")]
     pub(crate) timeout: Seconds,
+    /// Send at most so many bytes of pages a second while the guest runs.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_bandwidth: Option<Size>,
     /// Hash all memory on both sides while the guest is paused; adds to the downtime.
     #[arg(long)]
     pub(crate) verify: bool,

@@ -24,6 +24,8 @@ pub struct SourceConfig {
     pub lanes: u8,
     /// The guest is paused when the rest is predicted to take at most this long.
     pub downtime_limit: Duration,
+    /// How many bytes of page data live rounds may send a second; the last round is not held back.
+    pub bandwidth_limit: Option<u64>,
     /// How long each wait may last.
     pub timeouts: Timeouts,
     /// The program and its version, for people on the other side.
@@ -44,6 +46,7 @@ impl SourceConfig {
             verify: false,
             lanes: 1,
             downtime_limit: Self::DOWNTIME_LIMIT,
+            bandwidth_limit: None,
             timeouts: Timeouts::default(),
             program: concat!("ferry ", env!("CARGO_PKG_VERSION")).into(),
         }

@@ -254,7 +254,16 @@ impl Shared {
 
     /// Prepares a migration: a fresh session and an epoch that was never used.
     pub(crate) fn plan(&self, request: &Request) -> Result<MigrateOptions, CliError> {
-        let Request::Migrate { to, downtime_limit_ms, timeout_ms, verify, lanes, .. } = request else {
+        let Request::Migrate {
+            to,
+            downtime_limit_ms,
+            timeout_ms,
+            verify,
+            lanes,
+            bandwidth_limit_bytes_per_second: bandwidth,
+            ..
+        } = request
+        else {
             return Err(CliError::usage("that is no migration"));
         };
         let address =
@@ -280,6 +289,7 @@ impl Shared {
         }
         config.verify = *verify;
         config.lanes = *lanes;
+        config.bandwidth_limit = *bandwidth;
         config.downtime_limit = downtime_limit;
         config.timeouts = self.test.timeouts();
         config.timeouts.total = total;

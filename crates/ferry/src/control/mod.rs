@@ -37,6 +37,9 @@ pub(crate) enum Request {
         /// How many connections carry pages, 1 to 16.
         #[serde(default = "one_lane")]
         lanes: u8,
+        /// How many bytes of pages live rounds may send a second; no bound without it.
+        #[serde(default)]
+        bandwidth_limit_bytes_per_second: Option<u64>,
         /// Stay for progress and report.
         #[serde(default)]
         wait: bool,
@@ -129,6 +132,7 @@ mod tests {
             timeout_ms: 600_000.0,
             verify: false,
             lanes: 1,
+            bandwidth_limit_bytes_per_second: None,
             wait: false,
         };
         assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);

@@ -260,6 +260,7 @@ impl Process {
             timeout_ms: 600_000.0,
             verify: args.verify,
             lanes: args.lanes,
+            bandwidth_limit_bytes_per_second: None,
             wait: true,
         };
         match self.client.ask(&request)? {

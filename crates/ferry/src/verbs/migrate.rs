@@ -25,6 +25,7 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError
         timeout_ms: args.timeout.0.as_secs_f64() * 1e3,
         verify: args.verify,
         lanes: args.lanes,
+        bandwidth_limit_bytes_per_second: args.max_bandwidth.map(|size| size.0),
         wait: args.wait,
     };
     let epoch = match client.ask(&request)? {
