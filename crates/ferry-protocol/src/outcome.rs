@@ -49,7 +49,13 @@ impl fmt::Display for Cause {
                 verdict.findings.iter().try_for_each(|finding| write!(f, ": {finding}"))
             }
             Self::Peer(reason) => write!(f, "the other side ended the migration: {}", reason.text),
-            Self::TimedOut(timer) => write!(f, "the wait `{timer}` timed out"),
+            Self::TimedOut(TimerName::Total) => f.write_str(
+                "the migration took longer than its timeout: give it more time, or a higher downtime limit",
+            ),
+            Self::TimedOut(timer) => write!(
+                f,
+                "the wait `{timer}` timed out: see whether the other side is alive and reachable, then try again"
+            ),
             Self::Cancelled => f.write_str("the migration was cancelled"),
             Self::Asked => f.write_str("the source asked for the guest back before custody was taken"),
         }

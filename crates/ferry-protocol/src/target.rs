@@ -335,7 +335,10 @@ impl Target {
         let of = OfEpoch { session: hello.session, epoch: hello.epoch };
         if !self.ledger.may_take(&hello.guest, hello.epoch) {
             self.ledger.answer(&hello.guest, hello.epoch);
-            let text = format!("epoch {} of guest `{}` was refused here before", hello.epoch, hello.guest);
+            let text = format!(
+                "epoch {} of guest `{}` was refused here before: try again, the next attempt offers a higher one",
+                hello.epoch, hello.guest
+            );
             let reason = Reason::new(ReasonKind::OldEpoch, text);
             let refused = ToSource::Refused(Refused { of, reason });
             return vec![TargetAction::Send(link, refused), TargetAction::Close(link)];

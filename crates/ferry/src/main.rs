@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod children;
 mod cli;
 mod control;
 mod error;
@@ -10,6 +11,7 @@ mod form;
 mod output;
 mod progress;
 mod size;
+mod spread;
 mod verbs;
 
 use std::process::ExitCode;

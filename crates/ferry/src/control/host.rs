@@ -3,6 +3,7 @@
 //! The main thread owns the guest's fate: it runs migrations and ends the process. Threads of the
 //! control socket read what it publishes in [`Shared`] and hand it jobs.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
@@ -134,6 +135,13 @@ impl Shared {
 
     pub(crate) fn listens(&self, address: String) {
         self.facts().listen = Some(address);
+    }
+
+    /// The socket's file at which a guest is awaited.
+    pub(crate) fn unix_listener(&self) -> Option<PathBuf> {
+        let facts = self.facts();
+        let waits = matches!(facts.state, State::Waiting | State::Receiving);
+        facts.listen.as_ref().filter(|_| waits)?.strip_prefix("unix:").map(PathBuf::from)
     }
 
     pub(crate) fn enter(&self, state: State, phase: Option<&'static str>) {

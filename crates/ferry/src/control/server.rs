@@ -54,7 +54,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, name: &str) -> Result<ControlSocket, C
     let _ = std::fs::remove_file(&path); // of a process that had this number before
     let listener = UnixListener::bind(&path).map_err(failed)?;
     let socket = ControlSocket { path: path.clone() };
-    end_on_signals(path.clone()).map_err(failed)?;
+    end_on_signals(path.clone(), Arc::clone(shared)).map_err(failed)?;
     let shared = Arc::clone(shared);
     let accept = move || {
         let clients = Arc::new(AtomicUsize::new(0));
@@ -66,12 +66,15 @@ pub(crate) fn serve(shared: &Arc<Shared>, name: &str) -> Result<ControlSocket, C
     Ok(socket)
 }
 
-fn end_on_signals(path: PathBuf) -> std::io::Result<()> {
+fn end_on_signals(path: PathBuf, shared: Arc<Shared>) -> std::io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
     let wait = move || {
         if signals.forever().next().is_some() {
             let _ = std::fs::remove_file(&path);
+            if let Some(waits_at) = shared.unix_listener() {
+                let _ = std::fs::remove_file(waits_at);
+            }
             // The guest ends with its process; whoever sends the signal wants that.
             std::process::exit(0);
         }
