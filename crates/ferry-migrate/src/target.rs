@@ -12,7 +12,7 @@ use ferry_protocol::{
 
 use crate::intake::Received;
 use crate::link::Listener;
-use crate::report::{Arrival, Observer};
+use crate::report::{Arrival, Observer, cpu_time};
 use crate::source::sentence;
 use crate::{Builder, Custody, Machine, MachineError};
 
@@ -94,6 +94,8 @@ struct Figures {
     restore: Duration,
     resume: Duration,
     runs: Option<Instant>,
+    /// Processor time of this process when the machine stood, and when the guest ran.
+    cpu: (Duration, Duration),
 }
 
 impl<B: Builder> Pump<'_, B> {
@@ -158,6 +160,7 @@ impl<B: Builder> Pump<'_, B> {
                     restore: Duration::ZERO,
                     resume: Duration::ZERO,
                     runs: None,
+                    cpu: (Duration::ZERO, Duration::ZERO),
                 };
                 self.figures = Some(figures);
                 Ok(TargetEvent::Judged(self.builder.judge(&machine)))
@@ -165,7 +168,10 @@ impl<B: Builder> Pump<'_, B> {
             TargetAction::Build(machine) => self.builder.build(&machine).map(|machine| {
                 self.doors.open_intake(machine.ram());
                 self.machine = Some(machine);
-                self.measure(|figures| figures.build = began.elapsed());
+                self.measure(|figures| {
+                    figures.build = began.elapsed();
+                    figures.cpu.0 = cpu_time();
+                });
                 TargetEvent::Built
             }),
             TargetAction::HashMemory => {
@@ -179,6 +185,7 @@ impl<B: Builder> Pump<'_, B> {
                 self.measure(|figures| {
                     figures.resume = began.elapsed();
                     figures.runs = Some(Instant::now());
+                    figures.cpu.1 = cpu_time();
                 });
                 TargetEvent::GuestRuns
             }),
@@ -251,6 +258,7 @@ impl<B: Builder> Pump<'_, B> {
                 build: Duration::ZERO,
                 restore: Duration::ZERO,
                 resume: Duration::ZERO,
+                cpu: Duration::ZERO,
             },
             |figures| Arrival {
                 received,
@@ -258,6 +266,7 @@ impl<B: Builder> Pump<'_, B> {
                 build: figures.build,
                 restore: figures.restore,
                 resume: figures.resume,
+                cpu: figures.cpu.1.saturating_sub(figures.cpu.0),
             },
         );
         let answering = if released { None } else { Some(answer(self.doors)?) };

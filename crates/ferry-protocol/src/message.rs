@@ -86,6 +86,9 @@ pub enum ToSource {
     /// The link on which this comes is a lane now.
     #[n(9)]
     LaneTaken,
+    /// Every page of this live round is in guest memory: nothing is under way any more.
+    #[n(10)]
+    RoundTaken(#[n(0)] RoundTaken),
 }
 
 impl ToTarget {
@@ -119,6 +122,7 @@ impl ToSource {
             Self::Unknown(_) => "unknown",
             Self::Abort(_) => "abort",
             Self::LaneTaken => "lane-taken",
+            Self::RoundTaken(_) => "round-taken",
         }
     }
 }
@@ -207,6 +211,15 @@ pub struct RoundEnd {
     /// Whether the guest was paused for it.
     #[n(3)]
     pub last: bool,
+}
+
+/// A live round that arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(map)]
+pub struct RoundTaken {
+    /// The round, from 0.
+    #[n(0)]
+    pub round: u32,
 }
 
 /// BLAKE3 of all guest memory.
@@ -417,7 +430,12 @@ impl Message for ToSource {
             Self::Verdict(verdict) => bounded(verdict.is_bounded(), "verdict")?,
             Self::Refused(refused) => check_reason(&refused.reason)?,
             Self::Abort(reason) => check_reason(reason)?,
-            Self::Built | Self::Ready | Self::Running(_) | Self::Unknown(_) | Self::LaneTaken => {}
+            Self::Built
+            | Self::Ready
+            | Self::Running(_)
+            | Self::Unknown(_)
+            | Self::LaneTaken
+            | Self::RoundTaken(_) => {}
         }
         Ok(message)
     }

@@ -32,6 +32,13 @@ enum Wait {
         since: Time,
         last: bool,
     },
+    /// The target has all of a live round. Without it the pause could come while megabytes are still
+    /// under way, and the guest would wait for them.
+    Taken {
+        round: u32,
+        since: Time,
+        data_pages: u64,
+    },
     Harvest {
         after: u32,
         figures: RoundFigures,
@@ -131,7 +138,9 @@ impl Source {
             Wait::Hello => SourcePhase::Hello,
             Wait::Verdict => SourcePhase::Offer,
             Wait::Built | Wait::Lanes => SourcePhase::Build,
-            Wait::Log | Wait::Round { last: false, .. } | Wait::Harvest { .. } => SourcePhase::Rounds,
+            Wait::Log | Wait::Round { last: false, .. } | Wait::Taken { .. } | Wait::Harvest { .. } => {
+                SourcePhase::Rounds
+            }
             Wait::Pause { .. } => SourcePhase::Pause,
             Wait::Released { .. }
             | Wait::LastHarvest { .. }
@@ -242,6 +251,14 @@ impl Source {
                 self.await_job(Wait::Log);
                 vec![SourceAction::StartLog]
             }
+            (&Wait::Taken { round, since, data_pages }, ToSource::RoundTaken(taken))
+                if taken.round == round =>
+            {
+                let bytes = data_pages.saturating_mul(4096);
+                let figures = RoundFigures { bytes, duration: now.since(since) };
+                self.await_job(Wait::Harvest { after: round, figures });
+                vec![SourceAction::Harvest { last: false }]
+            }
             (Wait::Ready, ToSource::Ready) => self.give(now),
             (_, ToSource::Refused(refused)) if refused.of == self.offered() => {
                 self.fail(Cause::Peer(refused.reason), false)
@@ -278,9 +295,14 @@ impl Source {
             }
             (Wait::Round { round, since, last }, SourceEvent::RoundSent { data_pages, zero_pages }) => {
                 let end = ToTarget::RoundEnd(RoundEnd { round, data_pages, zero_pages, last });
-                let figures =
-                    RoundFigures { bytes: data_pages.saturating_mul(4096), duration: now.since(since) };
-                vec![SourceAction::Send(end), self.after_round_sent(round, last, figures)]
+                let mut actions = vec![SourceAction::Send(end)];
+                if last {
+                    actions.push(self.after_last_round());
+                } else {
+                    let wait = Wait::Taken { round, since, data_pages };
+                    self.await_message(wait, now, self.config.timeouts.silence, TimerName::Silence);
+                }
+                actions
             }
             (Wait::Harvest { after, figures }, SourceEvent::Harvested { dirty_pages }) => {
                 self.decide(now, after.saturating_add(1), figures, dirty_pages)
@@ -312,11 +334,8 @@ impl Source {
         }
     }
 
-    fn after_round_sent(&mut self, round: u32, last: bool, figures: RoundFigures) -> SourceAction {
-        if !last {
-            self.await_job(Wait::Harvest { after: round, figures });
-            SourceAction::Harvest { last: false }
-        } else if self.config.verify {
+    fn after_last_round(&mut self) -> SourceAction {
+        if self.config.verify {
             self.await_job(Wait::Hash);
             SourceAction::HashMemory
         } else {

@@ -12,7 +12,7 @@ use crate::cli::{Format, GuestArgs};
 use crate::control::client::Client;
 use crate::control::{Reply, Request};
 use crate::error::{CliError, Kind};
-use crate::form::MigrationReport;
+use crate::form::{ArrivalForm, MigrationReport};
 use crate::verbs::migrate::wait;
 
 /// How long the guest may take to fill its working set and start its work.
@@ -109,6 +109,12 @@ impl Process {
     pub(crate) fn progress(&mut self) -> Result<u64, CliError> {
         let status = self.client.status()?;
         status.progress.ok_or_else(|| CliError::plain("no guest is in the process that should have it"))
+    }
+
+    /// How the guest arrived in this process.
+    pub(crate) fn arrival(&mut self) -> Result<ArrivalForm, CliError> {
+        let arrival = self.client.status()?.arrival;
+        arrival.ok_or_else(|| CliError::plain("the guest is in a process where it did not arrive"))
     }
 
     /// Waits until the guest filled its pages and works on them: its own check finds them whole.

@@ -36,6 +36,8 @@ pub(crate) enum Verb {
     Migrate(MigrateArgs),
     /// Show the guests of this machine, or one of them.
     Status(StatusArgs),
+    /// Measure, beside the limit of the same machine in the same run.
+    Bench(BenchArgs),
     /// Follow the migration of a guest to its end.
     Watch(OneGuestArgs),
     /// End the migration of a guest before custody passes; the guest runs on here.
@@ -105,7 +107,7 @@ impl GuestArgs {
     }
 }
 
-/// Hooks of tests; they change nothing that a guest or a peer sees.
+/// Hooks of tests and benchmarks; they change nothing of the protocol.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct TestArgs {
     /// Keep a journal of vCPU runs in this file.
@@ -117,6 +119,9 @@ pub(crate) struct TestArgs {
     /// Make every wait of a migration last this many milliseconds.
     #[arg(long, value_name = "MS", hide = true)]
     pub(crate) wait_limit: Option<Millis>,
+    /// Fill the guest's memory with random bytes before it starts.
+    #[arg(long, hide = true)]
+    pub(crate) fill_random: bool,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     pub(crate) die_with_parent: bool,
@@ -201,6 +206,33 @@ pub(crate) struct MigrateArgs {
 pub(crate) struct StatusArgs {
     /// The guest's name; all guests, if none is given.
     pub(crate) id: Option<GuestId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) what: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// How fast a guest of random memory moves, beside a raw loop from memory to memory over TCP.
+    Precopy(BenchPrecopyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchPrecopyArgs {
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
+    /// How many connections carry pages, and streams the raw loop.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) lanes: u8,
+    /// How many pairs of raw loop and migration are measured.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) pairs: u32,
+    /// Pause the guest when the rest is predicted to take at most this long.
+    #[arg(long, value_name = "MS", default_value = "30")]
+    pub(crate) downtime_limit: Millis,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod children;
 mod cli;
 mod control;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Verb};
+use crate::cli::{Bench, BenchArgs, Cli, Verb};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Verb::Receive(args) => verbs::receive::receive(&args, format),
         Verb::Migrate(args) => verbs::migrate::migrate(&args, format),
         Verb::Status(args) => verbs::status::status(&args, format),
+        Verb::Bench(BenchArgs { what: Bench::Precopy(args) }) => bench::precopy(&args, format),
         Verb::Watch(args) => verbs::watch::watch(&args, format),
         Verb::Cancel(args) => verbs::watch::cancel(&args, format),
     };

@@ -6,7 +6,7 @@ use ferry_contract::Verdict;
 use ferry_memory::PAGE_SIZE;
 use ferry_protocol::{Epoch, SourceAction, SourceOutcome, Time};
 
-use crate::report::{DowntimeParts, Report};
+use crate::report::{DowntimeParts, Report, cpu_time};
 use crate::send::Sent;
 
 /// What the pump measures while it works.
@@ -14,6 +14,7 @@ use crate::send::Sent;
 pub(super) struct Figures {
     began: Instant,
     first_page: Option<Instant>,
+    cpu_at_first_page: Duration,
     paused: Option<Instant>,
     runs_again: Option<Instant>,
     state_sent: Option<Instant>,
@@ -34,6 +35,7 @@ impl Figures {
         Self {
             began: Instant::now(),
             first_page: None,
+            cpu_at_first_page: Duration::ZERO,
             paused: None,
             runs_again: None,
             state_sent: None,
@@ -60,7 +62,10 @@ impl Figures {
 
     pub(super) fn round_starts(&mut self, last: bool) {
         let now = Instant::now();
-        self.first_page.get_or_insert(now);
+        if self.first_page.is_none() {
+            self.first_page = Some(now);
+            self.cpu_at_first_page = cpu_time();
+        }
         self.last_harvest.get_or_insert(now);
         self.round_began = Some(now);
         self.round_is_last = last;
@@ -155,6 +160,9 @@ impl Figures {
             data_bytes: self.sent.data_pages * PAGE_SIZE,
             zero_bytes: self.sent.zero_pages * PAGE_SIZE,
             throughput_bytes_per_second: per_second(self.sent.data_pages, self.sending),
+            cpu: self
+                .first_page
+                .map_or(Duration::ZERO, |_| cpu_time().saturating_sub(self.cpu_at_first_page)),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use ferry_contract::{Finding, FindingKind, Layer, Verdict};
 use ferry_protocol::message::{
-    Ask, Hello, Lane, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
-    TargetHello, ToSource, ToTarget,
+    Ask, Hello, Lane, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, RoundTaken,
+    StateEnd, TargetHello, ToSource, ToTarget,
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use proptest::prelude::*;
@@ -67,6 +67,7 @@ pub(crate) fn to_source() -> Vec<ToSource> {
         ToSource::Unknown(of()),
         ToSource::Abort(Reason::new(ReasonKind::Busy, "this target is taking the guest `db-1`")),
         ToSource::LaneTaken,
+        ToSource::RoundTaken(RoundTaken { round: 3 }),
     ]
 }
 
@@ -162,5 +163,6 @@ pub(crate) fn any_to_source() -> impl Strategy<Value = ToSource> {
         any_of().prop_map(ToSource::Unknown),
         any_reason().prop_map(ToSource::Abort),
         Just(ToSource::LaneTaken),
+        any::<u32>().prop_map(|round| ToSource::RoundTaken(RoundTaken { round })),
     ]
 }

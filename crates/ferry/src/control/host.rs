@@ -18,7 +18,7 @@ use super::observer::MoveObserver;
 use super::{Reply, Request};
 use crate::cli::TestArgs;
 use crate::error::{CliError, Kind};
-use crate::form::{MigrationReport, State, Status};
+use crate::form::{ArrivalForm, MigrationReport, State, Status};
 use crate::size::Millis;
 
 /// How long a guest may take to verify all its pages.
@@ -84,6 +84,7 @@ struct Facts {
     report: Option<GuestReport>,
     listen: Option<String>,
     last_migration: Option<MigrationReport>,
+    arrival: Option<ArrivalForm>,
 }
 
 impl Shared {
@@ -104,6 +105,7 @@ impl Shared {
             report: None,
             listen: None,
             last_migration: None,
+            arrival: None,
         };
         Arc::new(Self {
             facts: Mutex::new(facts),
@@ -135,6 +137,10 @@ impl Shared {
 
     pub(crate) fn listens(&self, address: String) {
         self.facts().listen = Some(address);
+    }
+
+    pub(crate) fn arrived(&self, arrival: ArrivalForm) {
+        self.facts().arrival = Some(arrival);
     }
 
     /// The socket's file at which a guest is awaited.
@@ -190,6 +196,7 @@ impl Shared {
             stopped: report.and_then(|report| report.stopped.clone()),
             listen: facts.listen.clone(),
             last_migration: facts.last_migration.clone(),
+            arrival: facts.arrival.clone(),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::error::CliError;
 use crate::output;
 
 /// Decides the backend; a fall-back is said in one line with its reason.
-fn choose(backend: Backend) -> Result<Chosen, CliError> {
+pub(crate) fn choose(backend: Backend) -> Result<Chosen, CliError> {
     let chosen = backend.choose().map_err(|error| CliError::of(&error))?;
     if let Chosen::Sim { reason: Some(reason) } = &chosen {
         output::note(&format!("ferry: the guest runs in the simulated machine, because {reason}"));

@@ -1,7 +1,7 @@
 //! `ferry receive`: waits for a guest, then runs it as `ferry run` would.
 
 use crossbeam_channel::bounded;
-use ferry_migrate::{Arrival, Listener, ReceiveOptions, Reception};
+use ferry_migrate::{Listener, ReceiveOptions, Reception};
 use ferry_protocol::InstanceId;
 use ferry_vmm::{AnyBuilder, Chosen, fresh_seed};
 use indicatif::HumanBytes;
@@ -13,7 +13,7 @@ use crate::control::host::{Shared, serve};
 use crate::control::observer::ArrivalObserver;
 use crate::control::server;
 use crate::error::CliError;
-use crate::form::millis;
+use crate::form::ArrivalForm;
 use crate::output;
 
 pub(crate) fn receive(args: &ReceiveArgs, format: Format) -> Result<u8, CliError> {
@@ -38,7 +38,9 @@ pub(crate) fn receive(args: &ReceiveArgs, format: Format) -> Result<u8, CliError
         .wait(&mut builder, &ArrivalObserver { shared: &shared })
         .map_err(|error| CliError::of(&error))?;
     shared.adopt(arrived.machine, &arrived.guest, arrived.epoch);
-    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &arrived.arrival);
+    let figures = ArrivalForm::new(&arrived.arrival);
+    shared.arrived(figures.clone());
+    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures);
     let end = serve(&shared, &wanted, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
@@ -56,20 +58,16 @@ fn say_waiting(format: Format, address: &str, chosen: &Chosen, socket: &std::pat
     }
 }
 
-fn say_arrived(format: Format, guest: &str, epoch: u64, arrival: &Arrival) {
-    let received = arrival.received;
-    let (data, zeros) = (received.data_pages * 4096, received.zero_pages * 4096);
+fn say_arrived(format: Format, guest: &str, epoch: u64, arrival: &ArrivalForm) {
     match format {
-        Format::Json => output::json(&json!({ "arrived": {
-            "id": guest, "epoch": epoch, "rounds": received.rounds, "data_bytes": data, "zero_bytes": zeros,
-            "total_ms": millis(arrival.total), "build_ms": millis(arrival.build),
-            "restore_ms": millis(arrival.restore), "resume_ms": millis(arrival.resume),
-        }})),
+        Format::Json => {
+            output::json(&json!({ "arrived": { "id": guest, "epoch": epoch, "figures": arrival } }));
+        }
         Format::Text => output::line(&format!(
             "guest `{guest}` arrived and runs here under epoch {epoch}: {} of data and {} of zeros in {} rounds",
-            HumanBytes(data),
-            HumanBytes(zeros),
-            received.rounds
+            HumanBytes(arrival.data_bytes),
+            HumanBytes(arrival.zero_bytes),
+            arrival.rounds
         )),
     }
 }

@@ -1,6 +1,7 @@
 //! `ferry run`: a guest is born here and runs until it is moved away or ended.
 
 use crossbeam_channel::bounded;
+use ferry_memory::{Classified, GuestRam, PAGE_SIZE, RamError};
 use ferry_migrate::{Custody, Machine};
 use ferry_protocol::{Epoch, GuestId};
 use ferry_vmm::{create, fresh_seed};
@@ -23,6 +24,9 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let watch = watch(&args.test)?;
     let chosen = choose(args.guest.backend)?;
     let mut guest = create(&chosen, &config, fresh_seed(), watch).map_err(|error| CliError::of(&error))?;
+    if args.test.fill_random {
+        fill_random(&guest.ram()).map_err(|error| CliError::of(&error))?;
+    }
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, args.test.clone());
     let socket = server::serve(&shared, id.as_str())?;
@@ -64,4 +68,27 @@ fn refuse_a_namesake(id: &GuestId) -> Result<(), CliError> {
             "a guest `{id}` runs here already, in process {pid}: choose another --id"
         )))
     })
+}
+
+/// Fills every page that is zero; what the payload put there stays.
+fn fill_random(ram: &GuestRam) -> Result<(), RamError> {
+    let mut page = [0; 4096];
+    let mut state = fresh_seed() | 1;
+    for region in ram.layout().ranges() {
+        let mut classified = Classified::new();
+        ram.classify(region, &mut classified)?;
+        for run in classified.zero_runs() {
+            for number in run.first..run.first + run.count {
+                for word in page.chunks_exact_mut(8) {
+                    // xorshift64, as in the raw loop that a benchmark compares with.
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    word.copy_from_slice(&state.to_le_bytes());
+                }
+                ram.write(number * PAGE_SIZE, &page)?;
+            }
+        }
+    }
+    Ok(())
 }
