@@ -6,12 +6,15 @@
 //! - [`open`] opens `/dev/kvm` or says why not; [`HostLimits`] and [`judge()`] hold an offered machine
 //!   against this host;
 //! - [`allocate`] maps guest memory on a memfd, [`MemorySlots`] registers memory with KVM;
+//! - [`DirtyRing`] notes written pages by vCPU where the dirty log is not wanted;
 //! - [`Kick`] gets a vCPU's thread out of `KVM_RUN`;
 //! - [`x86`] captures and restores the state of vCPUs and VM.
 
 #![allow(unsafe_code, reason = "KVM's ioctls and run pages are raw memory; each block has its reason")]
 
+mod dirty;
 mod dirty_log;
+mod dirty_ring;
 mod host;
 mod ioctl;
 mod judge;
@@ -21,6 +24,7 @@ mod memory;
 mod state;
 pub mod x86;
 
+pub use dirty_ring::{DirtyRing, DirtyRingError};
 pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};
 pub use judge::judge;
 pub use kick::{Entered, Kick, KickError, kick_signal};

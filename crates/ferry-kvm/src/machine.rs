@@ -39,7 +39,7 @@ use ferry_protocol::{Epoch, GuestId, MachineDescription};
 use ferry_state::MachineState;
 use kvm_ioctls::{Kvm, VcpuFd};
 
-use crate::dirty_log::DirtyLog;
+use crate::dirty::DirtySource;
 use crate::memory::MemorySlots;
 use crate::state::KvmState;
 
@@ -92,7 +92,7 @@ pub struct KvmMachine<V, D> {
     vcpus: V,
     run: Run,
     devices: D,
-    dirty: DirtyLog,
+    dirty: DirtySource,
     state: KvmState,
     memory: MemorySlots,
     ram: GuestRam,
@@ -108,7 +108,7 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
     pub fn new(kvm: &Kvm, memory: MemorySlots, mut vcpus: V, devices: D) -> Result<Self, MachineError> {
         let ram = GuestRam::new(Arc::new(memory.memory().clone()))
             .map_err(|error| failed("this guest memory cannot be moved", error))?;
-        let dirty = DirtyLog::new(memory.vm());
+        let dirty = DirtySource::of(&memory, &mut vcpus)?;
         let state = KvmState::at_creation(kvm, memory.vm(), &mut vcpus)?;
         Ok(Self { vcpus, run: Run::default(), devices, dirty, state, memory, ram, config: Vec::new() })
     }
@@ -174,18 +174,16 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
     fn start_dirty_tracking(&mut self) -> Result<(), MachineError> {
         // What devices wrote before is not asked for.
         self.devices.harvest_dirty(&mut PageSet::empty(self.ram.layout()))?;
-        self.dirty.start(&self.memory).map_err(|error| failed("the dirty log does not start", error))
+        self.dirty.start(&self.memory)
     }
 
     fn harvest_dirty(&mut self, when: Harvest, into: &mut PageSet) -> Result<(), MachineError> {
-        self.dirty
-            .harvest(&self.memory, when, into)
-            .map_err(|error| failed("the dirty log cannot be harvested", error))?;
+        self.dirty.harvest(&self.memory, when, into)?;
         self.devices.harvest_dirty(into)
     }
 
     fn stop_dirty_tracking(&mut self) -> Result<(), MachineError> {
-        self.dirty.stop(&self.memory).map_err(|error| failed("the dirty log does not stop", error))
+        self.dirty.stop(&self.memory)
     }
 
     fn pause(&mut self) -> Result<Custody, MachineError> {
