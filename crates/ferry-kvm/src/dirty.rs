@@ -274,7 +274,7 @@ mod tests {
             match memory.enable_dirty_ring(entries) {
                 Err(DirtyRingError::NotOffered) => println!("skipped: no dirty ring here"),
                 other => {
-                    assert!(matches!(other, Err(DirtyRingError::Entries { .. })), "{entries}: {other:?}")
+                    assert!(matches!(other, Err(DirtyRingError::Entries { .. })), "{entries}: {other:?}");
                 }
             }
         }
