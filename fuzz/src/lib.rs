@@ -47,9 +47,12 @@ pub const BODIES: &[(&str, Body)] = &[
     ("x86_xsave", state::part::<x86::Xsave>),
     ("x86_lapic", state::part::<x86::Lapic>),
     ("x86_debug_regs", state::part::<x86::DebugRegs>),
+    ("x86_nested", state::part::<x86::Nested>),
     ("x86_msrs", state::part::<x86::Msrs>),
     ("x86_tsc_frequency", state::part::<x86::TscFrequency>),
+    ("x86_tsc_offset", state::part::<x86::TscOffset>),
     ("x86_irqchip", state::part::<x86::Irqchip>),
+    ("x86_pit", state::part::<x86::Pit>),
     ("x86_clock", state::part::<x86::Clock>),
 ];
 

@@ -148,14 +148,26 @@ fn state() -> Vec<Seed> {
         of_part("x86_xsave", &xsave),
         of_part("x86_lapic", &x86::Lapic::default()),
         of_part("x86_debug_regs", &x86::DebugRegs::default()),
+        of_nested(),
         of_part("x86_msrs", &msrs),
         of_part("x86_tsc_frequency", &x86::TscFrequency::default()),
+        of_part("x86_tsc_offset", &x86::TscOffset { from_first: 7 }),
         of_part("x86_irqchip", &x86::Irqchip::default()),
+        of_part("x86_pit", &x86::Pit::default()),
         of_part("x86_clock", &x86::Clock::default()),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// VMX operation without a current VMCS: a header alone.
+fn of_nested() -> Vec<Seed> {
+    let mut header = vec![0; x86::NESTED_HEADER_BYTES];
+    for (byte, value) in header.iter_mut().skip(4).zip([128, 0, 0, 0, 0, 0x10]) {
+        *byte = value;
+    }
+    x86::Nested::from_bytes(header).map_or_else(Vec::new, |nested| of_part("x86_nested", &nested))
 }
 
 /// A part's bytes for its own body, and the section around it for the bodies of sections and streams.
