@@ -19,7 +19,7 @@ fn copy(pages: &PageSet, from: &GuestRam, to: &GuestRam) {
 }
 
 /// Moves a guest that runs, as a migration does it, and gives its new machine.
-fn cross(mut source: KvmGuest) -> KvmGuest {
+pub(crate) fn cross(mut source: KvmGuest) -> KvmGuest {
     let mut target = KvmBuilder::new().unwrap().build(&source.description()).unwrap();
     source.start_dirty_tracking().unwrap();
     copy(&PageSet::full(source.ram().layout()), &source.ram(), &target.ram());
@@ -43,7 +43,8 @@ fn a_guest_goes_on_in_another_machine_with_all_its_pages() {
     if !kvm_is_here() {
         return;
     }
-    for config in [IDLE, churn(16 << 20, 40 << 20, 8 << 20)] {
+    let churn = churn(16 << 20, 40 << 20, 8 << 20);
+    for config in [IDLE, churn, IDLE.with_cpus(4), churn.with_cpus(4)] {
         let mut guest = running(&config);
         for _ in 0..5 {
             nap(Duration::from_millis(7));
