@@ -300,7 +300,7 @@ impl GuestConfig {
             }
             Payload::Features => (0, payload::features::WAIT_US),
             Payload::Exercise => (0, payload::exercise::WAIT_US),
-            Payload::Ticks => (0, payload::ticks::WAIT_US),
+            Payload::Ticks => (payload::ticks::PATIENCE_MS * u64::from(tsc_khz), payload::ticks::WAIT_US),
         };
         let pages = match self.payload {
             Payload::Features => payload::features::entries(),

@@ -25,7 +25,7 @@ pub(crate) struct Parameters {
     pub(crate) working_set: u64,
     /// R8: pages of the share, at least 1, fewer than 2^32; for `features`, entries of its table.
     pub(crate) pages: u64,
-    /// R11: pages of a burst; for `clock`, the largest step of time in TSC ticks.
+    /// R11: pages of a burst; for `clock` and `ticks`, a length of time in TSC ticks.
     pub(crate) burst_pages: u64,
     /// R12: microseconds from turn to turn; 0 waits until asked.
     pub(crate) wait_us: u32,

@@ -4,8 +4,7 @@
 //! executes the instruction of each, whatever CPUID says later. One that raises #UD is a fault with the
 //! feature's name. The handler runs at privilege level 0 and returns behind the instruction.
 //!
-//! A `kvm_pvm` runs level 3 natively and gives no exception from there to the guest: a #UD ends the guest
-//! there, and the report says so. Facts: Intel SDM volume 2, CPUID and the instructions; AMD APM volume 3,
+//! This works on `kvm_pvm`, too: it runs level 3 natively and gives the exception to level 0. Facts: Intel SDM volume 2, CPUID and the instructions; AMD APM volume 3,
 //! appendix E. The instructions' bytes are those of the GNU assembler.
 
 use iced_x86::IcedError;

@@ -44,10 +44,11 @@ const LVT_LINT0: u32 = 0x835;
 const INITIAL_COUNT: u32 = 0x838;
 const DIVIDE: u32 = 0x83e;
 
-/// Turns that an interrupt to oneself may take to come once interrupts are open, and times that a halted
-/// vCPU may wake before every source has ticked.
+/// Turns that an interrupt to oneself may take to come once interrupts are open.
 const SPINS_MAX: u32 = 100_000;
-const WAKES_MAX: u64 = 3000;
+
+/// How long every source may take to tick anew in a check; on an idle host it takes 10 ms.
+pub(crate) const PATIENCE_MS: u64 = 4000;
 
 /// What a fault says.
 pub(crate) fn fault(source: u32, expected: u64, found: u64) -> String {
@@ -56,7 +57,7 @@ pub(crate) fn fault(source: u32, expected: u64, found: u64) -> String {
 }
 
 /// The program. R8 is the number of vCPUs and then of sources, R9 how often the vCPU sent itself an
-/// interrupt, R13 the counters, R14 the next vCPU, R15 the faults, RDI the vCPU.
+/// interrupt, R11 the patience of a check in TSC ticks, R13 the counters, R14 the next vCPU, R15 the faults, RDI the vCPU.
 pub(super) fn program(a: &mut CodeAssembler) -> Result<Handlers, IcedError> {
     a.mov(r13, rbx)?;
     a.xor(r9, r9)?;
@@ -165,26 +166,28 @@ fn check(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut again = a.create_label();
     let mut done = a.create_label();
     a.mov(r10, qword_ptr(r13 + TIMER_COUNT))?;
-    a.mov(r11, qword_ptr(r13 + NEIGHBOUR_COUNT))?;
+    a.mov(rbx, qword_ptr(r13 + NEIGHBOUR_COUNT))?;
     a.mov(rsi, qword_ptr(r13 + PIT_COUNT))?;
-    a.mov(rbp, WAKES_MAX)?;
+    read_tsc(a)?;
+    a.lea(rbp, rax + r11)?;
     a.set_label(&mut again)?;
     call_neighbour(a)?;
     a.hlt()?;
     let mut wait = a.create_label();
     a.cmp(qword_ptr(r13 + TIMER_COUNT), r10)?;
     a.je(wait)?;
-    a.cmp(qword_ptr(r13 + NEIGHBOUR_COUNT), r11)?;
+    a.cmp(qword_ptr(r13 + NEIGHBOUR_COUNT), rbx)?;
     a.je(wait)?;
     a.test(rdi, rdi)?;
     a.jnz(done)?;
     a.cmp(qword_ptr(r13 + PIT_COUNT), rsi)?;
     a.jne(done)?;
     a.set_label(&mut wait)?;
-    a.dec(rbp)?;
-    a.jnz(again)?;
+    read_tsc(a)?;
+    a.cmp(rax, rbp)?;
+    a.jb(again)?;
     report_if_dead(a, 0, r10, TIMER_COUNT)?;
-    report_if_dead(a, 1, r11, NEIGHBOUR_COUNT)?;
+    report_if_dead(a, 1, rbx, NEIGHBOUR_COUNT)?;
     a.test(rdi, rdi)?;
     a.jnz(done)?;
     report_if_dead(a, 3, rsi, PIT_COUNT)?;
@@ -192,6 +195,13 @@ fn check(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.nop()?;
     a.set_label(&mut done)?;
     answer(a, r8d, r15d)
+}
+
+/// Reads the TSC into RAX; changes RDX.
+fn read_tsc(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.rdtsc()?;
+    a.shl(rdx, 32)?;
+    a.or(rax, rdx)
 }
 
 /// Reports a source whose counter is still what it was.

@@ -88,7 +88,7 @@ fn a_state_goes_only_into_a_machine_that_has_never_run_and_stands_still() {
     let mut guest = running(&IDLE);
     assert!(guest.capture().unwrap_err().to_string().contains("pause it first"));
     assert!(guest.capture_devices().is_err());
-    let _custody = guest.pause().unwrap();
+    let custody = guest.pause().unwrap();
     let state = guest.capture().unwrap();
     let error = guest.restore(&state).unwrap_err();
     assert!(error.to_string().contains("has run"), "{error}");
@@ -97,4 +97,9 @@ fn a_state_goes_only_into_a_machine_that_has_never_run_and_stands_still() {
     let mut partial = state;
     partial.sections.retain(|section| section.name != "x86.regs");
     assert!(target.restore(&partial).is_err());
+    // What is in it now is no guest: it takes no other state and runs nothing.
+    let error = target.restore(&guest.capture().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("discard this machine"), "{error}");
+    let refused = target.resume(custody).unwrap_err();
+    assert!(refused.source.to_string().contains("discard this machine"), "{}", refused.source);
 }
