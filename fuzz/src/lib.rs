@@ -38,6 +38,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("to_source", protocol::message::<ToSource>),
     ("vmm_config", guests::vmm_config),
     ("sim_config", guests::sim_config),
+    ("image", guests::image),
     ("section", state::section),
     ("x86_regs", state::part::<x86::Regs>),
     ("x86_sregs", state::part::<x86::Sregs>),

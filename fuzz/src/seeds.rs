@@ -30,6 +30,8 @@ pub fn all() -> Vec<Seed> {
     let mut seeds = protocol();
     seeds.extend(guests());
     seeds.extend(state());
+    seeds.push(seed("image", "flat", &[0xf4, 0xeb, 0xfd]));
+    seeds.push(seed("image", "elf", &elf()));
     seeds
 }
 
@@ -133,6 +135,22 @@ fn finding() -> Finding {
 /// What a body reads, and the frame around it for the body of streams.
 fn framed(body: &'static str, name: &str, kind: FrameKind, bytes: &[u8]) -> [Seed; 2] {
     [seed(body, name, bytes), seed("frame", &format!("{body}-{name}"), &encode(kind, bytes))]
+}
+
+/// An ELF64 executable of one segment: three bytes at 4 MiB, which are its entry.
+fn elf() -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64
+    let numbers = |file: &mut Vec<u8>, numbers: &[u64]| {
+        file.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    };
+    numbers(&mut file, &[0x40_0000, 64, 0]); // entry, program headers, sections
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]); // a loadable segment
+    numbers(&mut file, &[120, 0x40_0000, 0x40_0000, 3, 4096, 4096]);
+    file.extend([0xf4, 0xeb, 0xfd]);
+    file
 }
 
 fn state() -> Vec<Seed> {
