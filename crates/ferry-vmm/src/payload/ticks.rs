@@ -135,6 +135,14 @@ fn set_up_legacy(a: &mut CodeAssembler) -> Result<(), IcedError> {
 fn in_flight(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut look = a.create_label();
     let mut came = a.create_label();
+    let mut once = a.create_label();
+    // One that came twice in the turn before has come by now: the vCPU has halted since.
+    a.cmp(qword_ptr(r13 + OWN_COUNT), r9)?;
+    a.je(once)?;
+    report(a, 2, r9, OWN_COUNT)?;
+    // Count on from what is there, so that one fault is one.
+    a.mov(r9, qword_ptr(r13 + OWN_COUNT))?;
+    a.set_label(&mut once)?;
     a.cli()?;
     write_msr(a, COMMAND, 1 << 18 | u32::from(OWN))?;
     a.inc(r9)?;
@@ -148,7 +156,6 @@ fn in_flight(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.dec(ecx)?;
     a.jnz(look)?;
     report(a, 2, r9, OWN_COUNT)?;
-    // Count on from what is there, so that one fault is one.
     a.mov(r9, qword_ptr(r13 + OWN_COUNT))?;
     a.set_label(&mut came)
 }
