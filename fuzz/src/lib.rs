@@ -38,6 +38,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("to_source", protocol::message::<ToSource>),
     ("vmm_config", guests::vmm_config),
     ("sim_config", guests::sim_config),
+    ("image", guests::image),
     ("section", state::section),
     ("x86_regs", state::part::<x86::Regs>),
     ("x86_sregs", state::part::<x86::Sregs>),
@@ -47,9 +48,12 @@ pub const BODIES: &[(&str, Body)] = &[
     ("x86_xsave", state::part::<x86::Xsave>),
     ("x86_lapic", state::part::<x86::Lapic>),
     ("x86_debug_regs", state::part::<x86::DebugRegs>),
+    ("x86_nested", state::part::<x86::Nested>),
     ("x86_msrs", state::part::<x86::Msrs>),
     ("x86_tsc_frequency", state::part::<x86::TscFrequency>),
+    ("x86_tsc_offset", state::part::<x86::TscOffset>),
     ("x86_irqchip", state::part::<x86::Irqchip>),
+    ("x86_pit", state::part::<x86::Pit>),
     ("x86_clock", state::part::<x86::Clock>),
 ];
 

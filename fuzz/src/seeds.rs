@@ -30,6 +30,8 @@ pub fn all() -> Vec<Seed> {
     let mut seeds = protocol();
     seeds.extend(guests());
     seeds.extend(state());
+    seeds.push(seed("image", "flat", &[0xf4, 0xeb, 0xfd]));
+    seeds.push(seed("image", "elf", &elf()));
     seeds
 }
 
@@ -135,6 +137,22 @@ fn framed(body: &'static str, name: &str, kind: FrameKind, bytes: &[u8]) -> [See
     [seed(body, name, bytes), seed("frame", &format!("{body}-{name}"), &encode(kind, bytes))]
 }
 
+/// An ELF64 executable of one segment: three bytes at 4 MiB, which are its entry.
+fn elf() -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64
+    let numbers = |file: &mut Vec<u8>, numbers: &[u64]| {
+        file.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    };
+    numbers(&mut file, &[0x40_0000, 64, 0]); // entry, program headers, sections
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]); // a loadable segment
+    numbers(&mut file, &[120, 0x40_0000, 0x40_0000, 3, 4096, 4096]);
+    file.extend([0xf4, 0xeb, 0xfd]);
+    file
+}
+
 fn state() -> Vec<Seed> {
     let xsave = x86::Xsave { region: vec![0; x86::MIN_XSAVE_BYTES] };
     let msrs = x86::Msrs { values: [(0x10, 1), (0xc000_0080, 0xd01)].into() };
@@ -148,14 +166,26 @@ fn state() -> Vec<Seed> {
         of_part("x86_xsave", &xsave),
         of_part("x86_lapic", &x86::Lapic::default()),
         of_part("x86_debug_regs", &x86::DebugRegs::default()),
+        of_nested(),
         of_part("x86_msrs", &msrs),
         of_part("x86_tsc_frequency", &x86::TscFrequency::default()),
+        of_part("x86_tsc_offset", &x86::TscOffset { from_first: 7 }),
         of_part("x86_irqchip", &x86::Irqchip::default()),
+        of_part("x86_pit", &x86::Pit::default()),
         of_part("x86_clock", &x86::Clock::default()),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// VMX operation without a current VMCS: a header alone.
+fn of_nested() -> Vec<Seed> {
+    let mut header = vec![0; x86::NESTED_HEADER_BYTES];
+    for (byte, value) in header.iter_mut().skip(4).zip([128, 0, 0, 0, 0, 0x10]) {
+        *byte = value;
+    }
+    x86::Nested::from_bytes(header).map_or_else(Vec::new, |nested| of_part("x86_nested", &nested))
 }
 
 /// A part's bytes for its own body, and the section around it for the bodies of sections and streams.

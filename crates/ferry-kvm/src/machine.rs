@@ -97,6 +97,8 @@ pub struct KvmMachine<V, D> {
     memory: MemorySlots,
     ram: GuestRam,
     config: Vec<u8>,
+    /// A restore failed half-way: what is here now is no guest.
+    spoilt: bool,
 }
 
 impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
@@ -110,7 +112,17 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
             .map_err(|error| failed("this guest memory cannot be moved", error))?;
         let dirty = DirtySource::of(&memory, &mut vcpus)?;
         let state = KvmState::at_creation(kvm, memory.vm(), &mut vcpus)?;
-        Ok(Self { vcpus, run: Run::default(), devices, dirty, state, memory, ram, config: Vec::new() })
+        Ok(Self {
+            vcpus,
+            run: Run::default(),
+            devices,
+            dirty,
+            state,
+            memory,
+            ram,
+            config: Vec::new(),
+            spoilt: false,
+        })
     }
 
     /// The same with the VMM's own configuration, which the target's builder gets.
@@ -146,6 +158,14 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
     /// Whether the machine holds its custody, so that its guest runs (or has ended by itself).
     pub fn runs(&self) -> bool {
         self.run.custody.is_some()
+    }
+
+    /// Fails once a restore has failed.
+    fn must_be_whole(&self) -> Result<(), MachineError> {
+        if self.spoilt {
+            return Err(MachineError::new("a state was restored here only in part; discard this machine"));
+        }
+        Ok(())
     }
 
     /// Fails while the guest runs.
@@ -203,7 +223,7 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
     }
 
     fn resume(&mut self, custody: Custody) -> Result<(), ResumeError> {
-        if let Err(source) = self.run.admits(&custody) {
+        if let Err(source) = self.must_be_whole().and_then(|()| self.run.admits(&custody)) {
             return Err(ResumeError { custody, source });
         }
         let has_run = self.run.bound.is_some();
@@ -233,7 +253,10 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
         if self.run.bound.is_some() {
             return Err(MachineError::new("this machine has run; a state is restored into a new one"));
         }
-        self.state.restore(self.memory.vm(), &mut self.vcpus, state)
+        self.must_be_whole()?;
+        let restored = self.state.restore(self.memory.vm(), &mut self.vcpus, state);
+        self.spoilt = restored.is_err();
+        restored
     }
 
     fn capture_devices(&mut self) -> Result<MachineState, MachineError> {
@@ -243,7 +266,10 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
 
     fn restore_devices(&mut self, state: &MachineState) -> Result<(), MachineError> {
         self.must_be_stopped("restore its devices")?;
-        self.devices.restore(state)
+        self.must_be_whole()?;
+        let restored = self.devices.restore(state);
+        self.spoilt = restored.is_err();
+        restored
     }
 }
 

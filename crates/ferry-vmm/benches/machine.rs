@@ -47,9 +47,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let churn = Payload::Churn { rate_bytes_per_second: 100 << 20, working_set_bytes: 64 << 20 };
-    for payload in [Payload::Idle, churn] {
-        println!("{}, {} MiB, 1 vCPU", payload.name(), MEMORY_BYTES >> 20);
-        measure(&GuestConfig { memory_bytes: MEMORY_BYTES, cpus: 1, payload })?;
+    for (payload, cpus) in
+        [(Payload::Idle, 1), (churn, 1), (Payload::Idle, 4), (churn, 4), (Payload::Ticks, 4)]
+    {
+        println!("{}, {} MiB, vCPUs: {cpus}", payload.name(), MEMORY_BYTES >> 20);
+        measure(&GuestConfig { memory_bytes: MEMORY_BYTES, cpus, payload })?;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use ferry_sim::{SimBuilder, SimOptions};
 use ferry_state::MachineState;
 
 use crate::kvm_guest::KvmBuilder;
-use crate::{CheckReport, Guest, GuestConfig, GuestReport, VmmError};
+use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, VmmError};
 
 /// What a guest is to run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -104,6 +104,19 @@ pub fn create(
     match chosen {
         Chosen::Kvm => crate::kvm_guest::create(config, seed, watch).map(AnyGuest::new),
         Chosen::Sim { .. } => crate::sim_guest::create(config, seed, watch).map(AnyGuest::new),
+    }
+}
+
+/// Makes a guest that is born here and runs an image, which only KVM can.
+pub fn create_from_image(
+    chosen: &Chosen,
+    config: &GuestConfig,
+    image: &Image,
+    watch: Option<Arc<dyn RunWatch>>,
+) -> Result<AnyGuest, VmmError> {
+    match chosen {
+        Chosen::Kvm => crate::kvm_guest::create_from_image(config, image, watch).map(AnyGuest::new),
+        Chosen::Sim { .. } => Err(VmmError::NotSimulated { payload: config.payload.name() }),
     }
 }
 

@@ -6,7 +6,7 @@ use ferry_kvm::{KickError, MemoryError, OpenError};
 use ferry_memory::RamError;
 use ferry_migrate::MachineError;
 
-use crate::ConfigError;
+use crate::{ConfigError, ImageError};
 
 /// A guest could not be made, asked or run.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +48,35 @@ pub enum VmmError {
     /// The built-in payload did not assemble.
     #[error("the built-in payload does not assemble: {0}")]
     Payload(String),
+    /// The simulated machine does not have this payload.
+    #[error("the simulated machine has no payload `{payload}`: choose idle or churn, or a host with KVM")]
+    NotSimulated {
+        /// The payload's name.
+        payload: &'static str,
+    },
+    /// The simulated machine has one vCPU.
+    #[error("the simulated machine has 1 vCPU, not {cpus}: ask for 1, or choose a host with KVM")]
+    OneSimulated {
+        /// vCPUs asked for.
+        cpus: u32,
+    },
+    /// KVM runs fewer vCPUs.
+    #[error("{cpus} vCPUs are more than this host's KVM runs: give at most {max}")]
+    TooManyVcpus {
+        /// vCPUs asked for.
+        cpus: u32,
+        /// The most.
+        max: u64,
+    },
+    /// An image is not what it must be.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The configuration has an image as payload and none was given, or the other way round.
+    #[error("the payload `{payload}` and the image that was given do not belong together")]
+    ImageMismatch {
+        /// The payload's name.
+        payload: &'static str,
+    },
     /// The payload does not fit into guest memory.
     #[error("the built-in payload does not fit into the guest's memory: {source}")]
     Load {

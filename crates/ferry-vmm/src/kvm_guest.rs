@@ -1,4 +1,4 @@
-//! A guest on KVM: VM, memory, vCPU, debug port, payload.
+//! A guest on KVM: VM, memory, vCPUs, debug port, payload.
 //!
 //! [`create`] makes one that is born here; [`KvmBuilder`] makes the machine on the target of a
 //! migration. Either way it is a [`KvmGuest`] whose vCPUs are stopped: it runs once
@@ -6,7 +6,7 @@
 //!
 //! Facts from the kernel's Documentation/virt/kvm/api.rst: 4.24 `KVM_CREATE_IRQCHIP`, 4.37
 //! `KVM_SET_TSS_ADDR` and 4.41 `KVM_SET_IDENTITY_MAP_ADDR` (both needed on Intel; unused guest-physical
-//! pages below 4 GiB), 4.20 `KVM_SET_CPUID2`.
+//! pages below 4 GiB), 4.20 `KVM_SET_CPUID2`, 4.39 `KVM_SET_MP_STATE`, 4.71 `KVM_CREATE_PIT2`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,19 +17,23 @@ use ferry_memory::PageSet;
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
 use ferry_state::MachineState;
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_PIT_SPEAKER_DUMMY, kvm_mp_state, kvm_pit_config,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::debug_port::DebugPort;
-use crate::payload::Parameters;
 use crate::vcpu_threads::VcpuThreads;
-use crate::{CheckReport, Guest, GuestConfig, GuestReport, VmmError, boot};
+use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, Payload, VmmError, boot};
 
 /// Three pages for a TSS that Intel's KVM needs, in the hole below 4 GiB.
 const TSS_ADDRESS: u64 = 0xfffb_d000;
 
 /// One page for an identity map that Intel's KVM needs, before the TSS.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// Bits 17 and 18 of XCR0: AMX's components, for which a process must ask its kernel first.
+const XCR0_AMX: u64 = 0x6_0000;
 
 /// A guest on KVM.
 pub type KvmGuest = KvmMachine<VcpuThreads, KvmDevices>;
@@ -82,29 +86,97 @@ pub fn create(
     seed: u64,
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<KvmGuest, VmmError> {
+    create_with(config, None, seed, watch)
+}
+
+/// The same with the image that a payload [`Image`](Payload::Image) runs.
+pub fn create_from_image(
+    config: &GuestConfig,
+    image: &Image,
+    watch: Option<Arc<dyn RunWatch>>,
+) -> Result<KvmGuest, VmmError> {
+    image.check_fits(config.memory_bytes)?;
+    create_with(config, Some(image), 0, watch)
+}
+
+fn create_with(
+    config: &GuestConfig,
+    image: Option<&Image>,
+    seed: u64,
+    watch: Option<Arc<dyn RunWatch>>,
+) -> Result<KvmGuest, VmmError> {
     config.validate()?;
+    if matches!(config.payload, Payload::Image { .. }) != image.is_some() {
+        return Err(VmmError::ImageMismatch { payload: config.payload.name() });
+    }
     let kvm = ferry_kvm::open()?;
-    if let Some(available) = HostLimits::probe(&kvm).memory_available_bytes
+    let limits = HostLimits::probe(&kvm);
+    if u64::from(config.cpus) > limits.vcpus_max {
+        return Err(VmmError::TooManyVcpus { cpus: config.cpus, max: limits.vcpus_max });
+    }
+    if let Some(available) = limits.memory_available_bytes
         && config.memory_bytes > available
     {
         return Err(VmmError::MemoryUnavailable { bytes: config.memory_bytes, available });
     }
     let mut guest = Parts::build(&kvm, config)?.assemble(&kvm, config, watch)?;
-    boot::load(&guest.ram(), config.memory_bytes)?;
-    let parameters = config.parameters(seed);
+    boot::load(&guest.ram(), config, image)?;
+    for cpu in 0..config.cpus {
+        guest.with_vcpu(cpu, &mut |vcpu| {
+            start_at(vcpu, cpu, config, seed, image).map_err(|error| {
+                MachineError::with_source("the guest's first registers cannot be set", error)
+            })
+        })?;
+    }
+    let mut tsc_khz = 0;
     guest.with_vcpu(0, &mut |vcpu| {
-        start_at(vcpu, &parameters)
-            .map_err(|error| MachineError::with_source("the guest's first registers cannot be set", error))
+        tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
+        Ok(())
     })?;
+    guest.devices().port.born_with(tsc_khz);
     Ok(guest)
 }
 
 /// Makes a vCPU begin with the program.
-fn start_at(vcpu: &VcpuFd, parameters: &Parameters) -> Result<(), VmmError> {
+fn start_at(
+    vcpu: &VcpuFd,
+    cpu: u32,
+    config: &GuestConfig,
+    seed: u64,
+    image: Option<&Image>,
+) -> Result<(), VmmError> {
+    let cpuid = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|source| step("say which CPUID a vCPU has", source))?;
+    let leaf = |function, index| {
+        cpuid.as_slice().iter().find(|entry| (entry.function, entry.index) == (function, index)).copied()
+    };
+    let extensions = boot::Extensions {
+        fsgsbase: leaf(7, 0).is_some_and(|entry| entry.ebx & 1 != 0),
+        xsave: leaf(1, 0).is_some_and(|entry| entry.ecx >> 26 & 1 != 0),
+    };
+    let level = config.payload.level();
     let sregs = vcpu.get_sregs().map_err(|source| step("read special registers", source))?;
-    vcpu.set_sregs(&boot::special_registers(sregs))
+    vcpu.set_sregs(&boot::special_registers(sregs, cpu, level, extensions))
         .map_err(|source| step("set special registers", source))?;
-    vcpu.set_regs(&boot::registers(parameters)).map_err(|source| step("set registers", source))
+    if let Some(components) = leaf(0xd, 0).filter(|_| extensions.xsave) {
+        open_components(vcpu, u64::from(components.eax) | u64::from(components.edx) << 32)?;
+    }
+    let parameters = config.parameters(seed, cpu, vcpu.get_tsc_khz().unwrap_or(0));
+    vcpu.set_regs(&boot::registers(&parameters, level, image.map(Image::entry)))
+        .map_err(|source| step("set registers", source))?;
+    // vCPUs beyond the first wait for a start-up IPI else, which nobody sends.
+    let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+    vcpu.set_mp_state(runnable).map_err(|source| step("make a vCPU runnable", source))
+}
+
+/// Opens the extended state components that the vCPU's CPUID has (leaf 0xd), but AMX's.
+fn open_components(vcpu: &VcpuFd, offered: u64) -> Result<(), VmmError> {
+    let mut xcrs = vcpu.get_xcrs().map_err(|source| step("read XCR0", source))?;
+    if let Some(xcr0) = xcrs.xcrs.first_mut() {
+        xcr0.value = offered & !XCR0_AMX;
+    }
+    vcpu.set_xcrs(&xcrs).map_err(|source| step("set XCR0", source))
 }
 
 /// Makes guests on the target of a migration.
@@ -198,7 +270,7 @@ impl Parts {
         config: &GuestConfig,
         watch: Option<Arc<dyn RunWatch>>,
     ) -> Result<KvmGuest, VmmError> {
-        let port = Arc::new(DebugPort::new(config.payload.name()));
+        let port = Arc::new(DebugPort::new(config));
         let vcpus = VcpuThreads::start(self.vcpus, Arc::clone(&port))?;
         let machine =
             KvmMachine::new(kvm, self.memory, vcpus, KvmDevices { port })?.with_config(config.to_bytes());
@@ -220,6 +292,9 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
         vm.set_tss_address(address).map_err(|source| step("place the TSS", source))?;
     }
     vm.create_irq_chip().map_err(|source| step("create the interrupt controllers", source))?;
+    // After the controllers, whose line 0 it drives. With the speaker's port answered in the kernel.
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(|source| step("create the interval timer", source))?;
     Ok(vm)
 }
 

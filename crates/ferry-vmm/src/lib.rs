@@ -18,6 +18,7 @@ mod config;
 mod debug_port;
 mod error;
 mod guest;
+mod image;
 mod kvm_guest;
 pub mod payload;
 pub mod ports;
@@ -25,12 +26,19 @@ mod run_log;
 mod sim_guest;
 mod vcpu_threads;
 
-pub use backend::{AnyBuilder, AnyGuest, Backend, BackendError, Chosen, create, fresh_seed};
-pub use config::{ConfigError, GuestConfig, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload};
+pub use backend::{
+    AnyBuilder, AnyGuest, Backend, BackendError, Chosen, create, create_from_image, fresh_seed,
+};
+pub use config::{
+    ConfigError, GuestConfig, Level, MAX_CPUS, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload,
+};
 pub use debug_port::DebugPort;
 pub use error::VmmError;
 pub use guest::{CheckReport, Guest, GuestReport};
-pub use kvm_guest::{KvmBuilder, KvmDevices, KvmGuest, create as create_on_kvm};
+pub use image::{FLAT_ADDRESS, Image, ImageError, MAX_IMAGE_BYTES};
+pub use kvm_guest::{
+    KvmBuilder, KvmDevices, KvmGuest, create as create_on_kvm, create_from_image as create_on_kvm_from_image,
+};
 pub use run_log::{RunEvent, RunLine, RunLog};
 pub use sim_guest::create as create_in_sim;
 pub use vcpu_threads::VcpuThreads;

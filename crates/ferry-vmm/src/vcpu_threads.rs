@@ -205,7 +205,7 @@ fn thread_main(index: usize, shared: &Shared, vcpu: &Mutex<VcpuFd>) {
     while shared.wait_for_order(kick) {
         let outcome = {
             let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
-            run_until_stopped(&mut vcpu, kick, shared)
+            run_until_stopped(index, &mut vcpu, kick, shared)
         };
         shared.stopped(outcome);
     }
@@ -213,17 +213,17 @@ fn thread_main(index: usize, shared: &Shared, vcpu: &Mutex<VcpuFd>) {
 
 /// Runs the vCPU until it is ordered to stop, with no exit left half done; or says why the guest
 /// ended.
-fn run_until_stopped(vcpu: &mut VcpuFd, kick: &Kick, shared: &Shared) -> Result<(), String> {
+fn run_until_stopped(index: usize, vcpu: &mut VcpuFd, kick: &Kick, shared: &Shared) -> Result<(), String> {
     loop {
         let ended = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 if let Ok(bytes) = <[u8; 4]>::try_from(data) {
-                    shared.port.write(port, u32::from_le_bytes(bytes));
+                    shared.port.write(index, port, u32::from_le_bytes(bytes));
                 }
                 continue;
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                answer_read(&shared.port, port, data);
+                answer_read(&shared.port, index, port, data);
                 continue;
             }
             // A signal, or the kick: the exit before it was completed first.
@@ -242,9 +242,9 @@ fn run_until_stopped(vcpu: &mut VcpuFd, kick: &Kick, shared: &Shared) -> Result<
     }
 }
 
-fn answer_read(port_device: &DebugPort, port: u16, data: &mut [u8]) {
+fn answer_read(port_device: &DebugPort, cpu: usize, port: u16, data: &mut [u8]) {
     match <&mut [u8; 4]>::try_from(&mut *data) {
-        Ok(word) => *word = port_device.read(port).to_le_bytes(),
+        Ok(word) => *word = port_device.read(cpu, port).to_le_bytes(),
         Err(_) => data.fill(u8::MAX),
     }
 }

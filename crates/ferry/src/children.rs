@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ferry_vmm::Level;
 use serde_json::Value;
 
 use crate::cli::{Format, GuestArgs};
@@ -51,7 +52,9 @@ impl Process {
         let id = format!("{verb}-{}", std::process::id());
         let mut flags = vec!["run".into(), format!("--id={id}"), format!("--memory={}", guest.memory.0)];
         flags.push(format!("--cpus={}", guest.cpus));
-        flags.push(format!("--payload={}", guest.payload.name()));
+        flags.push(format!("--payload={}", guest.payload));
+        flags.push(format!("--jump-limit={}", guest.jump_limit.0.as_millis()));
+        flags.push(format!("--image-level={}", if guest.image_level == Level::Kernel { 0 } else { 3 }));
         flags.push(format!("--rate={}", guest.rate.0));
         flags.push(format!("--backend={backend}"));
         flags.extend(guest.working_set.map(|size| format!("--working-set={}", size.0)));

@@ -1,12 +1,14 @@
 //! The command line: verbs, flags and their help.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferry_migrate::Address;
 use ferry_protocol::GuestId;
-use ferry_vmm::{Backend, GuestConfig, Payload};
+use ferry_vmm::{Backend, GuestConfig, Level, Payload};
 
 use crate::size::{Millis, Seconds, Size};
 
@@ -58,12 +60,20 @@ pub(crate) struct GuestArgs {
     /// The guest's memory: a number with K, M, G or T; a bare number is bytes.
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub(crate) memory: Size,
-    /// How many vCPUs it has; so far 1.
+    /// How many vCPUs it has; the simulated machine has 1.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,
-    /// What it does: idle (waits) or churn (writes its working set again and again).
-    #[arg(long, value_enum, default_value = "churn")]
+    /// What it does: idle (waits), churn (writes its working set again and again), clock (time never goes
+    /// back nor leaps), features (CPUID shows what it showed at birth), exercise (uses an instruction of
+    /// every feature), ticks (counts interrupts); or a file, an ELF64 executable or a flat binary.
+    #[arg(long, value_name = "NAME|FILE", default_value = "churn")]
     pub(crate) payload: PayloadName,
+    /// The largest step of time that clock allows.
+    #[arg(long, value_name = "MS", default_value = "5000")]
+    pub(crate) jump_limit: Millis,
+    /// The privilege level at which a file's program begins: 0 or 3.
+    #[arg(long, value_name = "0|3", default_value = "3", value_parser = level)]
+    pub(crate) image_level: Level,
     /// Bytes that churn writes each second.
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub(crate) rate: Size,
@@ -75,18 +85,54 @@ pub(crate) struct GuestArgs {
     pub(crate) backend: Backend,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// A built-in payload's name, or a file; a file named like a payload is given with its folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PayloadName {
     Idle,
     Churn,
+    Clock,
+    Features,
+    Exercise,
+    Ticks,
+    File(PathBuf),
 }
 
-impl PayloadName {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
+fn level(text: &str) -> Result<Level, String> {
+    match text {
+        "0" => Ok(Level::Kernel),
+        "3" => Ok(Level::User),
+        _ => Err("a program begins at level 0 or 3".to_owned()),
+    }
+}
+
+impl FromStr for PayloadName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::Idle, Self::Churn, Self::Clock, Self::Features, Self::Exercise, Self::Ticks];
+        if let Some(payload) = known.into_iter().find(|payload| payload.to_string() == text) {
+            return Ok(payload);
+        }
+        let file = PathBuf::from(text);
+        if file.is_file() {
+            return Ok(Self::File(file));
+        }
+        Err("neither a payload nor a file: use idle, churn, clock, features, exercise or ticks, or an image's path"
+            .to_owned())
+    }
+}
+
+impl fmt::Display for PayloadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::Idle => "idle",
             Self::Churn => "churn",
-        }
+            Self::Clock => "clock",
+            Self::Features => "features",
+            Self::Exercise => "exercise",
+            Self::Ticks => "ticks",
+            Self::File(path) => return write!(f, "{}", path.display()),
+        })
     }
 }
 
@@ -96,8 +142,15 @@ impl GuestArgs {
 
     pub(crate) fn config(&self) -> GuestConfig {
         let quarter = (self.memory.0 / 4 / 4096 * 4096).min(Self::WORKING_SET_BYTES);
-        let payload = match self.payload {
+        let payload = match &self.payload {
             PayloadName::Idle => Payload::Idle,
+            PayloadName::Clock => Payload::Clock {
+                jump_limit_ms: u32::try_from(self.jump_limit.0.as_millis()).unwrap_or(u32::MAX),
+            },
+            PayloadName::Features => Payload::Features,
+            PayloadName::Exercise => Payload::Exercise,
+            PayloadName::Ticks => Payload::Ticks,
+            PayloadName::File(_) => Payload::Image { level: self.image_level },
             PayloadName::Churn => Payload::Churn {
                 rate_bytes_per_second: self.rate.0,
                 working_set_bytes: self.working_set.map_or(quarter, |size| size.0),
@@ -275,6 +328,19 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_payload_is_a_name_or_a_file() {
+        let parse = |payload: &str| Cli::try_parse_from(["ferry", "run", "--payload", payload]);
+        let Verb::Run(args) = parse("ticks").unwrap().verb else { panic!() };
+        assert_eq!(args.guest.config().payload, Payload::Ticks);
+        let Verb::Run(args) = parse(file!().trim_start_matches("crates/ferry/")).unwrap().verb else {
+            panic!()
+        };
+        assert_eq!(args.guest.config().payload, Payload::Image { level: Level::User });
+        let error = parse("tocks").unwrap_err().to_string();
+        assert!(error.contains("neither a payload nor a file"), "{error}");
     }
 
     #[test]

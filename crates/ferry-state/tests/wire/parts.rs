@@ -2,7 +2,8 @@
 
 use ferry_state::x86::{
     Clock, DebugRegs, DescriptorTable, Exception, IOAPIC_PINS, Interrupt, IoApic, Irqchip, LAPIC_BYTES,
-    Lapic, MpState, Msrs, Nmi, Pic, Regs, Segment, Smi, Sregs, TscFrequency, VcpuEvents, Xcr, Xcrs, Xsave,
+    Lapic, MpState, Msrs, Nested, Nmi, PIT_CHANNELS, Pic, Pit, PitChannel, Regs, Segment, Smi, Sregs,
+    TscFrequency, TscOffset, VcpuEvents, Xcr, Xcrs, Xsave,
 };
 use ferry_state::{Part, Section};
 
@@ -149,6 +150,44 @@ pub(crate) fn tsc_frequency() -> TscFrequency {
     TscFrequency { khz: 2_900_000 }
 }
 
+pub(crate) fn tsc_offset() -> TscOffset {
+    TscOffset { from_first: 0xffff_ffff_ffff_fc18 }
+}
+
+/// VMX operation without a current VMCS: a header alone, with `vmxon_pa`.
+pub(crate) fn nested() -> Nested {
+    let mut data = vec![0; 128];
+    data[0] = 0x08;
+    data[4] = 128;
+    data[9] = 0x30;
+    data[16..24].fill(0xff);
+    Nested::from_bytes(data).unwrap()
+}
+
+fn pit_channel(c: &mut Counter) -> PitChannel {
+    PitChannel {
+        count: c.u32(),
+        latched_count: c.u16(),
+        count_latched: c.u8(),
+        status_latched: c.u8(),
+        status: c.u8(),
+        read_state: c.u8(),
+        write_state: c.u8(),
+        write_latch: c.u8(),
+        rw_mode: c.u8(),
+        mode: c.u8(),
+        bcd: c.u8(),
+        gate: c.u8(),
+    }
+}
+
+pub(crate) fn pit() -> Pit {
+    let mut c = Counter::default();
+    let mut channels = [PitChannel::default(); PIT_CHANNELS];
+    channels.fill_with(|| pit_channel(&mut c));
+    Pit { channels, flags: 2 }
+}
+
 fn pic(c: &mut Counter) -> Pic {
     Pic {
         last_irr: c.u8(),
@@ -200,9 +239,12 @@ pub(crate) fn all() -> Vec<Section> {
         section(&xsave()),
         section(&lapic()),
         section(&debug_regs()),
+        section(&nested()),
         section(&msrs()),
         section(&tsc_frequency()),
+        section(&tsc_offset()),
         section(&irqchip()),
+        section(&pit()),
         section(&clock()),
     ]
 }

@@ -7,3 +7,4 @@ mod common;
 mod crossing;
 mod dirty;
 mod guest;
+mod payloads;

@@ -1,15 +1,20 @@
 //! `ferry run`: a guest is born here and runs until it is moved away or ended.
 
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
 use crossbeam_channel::bounded;
 use ferry_memory::{Classified, GuestRam, PAGE_SIZE, RamError};
 use ferry_migrate::{Custody, Machine};
 use ferry_protocol::{Epoch, GuestId};
-use ferry_vmm::{create, fresh_seed};
+use ferry_vmm::{Image, MAX_IMAGE_BYTES, create, create_from_image, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::{choose, say_end, watch};
-use crate::cli::{Format, RunArgs};
+use crate::cli::{Format, PayloadName, RunArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::{client, server};
 use crate::error::CliError;
@@ -23,7 +28,13 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     refuse_a_namesake(&id)?;
     let watch = watch(&args.test)?;
     let chosen = choose(args.guest.backend)?;
-    let mut guest = create(&chosen, &config, fresh_seed(), watch).map_err(|error| CliError::of(&error))?;
+    let made = match &args.guest.payload {
+        PayloadName::File(path) => {
+            create_from_image(&chosen, &config, &image(path, config.memory_bytes)?, watch)
+        }
+        _ => create(&chosen, &config, fresh_seed(), watch),
+    };
+    let mut guest = made.map_err(|error| CliError::of(&error))?;
     if args.test.fill_random {
         fill_random(&guest.ram()).map_err(|error| CliError::of(&error))?;
     }
@@ -46,6 +57,18 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let end = serve(&shared, &wanted, None)?;
     say_end(&end, id.as_str(), format);
     Ok(0)
+}
+
+/// The program in a file; one byte more than is taken is read, so that a longer file is told.
+fn image(path: &Path, memory_bytes: u64) -> Result<Image, CliError> {
+    let refused = |error: &dyn Display| CliError::plain(format!("{}: {error}", path.display()));
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_IMAGE_BYTES as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| refused(&error))?;
+    let image = Image::parse(&bytes).map_err(|error| refused(&error))?;
+    image.check_fits(memory_bytes).map_err(|error| refused(&error))?;
+    Ok(image)
 }
 
 fn name() -> Result<GuestId, CliError> {
