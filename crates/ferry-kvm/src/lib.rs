@@ -7,6 +7,7 @@
 //!   against this host;
 //! - [`allocate`] maps guest memory on a memfd, [`MemorySlots`] registers memory with KVM;
 //! - [`Kick`] gets a vCPU's thread out of `KVM_RUN`;
+//! - [`probe::probe`] makes this host's profile;
 //! - [`x86`] captures and restores the state of vCPUs and VM.
 
 #![allow(unsafe_code, reason = "KVM's ioctls and run pages are raw memory; each block has its reason")]
@@ -18,6 +19,7 @@ mod judge;
 mod kick;
 mod machine;
 mod memory;
+pub mod probe;
 mod state;
 pub mod x86;
 
