@@ -1,8 +1,10 @@
 //! The probe guest: what a guest really sees here of what KVM was told.
 //!
-//! Two VMs of their own. In the first, CPUID's brand string says something that no processor says, and
-//! the TSC is set far off: does the guest see either? In the second KVM is told what it supports, and
-//! the guest reads every leaf. Both run the program of `guest_code.rs`.
+//! Two VMs of their own. In the first, CPUID's brand string says something that no processor says, bits
+//! of the feature leaves are turned off, and the TSC is set far off: does the guest see it? In the
+//! second KVM is told what it supports, and the guest reads every leaf. Both run the program of
+//! `guest_code.rs`. CPUID settings reach a guest only if it reads in both what KVM was told: `kvm_pvm`
+//! shows the brand string that it is told, and the processor's own feature bits.
 //!
 //! Which leaves there are: Intel SDM volume 2 and AMD APM volume 3, CPUID: leaf 0, 0x40000000 and
 //! 0x80000000 say how far each range goes.
@@ -12,7 +14,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use ferry_contract::{CpuidEntry, Extra, ProbeGuest};
+use ferry_contract::{CpuidEntry, Extra, ProbeGuest, Register};
 use ferry_memory::GuestRam;
 use ferry_protocol::RegionSpan;
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
@@ -48,16 +50,16 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 pub(super) fn run(kvm: &Kvm, supported: &[CpuidEntry]) -> Result<ProbeGuest, ProbeError> {
-    let named = named(supported);
-    let mut altered = Guest::new(kvm, &named)?;
+    let told = altered(supported);
+    let mut altered = Guest::new(kvm, &told)?;
     let frequency_khz =
         altered.vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ", "the TSC's frequency"))?;
     altered.set_tsc(FAR_TSC)?;
-    let read = altered.read(&BRAND_LEAVES.map(|leaf| (leaf, 0)).collect::<Vec<_>>())?;
-    let cpuid_settings_reach = brand(&read) == BRAND;
+    let altered_reach = reach(&told, &altered.read(&told.iter().map(CpuidEntry::key).collect::<Vec<_>>())?);
     let counted = guest_code::tsc(&altered.ram)?.wrapping_sub(FAR_TSC);
     let tsc_settings_reach = counted <= u64::from(frequency_khz) * 1000 * COUNTED_SECONDS;
     let cpuid = Guest::new(kvm, supported)?.read_all(supported)?;
+    let cpuid_settings_reach = altered_reach && reach(supported, &cpuid);
     Ok(ProbeGuest {
         privilege_level: 3,
         cpuid_settings_reach,
@@ -67,29 +69,40 @@ pub(super) fn run(kvm: &Kvm, supported: &[CpuidEntry]) -> Result<ProbeGuest, Pro
     })
 }
 
-/// What KVM supports with another brand string.
-fn named(supported: &[CpuidEntry]) -> Vec<CpuidEntry> {
-    let mut named: Vec<CpuidEntry> =
+/// Feature bits that are turned off where they are on: POPCNT, ERMS. The program uses neither.
+const TURNED_OFF: [(u32, Register, u32); 2] = [(1, Register::Ecx, 1 << 23), (7, Register::Ebx, 1 << 9)];
+
+/// What KVM supports with another brand string and without some features.
+fn altered(supported: &[CpuidEntry]) -> Vec<CpuidEntry> {
+    let mut altered: Vec<CpuidEntry> =
         supported.iter().filter(|entry| !BRAND_LEAVES.contains(&entry.leaf)).copied().collect();
+    for entry in &mut altered {
+        for (_, register, bits) in TURNED_OFF.iter().filter(|(leaf, _, _)| (*leaf, 0) == entry.key()) {
+            *entry.register_mut(*register) &= !bits;
+        }
+        // A range that ends before the brand string would hide it.
+        if entry.key() == (0x8000_0000, 0) {
+            entry.eax = entry.eax.max(*BRAND_LEAVES.end());
+        }
+    }
     for (leaf, text) in BRAND_LEAVES.zip(BRAND.chunks(16)) {
         let mut words =
             text.chunks(4).map(|word| word.iter().rev().fold(0, |all, byte| all << 8 | u32::from(*byte)));
         let mut word = || words.next().unwrap_or(0);
         let (eax, ebx, ecx, edx) = (word(), word(), word(), word());
-        named.push(CpuidEntry { leaf, subleaf: 0, indexed: false, eax, ebx, ecx, edx });
-        // A range that ends before the brand string would hide it.
-        for first in named.iter_mut().filter(|entry| entry.leaf == 0x8000_0000) {
-            first.eax = first.eax.max(leaf);
-        }
+        altered.push(CpuidEntry { leaf, subleaf: 0, indexed: false, eax, ebx, ecx, edx });
     }
-    named.sort_by_key(CpuidEntry::key);
-    named
+    altered.sort_by_key(CpuidEntry::key);
+    altered
 }
 
-/// The text of the brand string's leaves.
-fn brand(read: &[CpuidEntry]) -> Vec<u8> {
-    let words = read.iter().flat_map(|entry| [entry.eax, entry.ebx, entry.ecx, entry.edx]);
-    words.flat_map(u32::to_le_bytes).collect()
+/// Whether the guest reads what KVM was told, but for what belongs to one vCPU or changes while it runs.
+fn reach(told: &[CpuidEntry], read: &[CpuidEntry]) -> bool {
+    let registers = |entry: &CpuidEntry| Register::ALL.map(|register| entry.of_vm().register(register));
+    told.iter().all(|told| {
+        let seen = read.iter().find(|read| read.key() == told.key());
+        seen.is_some_and(|seen| registers(seen) == registers(told))
+    })
 }
 
 /// One VM with the probe program.
@@ -215,10 +228,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_altered_brand_is_what_is_looked_for() {
-        let supported = [CpuidEntry { leaf: 0x8000_0000, eax: 0x8000_0001, ..CpuidEntry::default() }];
-        let named = named(&supported);
-        assert_eq!(named[0].eax, 0x8000_0004);
-        assert_eq!(brand(&named[1..]), BRAND);
+    fn what_is_altered_is_what_is_looked_for() {
+        let entry = |leaf, eax, ebx| CpuidEntry { leaf, eax, ebx, ..CpuidEntry::default() };
+        let supported = [entry(7, 0, 0x201), entry(0x8000_0000, 0x8000_0001, 0)];
+        let told = altered(&supported);
+        assert_eq!((told[0].ebx, told[1].eax), (1, 0x8000_0004));
+        let text = told[2..].iter().flat_map(|entry| Register::ALL.map(|register| entry.register(register)));
+        assert_eq!(text.flat_map(u32::to_le_bytes).collect::<Vec<_>>(), BRAND);
+        assert!(reach(&told, &told));
+        assert!(!reach(&told, &supported));
     }
 }
