@@ -77,7 +77,8 @@ fn altered(supported: &[CpuidEntry]) -> Vec<CpuidEntry> {
     let mut altered: Vec<CpuidEntry> =
         supported.iter().filter(|entry| !BRAND_LEAVES.contains(&entry.leaf)).copied().collect();
     for entry in &mut altered {
-        for (_, register, bits) in TURNED_OFF.iter().filter(|(leaf, _, _)| (*leaf, 0) == entry.key()) {
+        let key = entry.key();
+        for (_, register, bits) in TURNED_OFF.iter().filter(|(leaf, _, _)| (*leaf, 0) == key) {
             *entry.register_mut(*register) &= !bits;
         }
         // A range that ends before the brand string would hide it.
