@@ -78,7 +78,7 @@ fn to_target() -> Vec<ToTarget> {
         program: "ferry".to_owned(),
     };
     let regions = vec![RegionSpan { start: 0, length: 1 << 20 }];
-    let machine = MachineDescription { kind: "sim".to_owned(), vcpus: 1, regions, config: vec![0xa0] };
+    let machine = MachineDescription { kind: "sim".to_owned(), vcpus: 1, regions, config: vec![0xa0], contract: vec![] };
     vec![
         ToTarget::Hello(hello),
         ToTarget::Offer(Offer { machine, verify: true, lanes: 1 }),

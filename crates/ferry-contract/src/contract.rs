@@ -13,6 +13,7 @@ use crate::cpuid::{self, CpuidEntry, MAX_CPUID_ENTRIES, Register};
 use crate::hex;
 use crate::json::{self, JsonError};
 use crate::profile::{MsrValue, check_cpuid};
+use crate::rules::{self, MsrKind};
 
 /// What the field `format` of a contract says.
 pub const CONTRACT_FORMAT: &str = "ferry.contract";
@@ -191,6 +192,11 @@ impl Contract {
     /// One register of one leaf, as the guest sees it; 0 where the contract has no such leaf.
     pub fn register(&self, leaf: u32, subleaf: u32, register: Register) -> u32 {
         cpuid::value(&self.cpuid, leaf, subleaf, register)
+    }
+
+    /// The feature MSRs that a vCPU is given; KVM derives the others from them and from CPUID.
+    pub fn msrs_to_set(&self) -> impl Iterator<Item = FeatureMsr> + '_ {
+        self.feature_msrs.iter().copied().filter(|msr| rules::of_msr(msr.index) != MsrKind::Derived)
     }
 
     /// Physical address bits.

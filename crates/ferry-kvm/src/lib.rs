@@ -7,11 +7,12 @@
 //!   against this host;
 //! - [`allocate`] maps guest memory on a memfd, [`MemorySlots`] registers memory with KVM;
 //! - [`Kick`] gets a vCPU's thread out of `KVM_RUN`;
-//! - [`probe::probe`] makes this host's profile;
+//! - [`probe::probe`] makes this host's profile, [`apply_contract`] gives a vCPU what its guest's contract says;
 //! - [`x86`] captures and restores the state of vCPUs and VM.
 
 #![allow(unsafe_code, reason = "KVM's ioctls and run pages are raw memory; each block has its reason")]
 
+mod contract;
 mod dirty_log;
 mod host;
 mod ioctl;
@@ -23,6 +24,7 @@ pub mod probe;
 mod state;
 pub mod x86;
 
+pub use contract::{ContractApplyError, apply_contract, judge_contract};
 pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};
 pub use judge::judge;
 pub use kick::{Entered, Kick, KickError, kick_signal};

@@ -33,6 +33,7 @@
 
 use std::sync::Arc;
 
+use ferry_contract::Contract;
 use ferry_memory::{GuestRam, PageSet};
 use ferry_migrate::{Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
 use ferry_protocol::{Epoch, GuestId, MachineDescription};
@@ -97,6 +98,7 @@ pub struct KvmMachine<V, D> {
     memory: MemorySlots,
     ram: GuestRam,
     config: Vec<u8>,
+    contract: Vec<u8>,
 }
 
 impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
@@ -110,13 +112,31 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
             .map_err(|error| failed("this guest memory cannot be moved", error))?;
         let dirty = DirtyLog::new(memory.vm());
         let state = KvmState::at_creation(kvm, memory.vm(), &mut vcpus)?;
-        Ok(Self { vcpus, run: Run::default(), devices, dirty, state, memory, ram, config: Vec::new() })
+        Ok(Self {
+            vcpus,
+            run: Run::default(),
+            devices,
+            dirty,
+            state,
+            memory,
+            ram,
+            config: Vec::new(),
+            contract: Vec::new(),
+        })
     }
 
     /// The same with the VMM's own configuration, which the target's builder gets.
     #[must_use]
     pub fn with_config(mut self, config: Vec<u8>) -> Self {
         self.config = config;
+        self
+    }
+
+    /// The same with the contract under which its vCPUs were made ([`apply_contract`](crate::apply_contract)), which the
+    /// target's builder gets.
+    #[must_use]
+    pub fn with_contract(mut self, contract: &Contract) -> Self {
+        self.contract = contract.to_bytes();
         self
     }
 
@@ -164,6 +184,7 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
             vcpus: self.vcpus.count(),
             regions: self.memory.regions(),
             config: self.config.clone(),
+            contract: self.contract.clone(),
         }
     }
 

@@ -11,17 +11,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_contract::{Finding, FindingKind, Layer, Verdict};
+use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
 use ferry_kvm::{Devices, HostLimits, KvmMachine, MemorySlots, OpenError};
 use ferry_memory::PageSet;
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
 use ferry_state::MachineState;
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::debug_port::DebugPort;
 use crate::payload::Parameters;
+use crate::shell::Shell;
 use crate::vcpu_threads::VcpuThreads;
 use crate::{CheckReport, Guest, GuestConfig, GuestReport, VmmError, boot};
 
@@ -76,9 +76,20 @@ impl Guest for KvmGuest {
     }
 }
 
-/// Makes a guest that is born here, with its payload loaded. `seed` makes its pages its own.
+/// Makes a guest that is born here with all that this host offers, and with its payload loaded. `seed`
+/// makes its pages its own.
 pub fn create(
     config: &GuestConfig,
+    seed: u64,
+    watch: Option<Arc<dyn RunWatch>>,
+) -> Result<KvmGuest, VmmError> {
+    create_under(config, None, seed, watch)
+}
+
+/// The same under a contract, or with all that this host offers.
+pub fn create_under(
+    config: &GuestConfig,
+    contract: Option<&Contract>,
     seed: u64,
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<KvmGuest, VmmError> {
@@ -89,7 +100,8 @@ pub fn create(
     {
         return Err(VmmError::MemoryUnavailable { bytes: config.memory_bytes, available });
     }
-    let mut guest = Parts::build(&kvm, config)?.assemble(&kvm, config, watch)?;
+    let shell = Shell::born(&kvm, config.cpus, contract)?;
+    let mut guest = Parts::build(shell, config)?.assemble(&kvm, config, watch)?;
     boot::load(&guest.ram(), config.memory_bytes)?;
     let parameters = config.parameters(seed);
     guest.with_vcpu(0, &mut |vcpu| {
@@ -111,12 +123,14 @@ fn start_at(vcpu: &VcpuFd, parameters: &Parameters) -> Result<(), VmmError> {
 pub struct KvmBuilder {
     kvm: Kvm,
     watch: Option<Arc<dyn RunWatch>>,
+    /// What was built while the last offer was judged, and for which offer.
+    prepared: Option<Box<(MachineDescription, Shell)>>,
 }
 
 impl KvmBuilder {
     /// Opens KVM.
     pub fn new() -> Result<Self, OpenError> {
-        Ok(Self { kvm: ferry_kvm::open()?, watch: None })
+        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None })
     }
 
     /// The same with someone who is told when a guest starts and stops to run.
@@ -137,20 +151,34 @@ impl Builder for KvmBuilder {
     type Machine = KvmGuest;
 
     fn judge(&mut self, machine: &MachineDescription) -> Verdict {
+        self.prepared = None;
         let mut findings = ferry_kvm::judge(&HostLimits::probe(&self.kvm), machine);
         if machine.kind == ferry_kvm::KIND {
             findings.extend(judge_config(machine));
+        }
+        // Nothing is built for a guest that cannot come: its numbers are its own word.
+        if findings.iter().all(|finding| finding.kind == FindingKind::Notice) {
+            match Shell::offered(&self.kvm, machine) {
+                Ok((shell, notices)) => {
+                    self.prepared = Some(Box::new((machine.clone(), shell)));
+                    findings.extend(notices);
+                }
+                Err(refusals) => findings.extend(refusals),
+            }
         }
         Verdict { findings }
     }
 
     fn build(&mut self, machine: &MachineDescription) -> Result<KvmGuest, MachineError> {
-        let verdict = self.judge(machine);
-        if let Some(finding) = verdict.findings.iter().find(|finding| finding.kind == FindingKind::Refusal) {
-            return Err(MachineError::new(format!("this machine cannot be built here: {finding}")));
-        }
+        let judged = self.prepared.as_ref().is_some_and(|prepared| prepared.0 == *machine);
+        let verdict = if judged { Verdict::accept() } else { self.judge(machine) };
+        let refusal = verdict.findings.iter().find(|finding| finding.kind == FindingKind::Refusal);
+        let (None, Some(prepared)) = (refusal, self.prepared.take()) else {
+            let why = refusal.map_or_else(String::new, |finding| format!(": {finding}"));
+            return Err(MachineError::new(format!("this machine cannot be built here{why}")));
+        };
         let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
-            Parts::build(&self.kvm, &config)?.assemble(&self.kvm, &config, self.watch.clone())
+            Parts::build(prepared.1, &config)?.assemble(&self.kvm, &config, self.watch.clone())
         });
         built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))
     }
@@ -182,14 +210,13 @@ fn judge_config(machine: &MachineDescription) -> Option<Finding> {
 struct Parts {
     memory: MemorySlots,
     vcpus: Vec<VcpuFd>,
+    contract: Contract,
 }
 
 impl Parts {
-    fn build(kvm: &Kvm, config: &GuestConfig) -> Result<Self, VmmError> {
-        let vm = Arc::new(create_vm(kvm)?);
-        let memory = MemorySlots::register(Arc::clone(&vm), ferry_kvm::allocate(&config.regions())?)?;
-        let vcpus = (0..config.cpus).map(|index| create_vcpu(kvm, &vm, index)).collect::<Result<_, _>>()?;
-        Ok(Self { memory, vcpus })
+    fn build(shell: Shell, config: &GuestConfig) -> Result<Self, VmmError> {
+        let memory = MemorySlots::register(shell.vm, ferry_kvm::allocate(&config.regions())?)?;
+        Ok(Self { memory, vcpus: shell.vcpus, contract: shell.contract })
     }
 
     fn assemble(
@@ -200,8 +227,9 @@ impl Parts {
     ) -> Result<KvmGuest, VmmError> {
         let port = Arc::new(DebugPort::new(config.payload.name()));
         let vcpus = VcpuThreads::start(self.vcpus, Arc::clone(&port))?;
-        let machine =
-            KvmMachine::new(kvm, self.memory, vcpus, KvmDevices { port })?.with_config(config.to_bytes());
+        let machine = KvmMachine::new(kvm, self.memory, vcpus, KvmDevices { port })?
+            .with_config(config.to_bytes())
+            .with_contract(&self.contract);
         Ok(match watch {
             Some(watch) => machine.with_watch(watch),
             None => machine,
@@ -209,7 +237,7 @@ impl Parts {
     }
 }
 
-fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
     let vm = kvm.create_vm().map_err(|source| step("create a VM", source))?;
     if vm.check_extension(Cap::SetIdentityMapAddr) {
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
@@ -221,25 +249,6 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
     }
     vm.create_irq_chip().map_err(|source| step("create the interrupt controllers", source))?;
     Ok(vm)
-}
-
-/// A vCPU that has what this KVM supports.
-fn create_vcpu(kvm: &Kvm, vm: &VmFd, index: u32) -> Result<VcpuFd, VmmError> {
-    let vcpu = vm.create_vcpu(index.into()).map_err(|source| step("create a vCPU", source))?;
-    let mut cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(|source| step("say which CPUID it supports", source))?;
-    for entry in cpuid.as_mut_slice() {
-        // What belongs to one vCPU is the host processor's own in KVM's answer (Intel SDM volume 2,
-        // CPUID: leaf 1 EBX bits 31:24, leaves 0xb and 0x1f EDX).
-        match entry.function {
-            1 => entry.ebx = entry.ebx & 0x00ff_ffff | index << 24,
-            0xb | 0x1f => entry.edx = index,
-            _ => {}
-        }
-    }
-    vcpu.set_cpuid2(&cpuid).map_err(|source| step("set CPUID", source))?;
-    Ok(vcpu)
 }
 
 fn step(step: &'static str, source: vmm_sys_util::errno::Error) -> VmmError {

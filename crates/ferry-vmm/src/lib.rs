@@ -22,15 +22,18 @@ mod kvm_guest;
 pub mod payload;
 pub mod ports;
 mod run_log;
+mod shell;
 mod sim_guest;
 mod vcpu_threads;
 
-pub use backend::{AnyBuilder, AnyGuest, Backend, BackendError, Chosen, create, fresh_seed};
+pub use backend::{AnyBuilder, AnyGuest, Backend, BackendError, Chosen, create, create_under, fresh_seed};
 pub use config::{ConfigError, GuestConfig, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload};
 pub use debug_port::DebugPort;
 pub use error::VmmError;
 pub use guest::{CheckReport, Guest, GuestReport};
-pub use kvm_guest::{KvmBuilder, KvmDevices, KvmGuest, create as create_on_kvm};
+pub use kvm_guest::{
+    KvmBuilder, KvmDevices, KvmGuest, create as create_on_kvm, create_under as create_on_kvm_under,
+};
 pub use run_log::{RunEvent, RunLine, RunLog};
 pub use sim_guest::create as create_in_sim;
 pub use vcpu_threads::VcpuThreads;

@@ -18,6 +18,7 @@ mod msrs;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use cpuid::{entry as cpuid_entry, value as cpuid_value};
 pub use error::ProbeError;
 
 use ferry_contract::{Extra, Limits, PROFILE_FORMAT, Profile, TscFacts};
