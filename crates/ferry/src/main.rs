@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod artefact;
 mod children;
 mod cli;
 mod control;
@@ -32,6 +33,9 @@ fn main() -> ExitCode {
         Verb::Run(args) => verbs::run::run(&args, format),
         Verb::Receive(args) => verbs::receive::receive(&args, format),
         Verb::Migrate(args) => verbs::migrate::migrate(&args, format),
+        Verb::Probe(args) => verbs::probe::probe(&args, format),
+        Verb::Check(args) => verbs::check::check(&args, format),
+        Verb::Inspect(args) => verbs::check::inspect(&args, format),
         Verb::Status(args) => verbs::status::status(&args, format),
         Verb::Watch(args) => verbs::watch::watch(&args, format),
         Verb::Cancel(args) => verbs::watch::cancel(&args, format),

@@ -3,15 +3,16 @@
 use crossbeam_channel::bounded;
 use ferry_migrate::{Custody, Machine};
 use ferry_protocol::{Epoch, GuestId};
-use ferry_vmm::{create, fresh_seed};
+use ferry_vmm::{VmmError, create_under, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::{choose, say_end, watch};
+use crate::artefact::Artefact;
 use crate::cli::{Format, RunArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::{client, server};
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::form::{State, Status};
 use crate::output;
 
@@ -22,7 +23,9 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     refuse_a_namesake(&id)?;
     let watch = watch(&args.test)?;
     let chosen = choose(args.guest.backend)?;
-    let mut guest = create(&chosen, &config, fresh_seed(), watch).map_err(|error| CliError::of(&error))?;
+    let contract = args.contract.as_deref().map(Artefact::read_contract).transpose()?;
+    let mut guest =
+        create_under(&chosen, &config, contract.as_ref(), fresh_seed(), watch).map_err(|e| unborn(&e))?;
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, args.test.clone());
     let socket = server::serve(&shared, id.as_str())?;
@@ -42,6 +45,16 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let end = serve(&shared, &wanted, None)?;
     say_end(&end, id.as_str(), format);
     Ok(0)
+}
+
+/// A guest that could not be made; a host that cannot keep its contract refuses it.
+fn unborn(error: &VmmError) -> CliError {
+    let mut said = CliError::of(error);
+    said.findings = error.findings();
+    if !said.findings.is_empty() {
+        said.kind = Kind::Refused;
+    }
+    said
 }
 
 fn name() -> Result<GuestId, CliError> {
