@@ -62,11 +62,11 @@ pub(crate) fn inspect(args: &InspectArgs, format: Format) -> Result<u8, CliError
         (Artefact::Contract(contract), Format::Json) => output::line(contract.to_json().trim_end()),
         (Artefact::Profile(profile), Format::Text) => {
             output::line("a profile");
-            summary(&profile).iter().for_each(|line| output::line(line));
+            summary(&profile).iter().map(String::as_str).for_each(output::line);
         }
         (Artefact::Contract(contract), Format::Text) => {
             output::line("a contract");
-            describe(&contract).iter().for_each(|line| output::line(line));
+            describe(&contract).iter().map(String::as_str).for_each(output::line);
         }
     }
     Ok(0)
