@@ -35,11 +35,9 @@ pub fn compare(contract: &Contract, profile: &Profile) -> Verdict {
     }
     sizes(contract, profile, &mut findings);
     tsc(contract, profile, &mut findings);
-    if findings.len() > MAX_FINDINGS {
-        // A refusal must not be among those that are left out.
-        findings.sort_by_key(|finding| finding.kind != FindingKind::Refusal);
-        findings.truncate(MAX_FINDINGS);
-    }
+    // Refusals first: a reader looks for them, and none may be among those that are left out.
+    findings.sort_by_key(|finding| finding.kind != FindingKind::Refusal);
+    findings.truncate(MAX_FINDINGS);
     Verdict { findings }
 }
 

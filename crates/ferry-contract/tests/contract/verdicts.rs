@@ -1,8 +1,11 @@
 //! What is accepted, and what is refused with which register.
 
 use ferry_contract::{
-    BirthError, BirthRequest, Contract, CpuidEntry, Features, FindingKind, Profile, compare,
+    BirthError, BirthRequest, Contract, CpuidEntry, Features, FindingKind, MsrValue, Profile, compare,
 };
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::{born, pvm, reaching};
 
@@ -160,4 +163,49 @@ fn vcpus_differ_in_their_ids_alone() {
     assert_eq!((id(&of(5), 1).ebx >> 24, id(&of(5), 0xb).edx), (5, 5));
     let common: Vec<CpuidEntry> = of(5).into_iter().map(CpuidEntry::of_vm).collect();
     assert_eq!(common, guest.cpuid);
+}
+
+/// Feature MSRs of real VMX hosts, by processor and kernel: `vmx/feature_msrs.json` of the folder that
+/// `FERRY_PROFILES` names.
+#[test]
+fn vmx_controls_of_real_hosts_are_held_bit_by_bit() {
+    let Some(folder) = std::env::var_os("FERRY_PROFILES").map(PathBuf::from) else {
+        println!("skipped: FERRY_PROFILES names no folder of hosts");
+        return;
+    };
+    let text = std::fs::read_to_string(folder.join("vmx/feature_msrs.json")).unwrap();
+    let hosts: BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>> =
+        serde_json::from_str(&text).unwrap();
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+    let profile = |msrs: &BTreeMap<String, String>| {
+        let mut profile = reaching();
+        entry(&mut profile.cpuid.supported, 1, 0).ecx |= 1 << 5;
+        profile.nested_state_bytes = 8320;
+        let msr = |(index, value): (&String, &String)| MsrValue {
+            index: u32::try_from(number(index)).unwrap(),
+            value: number(value),
+        };
+        profile.msrs.features = msrs.iter().map(msr).collect();
+        profile.msrs.features.sort_by_key(|msr| msr.index);
+        profile
+    };
+    let profiles: Vec<(String, Profile)> = hosts
+        .iter()
+        .flat_map(|(cpu, kernels)| {
+            kernels.iter().map(move |(kernel, msrs)| (format!("{cpu} {kernel}"), profile(msrs)))
+        })
+        .collect();
+    assert!(profiles.len() > 2);
+    let mut refused = 0;
+    for (source, from) in &profiles {
+        assert!(refusals(&born(from), from).is_empty(), "{source} to itself");
+        for (target, to) in &profiles {
+            let may = |profile: &Profile| profile.feature_msr(0x48b).unwrap_or(0) >> 32;
+            let lacks = may(from) & !may(to) != 0;
+            let said = refusals(&born(from), to).iter().any(|subject| subject.starts_with("MSR 0x48b["));
+            assert_eq!(said, lacks, "{source} to {target}");
+            refused += u32::from(said);
+        }
+    }
+    assert!(refused > 0, "hosts that are all alike show nothing");
 }

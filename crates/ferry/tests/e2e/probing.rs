@@ -1,5 +1,8 @@
 //! `probe`, `check` and `inspect`, and guests under a contract.
 
+#[path = "../../../ferry-contract/tests/contract/schema.rs"]
+mod schema;
+
 use serde_json::{Value, json};
 
 use crate::support::house::{House, IDLE};
@@ -25,7 +28,9 @@ fn a_host_is_probed_and_guests_are_held_against_it() {
     let text = house.ferry(&["probe", "-o", &file]);
     assert!(text.status == 0 && text.output.contains("probe guest"), "{text:?}");
     let printed: Value = serde_json::from_str(&house.json(&["probe"]).output).unwrap();
-    assert_eq!(printed, document(&house, "host.json"), "file, text and JSON are one profile");
+    assert_eq!(printed, document(&house, "host.json"), "file and JSON are one profile");
+    let rules: Value = serde_json::from_str(include_str!("../../../../docs/profile.schema.json")).unwrap();
+    schema::check(&rules, &printed).unwrap();
 
     let same = house.json(&["check", &file, &file]).document();
     assert!(same["verdict"].as_str().unwrap().starts_with("accept"), "{same}");
@@ -73,10 +78,10 @@ fn a_running_guests_contract_can_be_had_and_given_to_another() {
     let flag = format!("--contract={contract}");
     drop(house.guest("two", &[&IDLE[..], &[flag.as_str()]].concat()));
 
-    // A guest that is promised another TSC than this host's is not started.
-    let mut fast = reply["contract"].clone();
-    fast["feature_msrs"] = json!([{ "index": "0x00000345", "value": "0xffffffffffffffff" }]);
-    let flag = format!("--contract={}", write(&house, "fast.json", &fast));
+    // A guest that is promised more by an MSR than this host has is not started.
+    let mut promised = reply["contract"].clone();
+    promised["feature_msrs"] = json!([{ "index": "0x00000345", "value": "0xffffffffffffffff" }]);
+    let flag = format!("--contract={}", write(&house, "promised.json", &promised));
     let refused = house.json(&[&["run", "--backend=kvm", "--memory=16M"][..], &[flag.as_str()]].concat());
     let error = refused.failed(3, &["MSR 0x345"]);
     assert!(error["findings"][0]["subject"].as_str().unwrap().starts_with("MSR 0x345"), "{error}");
