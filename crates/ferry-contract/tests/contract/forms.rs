@@ -142,7 +142,9 @@ fn todays_wire_form_is_that_of_the_golden_file() {
     contract.kvm_cpuid.as_mut().unwrap().retain(|entry| matches!(entry.leaf, 1 | 0xd));
     Contract::from_bytes(&contract.to_bytes()).unwrap();
     let hex = contract.to_bytes().chunks(32).fold(String::new(), |mut text, line| {
-        line.iter().for_each(|byte| write!(text, "{byte:02x}").unwrap());
+        for byte in line {
+            write!(text, "{byte:02x}").unwrap();
+        }
         text.push('\n');
         text
     });

@@ -61,7 +61,7 @@ fn a_running_guests_contract_can_be_had_and_given_to_another() {
     let house = House::new("kvm");
     let host = house.path("host.json").to_str().unwrap().to_owned();
     assert_eq!(house.ferry(&["probe", "-o", &host]).status, 0);
-    let guest = house.guest("one", &IDLE);
+    let guest = house.guest("one", IDLE);
     assert_eq!(house.json(&["check", "one", &host]).status, 0);
     let socket = std::fs::read_dir(house.sockets()).unwrap().next().unwrap().unwrap().path();
     let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
@@ -76,7 +76,7 @@ fn a_running_guests_contract_can_be_had_and_given_to_another() {
     assert!(shown.status == 0 && shown.output.starts_with("a contract\n"), "{shown:?}");
     assert_eq!(house.json(&["check", &contract, &host]).status, 0);
     let flag = format!("--contract={contract}");
-    drop(house.guest("two", &[&IDLE[..], &[flag.as_str()]].concat()));
+    drop(house.guest("two", &[IDLE, &[flag.as_str()]].concat()));
 
     // A guest that is promised more by an MSR than this host has is not started.
     let mut promised = reply["contract"].clone();
