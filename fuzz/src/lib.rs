@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a body says that it found something")]
 
+pub mod contract;
 pub mod guests;
 pub mod mutate;
 pub mod protocol;
@@ -36,6 +37,9 @@ pub const BODIES: &[(&str, Body)] = &[
     ("page_head", protocol::page_head),
     ("to_target", protocol::message::<ToTarget>),
     ("to_source", protocol::message::<ToSource>),
+    ("profile", contract::profile),
+    ("contract", contract::wire),
+    ("contract_json", contract::json),
     ("vmm_config", guests::vmm_config),
     ("sim_config", guests::sim_config),
     ("image", guests::image),

@@ -3,7 +3,7 @@
 //! They lie in `corpus/BODY/NAME`. When a wire form gains something, write the new seeds with
 //! `FERRY_BLESS=1 cargo test -p ferry-fuzz`; old ones stay useful as inputs from an older build.
 
-use ferry_contract::{Finding, FindingKind, Layer, Verdict};
+use ferry_contract::{BirthRequest, Contract, Features, Finding, FindingKind, Layer, Profile, Verdict};
 use ferry_protocol::frame::{FrameKind, PageHead, WireRange, encode};
 use ferry_protocol::message::{
     Ask, Hello, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
@@ -28,6 +28,7 @@ pub struct Seed {
 /// All seeds.
 pub fn all() -> Vec<Seed> {
     let mut seeds = protocol();
+    seeds.extend(contracts());
     seeds.extend(guests());
     seeds.extend(state());
     seeds.push(seed("image", "flat", &[0xf4, 0xeb, 0xfd]));
@@ -38,6 +39,29 @@ pub fn all() -> Vec<Seed> {
 fn seed(body: &'static str, name: &str, bytes: &[u8]) -> Seed {
     Seed { body, name: name.to_owned(), bytes: bytes.to_vec() }
 }
+
+/// A profile with two entries a list, and the contract of a guest born there.
+fn contracts() -> Vec<Seed> {
+    let Ok(mut profile) = Profile::from_json(PROFILE) else { return Vec::new() };
+    profile.capabilities.truncate(2);
+    profile.msrs.listed.truncate(2);
+    profile.xsave.components.truncate(2);
+    for list in [&mut profile.cpuid.supported, &mut profile.cpuid.emulated, &mut profile.probe_guest.cpuid] {
+        list.truncate(2);
+    }
+    let mut seeds = vec![seed("profile", "kvm_pvm", profile.to_json().as_bytes())];
+    let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv: false } };
+    if let Ok(contract) = Contract::birth(&profile, &request) {
+        seeds.push(seed("contract", "kvm_pvm", &contract.to_bytes()));
+        seeds.push(seed("contract_json", "kvm_pvm", contract.to_json().as_bytes()));
+        let plain = Contract { kvm_cpuid: None, ..contract };
+        seeds.push(seed("contract", "plain", &plain.to_bytes()));
+    }
+    seeds
+}
+
+/// What `ferry probe` wrote on a real host.
+const PROFILE: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/kvm_pvm.profile.json");
 
 fn guests() -> Vec<Seed> {
     let (working_set_bytes, rate_bytes_per_second) = (1 << 20, 4 << 20);
@@ -80,7 +104,13 @@ fn to_target() -> Vec<ToTarget> {
         program: "ferry".to_owned(),
     };
     let regions = vec![RegionSpan { start: 0, length: 1 << 20 }];
-    let machine = MachineDescription { kind: "sim".to_owned(), vcpus: 1, regions, config: vec![0xa0] };
+    let machine = MachineDescription {
+        kind: "sim".to_owned(),
+        vcpus: 1,
+        regions,
+        config: vec![0xa0],
+        contract: vec![],
+    };
     vec![
         ToTarget::Hello(hello),
         ToTarget::Offer(Offer { machine, verify: true, lanes: 1 }),

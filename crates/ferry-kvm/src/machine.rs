@@ -33,6 +33,7 @@
 
 use std::sync::Arc;
 
+use ferry_contract::Contract;
 use ferry_memory::{GuestRam, PageSet};
 use ferry_migrate::{Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
 use ferry_protocol::{Epoch, GuestId, MachineDescription};
@@ -99,6 +100,7 @@ pub struct KvmMachine<V, D> {
     config: Vec<u8>,
     /// A restore failed half-way: what is here now is no guest.
     spoilt: bool,
+    contract: Vec<u8>,
 }
 
 impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
@@ -122,6 +124,7 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
             ram,
             config: Vec::new(),
             spoilt: false,
+            contract: Vec::new(),
         })
     }
 
@@ -129,6 +132,14 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
     #[must_use]
     pub fn with_config(mut self, config: Vec<u8>) -> Self {
         self.config = config;
+        self
+    }
+
+    /// The same with the contract under which its vCPUs were made ([`apply_contract`](crate::apply_contract)), which the
+    /// target's builder gets.
+    #[must_use]
+    pub fn with_contract(mut self, contract: &Contract) -> Self {
+        self.contract = contract.to_bytes();
         self
     }
 
@@ -184,6 +195,7 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
             vcpus: self.vcpus.count(),
             regions: self.memory.regions(),
             config: self.config.clone(),
+            contract: self.contract.clone(),
         }
     }
 

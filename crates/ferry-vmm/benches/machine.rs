@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn measure(config: &GuestConfig) -> Result<(), Box<dyn Error>> {
-    let mut guest = ferry_vmm::create_on_kvm(config, ferry_vmm::fresh_seed(), None)?;
+    let mut guest = ferry_vmm::create_on_kvm(config, ferry_vmm::Birth::plain(ferry_vmm::fresh_seed()), None)?;
     guest.resume(Custody::born("bench".parse()?))?;
     guest.verify(Duration::from_secs(60))?;
     measure_log(&mut guest)?;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use ferry_kvm::{KickError, MemoryError, OpenError};
+use ferry_contract::{BirthError, Finding, FindingKind, Layer};
+use ferry_kvm::probe::ProbeError;
+use ferry_kvm::{ContractApplyError, KickError, MemoryError, OpenError};
 use ferry_memory::RamError;
 use ferry_migrate::MachineError;
 
@@ -39,6 +41,18 @@ pub enum VmmError {
         /// What KVM said.
         source: vmm_sys_util::errno::Error,
     },
+    /// This host could not be probed.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The guest cannot be born with the contract that it was asked to have.
+    #[error(transparent)]
+    Birth(#[from] BirthError),
+    /// KVM did not keep what the contract says.
+    #[error(transparent)]
+    Contract(#[from] ContractApplyError),
+    /// A contract was given for a guest in the simulated machine.
+    #[error("the simulated machine shows a guest no processor: a contract needs KVM (`--backend kvm`)")]
+    NoContract,
     /// A vCPU's thread could not be made interruptible.
     #[error(transparent)]
     Kick(#[from] KickError),
@@ -98,4 +112,31 @@ pub enum VmmError {
         /// Why.
         reason: String,
     },
+}
+
+impl VmmError {
+    /// The findings behind it: why a guest cannot be born here.
+    pub fn findings(&self) -> Vec<Finding> {
+        match self {
+            Self::Birth(error) => error.findings().to_vec(),
+            Self::Contract(error) => vec![error.to_finding()],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The same as a finding: why an offered guest cannot come here.
+    pub(crate) fn to_finding(&self) -> Finding {
+        match self {
+            Self::Contract(error) => error.to_finding(),
+            error => Finding {
+                kind: FindingKind::Refusal,
+                subject: "KVM".to_owned(),
+                layer: Layer::Kernel,
+                guest: "a VM with its vCPUs".to_owned(),
+                target: format!("cannot make them: {error}"),
+                effect: "nothing would run".to_owned(),
+                remedy: "look at the target's kernel log, or choose another target".to_owned(),
+            },
+        }
+    }
 }

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_contract::{Finding, FindingKind, Layer, Verdict};
+use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
 use ferry_kvm::{Devices, HostLimits, KvmMachine, MemorySlots, OpenError};
 use ferry_memory::PageSet;
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
@@ -22,7 +22,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
+use crate::backend::Birth;
 use crate::debug_port::DebugPort;
+use crate::shell::Shell;
 use crate::vcpu_threads::VcpuThreads;
 use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, Payload, VmmError, boot};
 
@@ -80,31 +82,16 @@ impl Guest for KvmGuest {
     }
 }
 
-/// Makes a guest that is born here, with its payload loaded. `seed` makes its pages its own.
+/// Makes a guest that is born here, with its payload loaded and its vCPUs stopped.
 pub fn create(
     config: &GuestConfig,
-    seed: u64,
+    birth: Birth<'_>,
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<KvmGuest, VmmError> {
-    create_with(config, None, seed, watch)
-}
-
-/// The same with the image that a payload [`Image`](Payload::Image) runs.
-pub fn create_from_image(
-    config: &GuestConfig,
-    image: &Image,
-    watch: Option<Arc<dyn RunWatch>>,
-) -> Result<KvmGuest, VmmError> {
-    image.check_fits(config.memory_bytes)?;
-    create_with(config, Some(image), 0, watch)
-}
-
-fn create_with(
-    config: &GuestConfig,
-    image: Option<&Image>,
-    seed: u64,
-    watch: Option<Arc<dyn RunWatch>>,
-) -> Result<KvmGuest, VmmError> {
+    let Birth { seed, contract, image } = birth;
+    if let Some(image) = image {
+        image.check_fits(config.memory_bytes)?;
+    }
     config.validate()?;
     if matches!(config.payload, Payload::Image { .. }) != image.is_some() {
         return Err(VmmError::ImageMismatch { payload: config.payload.name() });
@@ -119,7 +106,8 @@ fn create_with(
     {
         return Err(VmmError::MemoryUnavailable { bytes: config.memory_bytes, available });
     }
-    let mut guest = Parts::build(&kvm, config)?.assemble(&kvm, config, watch)?;
+    let shell = Shell::born(&kvm, config.cpus, contract)?;
+    let mut guest = Parts::build(shell, config)?.assemble(&kvm, config, watch)?;
     boot::load(&guest.ram(), config, image)?;
     for cpu in 0..config.cpus {
         guest.with_vcpu(cpu, &mut |vcpu| {
@@ -183,12 +171,14 @@ fn open_components(vcpu: &VcpuFd, offered: u64) -> Result<(), VmmError> {
 pub struct KvmBuilder {
     kvm: Kvm,
     watch: Option<Arc<dyn RunWatch>>,
+    /// What was built while the last offer was judged, and for which offer.
+    prepared: Option<Box<(MachineDescription, Shell)>>,
 }
 
 impl KvmBuilder {
     /// Opens KVM.
     pub fn new() -> Result<Self, OpenError> {
-        Ok(Self { kvm: ferry_kvm::open()?, watch: None })
+        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None })
     }
 
     /// The same with someone who is told when a guest starts and stops to run.
@@ -209,20 +199,34 @@ impl Builder for KvmBuilder {
     type Machine = KvmGuest;
 
     fn judge(&mut self, machine: &MachineDescription) -> Verdict {
+        self.prepared = None;
         let mut findings = ferry_kvm::judge(&HostLimits::probe(&self.kvm), machine);
         if machine.kind == ferry_kvm::KIND {
             findings.extend(judge_config(machine));
+        }
+        // Nothing is built for a guest that cannot come: its numbers are its own word.
+        if findings.iter().all(|finding| finding.kind == FindingKind::Notice) {
+            match Shell::offered(&self.kvm, machine) {
+                Ok((shell, notices)) => {
+                    self.prepared = Some(Box::new((machine.clone(), shell)));
+                    findings.extend(notices);
+                }
+                Err(refusals) => findings.extend(refusals),
+            }
         }
         Verdict { findings }
     }
 
     fn build(&mut self, machine: &MachineDescription) -> Result<KvmGuest, MachineError> {
-        let verdict = self.judge(machine);
-        if let Some(finding) = verdict.findings.iter().find(|finding| finding.kind == FindingKind::Refusal) {
-            return Err(MachineError::new(format!("this machine cannot be built here: {finding}")));
-        }
+        let judged = self.prepared.as_ref().is_some_and(|prepared| prepared.0 == *machine);
+        let verdict = if judged { Verdict::accept() } else { self.judge(machine) };
+        let refusal = verdict.findings.iter().find(|finding| finding.kind == FindingKind::Refusal);
+        let (None, Some(prepared)) = (refusal, self.prepared.take()) else {
+            let why = refusal.map_or_else(String::new, |finding| format!(": {finding}"));
+            return Err(MachineError::new(format!("this machine cannot be built here{why}")));
+        };
         let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
-            Parts::build(&self.kvm, &config)?.assemble(&self.kvm, &config, self.watch.clone())
+            Parts::build(prepared.1, &config)?.assemble(&self.kvm, &config, self.watch.clone())
         });
         built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))
     }
@@ -254,14 +258,13 @@ fn judge_config(machine: &MachineDescription) -> Option<Finding> {
 struct Parts {
     memory: MemorySlots,
     vcpus: Vec<VcpuFd>,
+    contract: Contract,
 }
 
 impl Parts {
-    fn build(kvm: &Kvm, config: &GuestConfig) -> Result<Self, VmmError> {
-        let vm = Arc::new(create_vm(kvm)?);
-        let memory = MemorySlots::register(Arc::clone(&vm), ferry_kvm::allocate(&config.regions())?)?;
-        let vcpus = (0..config.cpus).map(|index| create_vcpu(kvm, &vm, index)).collect::<Result<_, _>>()?;
-        Ok(Self { memory, vcpus })
+    fn build(shell: Shell, config: &GuestConfig) -> Result<Self, VmmError> {
+        let memory = MemorySlots::register(shell.vm, ferry_kvm::allocate(&config.regions())?)?;
+        Ok(Self { memory, vcpus: shell.vcpus, contract: shell.contract })
     }
 
     fn assemble(
@@ -272,8 +275,9 @@ impl Parts {
     ) -> Result<KvmGuest, VmmError> {
         let port = Arc::new(DebugPort::new(config));
         let vcpus = VcpuThreads::start(self.vcpus, Arc::clone(&port))?;
-        let machine =
-            KvmMachine::new(kvm, self.memory, vcpus, KvmDevices { port })?.with_config(config.to_bytes());
+        let machine = KvmMachine::new(kvm, self.memory, vcpus, KvmDevices { port })?
+            .with_config(config.to_bytes())
+            .with_contract(&self.contract);
         Ok(match watch {
             Some(watch) => machine.with_watch(watch),
             None => machine,
@@ -281,7 +285,7 @@ impl Parts {
     }
 }
 
-fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
     let vm = kvm.create_vm().map_err(|source| step("create a VM", source))?;
     if vm.check_extension(Cap::SetIdentityMapAddr) {
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
@@ -296,25 +300,6 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(|source| step("create the interval timer", source))?;
     Ok(vm)
-}
-
-/// A vCPU that has what this KVM supports.
-fn create_vcpu(kvm: &Kvm, vm: &VmFd, index: u32) -> Result<VcpuFd, VmmError> {
-    let vcpu = vm.create_vcpu(index.into()).map_err(|source| step("create a vCPU", source))?;
-    let mut cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(|source| step("say which CPUID it supports", source))?;
-    for entry in cpuid.as_mut_slice() {
-        // What belongs to one vCPU is the host processor's own in KVM's answer (Intel SDM volume 2,
-        // CPUID: leaf 1 EBX bits 31:24, leaves 0xb and 0x1f EDX).
-        match entry.function {
-            1 => entry.ebx = entry.ebx & 0x00ff_ffff | index << 24,
-            0xb | 0x1f => entry.edx = index,
-            _ => {}
-        }
-    }
-    vcpu.set_cpuid2(&cpuid).map_err(|source| step("set CPUID", source))?;
-    Ok(vcpu)
 }
 
 fn step(step: &'static str, source: vmm_sys_util::errno::Error) -> VmmError {

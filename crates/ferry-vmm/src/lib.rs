@@ -23,12 +23,11 @@ mod kvm_guest;
 pub mod payload;
 pub mod ports;
 mod run_log;
+mod shell;
 mod sim_guest;
 mod vcpu_threads;
 
-pub use backend::{
-    AnyBuilder, AnyGuest, Backend, BackendError, Chosen, create, create_from_image, fresh_seed,
-};
+pub use backend::{AnyBuilder, AnyGuest, Backend, BackendError, Birth, Chosen, create, fresh_seed};
 pub use config::{
     ConfigError, GuestConfig, Level, MAX_CPUS, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload,
 };
@@ -36,9 +35,7 @@ pub use debug_port::DebugPort;
 pub use error::VmmError;
 pub use guest::{CheckReport, Guest, GuestReport};
 pub use image::{FLAT_ADDRESS, Image, ImageError, MAX_IMAGE_BYTES};
-pub use kvm_guest::{
-    KvmBuilder, KvmDevices, KvmGuest, create as create_on_kvm, create_from_image as create_on_kvm_from_image,
-};
+pub use kvm_guest::{KvmBuilder, KvmDevices, KvmGuest, create as create_on_kvm};
 pub use run_log::{RunEvent, RunLine, RunLog};
 pub use sim_guest::create as create_in_sim;
 pub use vcpu_threads::VcpuThreads;

@@ -44,6 +44,12 @@ pub(crate) enum Verb {
     Watch(OneGuestArgs),
     /// End the migration of a guest before custody passes; the guest runs on here.
     Cancel(OneGuestArgs),
+    /// Write down what this host's KVM can offer a guest: its profile.
+    Probe(ProbeArgs),
+    /// Say whether a guest could be moved to a host, with every reason.
+    Check(CheckArgs),
+    /// Show what a file holds: a profile or a contract.
+    Inspect(InspectArgs),
 }
 
 /// How to print.
@@ -203,6 +209,9 @@ pub(crate) struct RunArgs {
     /// The guest's name; by default one is made up.
     #[arg(long)]
     pub(crate) id: Option<GuestId>,
+    /// What it may see of its processors: a contract; by default all that this host offers. Needs KVM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) contract: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) guest: GuestArgs,
     #[command(flatten)]
@@ -253,6 +262,28 @@ pub(crate) struct MigrateArgs {
     /// Stay until it is over; show progress and the report.
     #[arg(long)]
     pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// Write the profile to this file, as JSON.
+    #[arg(short = 'o', value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// A file with a contract, or with a profile (then a guest with all that host offers), or the name
+    /// of a guest that runs here.
+    pub(crate) guest: String,
+    /// The profile of the host to which it would be moved, made there with `ferry probe -o FILE`.
+    pub(crate) target: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The file.
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]

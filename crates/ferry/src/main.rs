@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod artefact;
 mod bench;
 mod children;
 mod cli;
@@ -33,6 +34,9 @@ fn main() -> ExitCode {
         Verb::Run(args) => verbs::run::run(&args, format),
         Verb::Receive(args) => verbs::receive::receive(&args, format),
         Verb::Migrate(args) => verbs::migrate::migrate(&args, format),
+        Verb::Probe(args) => verbs::probe::probe(&args, format),
+        Verb::Check(args) => verbs::check::check(&args, format),
+        Verb::Inspect(args) => verbs::check::inspect(&args, format),
         Verb::Status(args) => verbs::status::status(&args, format),
         Verb::Bench(BenchArgs { what: Bench::Precopy(args) }) => bench::precopy(&args, format),
         Verb::Watch(args) => verbs::watch::watch(&args, format),

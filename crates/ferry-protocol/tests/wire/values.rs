@@ -15,7 +15,13 @@ pub(crate) fn of() -> OfEpoch {
 pub(crate) fn machine() -> MachineDescription {
     let region = |start, length| RegionSpan { start, length };
     let regions = vec![region(0, 0xc000_0000), region(0x1_0000_0000, 0x4000_0000)];
-    MachineDescription { kind: "kvm-x86_64".into(), vcpus: 2, regions, config: b"{}".to_vec() }
+    MachineDescription {
+        kind: "kvm-x86_64".into(),
+        vcpus: 2,
+        regions,
+        config: b"{}".to_vec(),
+        contract: vec![0xa0],
+    }
 }
 
 fn guest() -> GuestId {
@@ -100,15 +106,23 @@ fn any_reason() -> impl Strategy<Value = Reason> {
 
 fn any_machine() -> impl Strategy<Value = MachineDescription> {
     let regions = prop::collection::vec((0..4_u64, 1..1_u64 << 20), 1..9);
-    ("[!-~]{1,64}", 1..=4096_u32, regions, any::<Vec<u8>>()).prop_map(|(kind, vcpus, gaps, config)| {
-        let mut free_from = 0;
-        let region = |(gap, pages)| {
-            let start = free_from + gap * 4096;
-            free_from = start + pages * 4096;
-            RegionSpan { start, length: pages * 4096 }
-        };
-        MachineDescription { kind, vcpus, regions: gaps.into_iter().map(region).collect(), config }
-    })
+    ("[!-~]{1,64}", 1..=4096_u32, regions, any::<[Vec<u8>; 2]>()).prop_map(
+        |(kind, vcpus, gaps, [config, contract])| {
+            let mut free_from = 0;
+            let region = |(gap, pages)| {
+                let start = free_from + gap * 4096;
+                free_from = start + pages * 4096;
+                RegionSpan { start, length: pages * 4096 }
+            };
+            MachineDescription {
+                kind,
+                vcpus,
+                regions: gaps.into_iter().map(region).collect(),
+                config,
+                contract,
+            }
+        },
+    )
 }
 
 fn any_finding() -> impl Strategy<Value = Finding> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ferry_migrate::Machine;
-use ferry_vmm::{Guest, GuestConfig, Image, KvmGuest, Level, Payload};
+use ferry_vmm::{Birth, Guest, GuestConfig, Image, KvmGuest, Level, Payload};
 
 use crate::common::{IDLE, PATIENCE, custody, kvm_is_here, nap, running, wait_until};
 use crate::crossing::cross;
@@ -185,7 +185,9 @@ fn an_image_runs_at_either_level_and_moves() {
     let image = Image::parse(&code).unwrap();
     for (level, cpus) in [(Level::User, 1), (Level::Kernel, 2)] {
         let config = GuestConfig { payload: Payload::Image { level }, cpus, ..IDLE };
-        let mut guest = ferry_vmm::create_on_kvm_from_image(&config, &image, None).unwrap();
+        let mut guest =
+            ferry_vmm::create_on_kvm(&config, Birth { image: Some(&image), ..Birth::plain(1) }, None)
+                .unwrap();
         guest.resume(custody()).unwrap();
         for _ in 0..2 {
             let before = guest.report().progress;
@@ -193,10 +195,12 @@ fn an_image_runs_at_either_level_and_moves() {
             guest = cross(guest);
         }
         assert_eq!((guest.report().payload.as_str(), guest.report().stopped), ("image", None));
-        let error = ferry_vmm::create_on_kvm(&config, 1, None).unwrap_err().to_string();
+        let error = ferry_vmm::create_on_kvm(&config, Birth::plain(1), None).unwrap_err().to_string();
         assert!(error.starts_with("the payload `image` and the image"), "{error}");
     }
-    let error = ferry_vmm::create_on_kvm_from_image(&IDLE, &image, None).unwrap_err().to_string();
+    let error = ferry_vmm::create_on_kvm(&IDLE, Birth { image: Some(&image), ..Birth::plain(1) }, None)
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with("the payload `idle` and the image"), "{error}");
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use ferry_contract::Contract;
 use ferry_migrate::{Answering, Canceller, Custody, Machine, MigrateOptions, Migration};
 use ferry_protocol::message::MAX_LANES;
 use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, SessionId, SourceConfig, SourceOutcome};
@@ -239,6 +240,17 @@ impl Shared {
             ));
         }
         if canceller.cancel() { Ok(()) } else { Err(none()) }
+    }
+
+    /// What the guest may see.
+    pub(crate) fn contract(&self) -> Result<Contract, CliError> {
+        let facts = self.facts();
+        let bytes = facts.machine.as_ref().map(|machine| machine.contract.as_slice()).unwrap_or_default();
+        if bytes.is_empty() {
+            let text = "no guest with a contract is here: one in the simulated machine sees no processor";
+            return Err(CliError::plain(text));
+        }
+        Contract::from_bytes(bytes).map_err(|error| CliError::of(&error))
     }
 
     /// Lets the guest verify itself.

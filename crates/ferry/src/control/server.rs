@@ -136,6 +136,13 @@ fn answer(stream: &UnixStream, shared: &Shared, request: &Request) -> std::io::R
                 Err(error) => Reply::error(&error),
             },
         ),
+        Request::Contract {} => write(
+            stream,
+            &match shared.contract() {
+                Ok(contract) => Reply::Contract(Box::new(contract)),
+                Err(error) => Reply::error(&error),
+            },
+        ),
         Request::Stop {} => {
             let (replies, answers) = bounded(1);
             // Dropped when the reply is written.

@@ -9,15 +9,16 @@ use crossbeam_channel::bounded;
 use ferry_memory::{Classified, GuestRam, PAGE_SIZE, RamError};
 use ferry_migrate::{Custody, Machine};
 use ferry_protocol::{Epoch, GuestId};
-use ferry_vmm::{Image, MAX_IMAGE_BYTES, create, create_from_image, fresh_seed};
+use ferry_vmm::{Birth, Image, MAX_IMAGE_BYTES, VmmError, create, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::{choose, say_end, watch};
+use crate::artefact::Artefact;
 use crate::cli::{Format, PayloadName, RunArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::{client, server};
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::form::{State, Status};
 use crate::output;
 
@@ -28,13 +29,13 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     refuse_a_namesake(&id)?;
     let watch = watch(&args.test)?;
     let chosen = choose(args.guest.backend)?;
-    let made = match &args.guest.payload {
-        PayloadName::File(path) => {
-            create_from_image(&chosen, &config, &image(path, config.memory_bytes)?, watch)
-        }
-        _ => create(&chosen, &config, fresh_seed(), watch),
+    let contract = args.contract.as_deref().map(Artefact::read_contract).transpose()?;
+    let image = match &args.guest.payload {
+        PayloadName::File(path) => Some(image(path, config.memory_bytes)?),
+        _ => None,
     };
-    let mut guest = made.map_err(|error| CliError::of(&error))?;
+    let birth = Birth { seed: fresh_seed(), contract: contract.as_ref(), image: image.as_ref() };
+    let mut guest = create(&chosen, &config, birth, watch).map_err(|error| unborn(&error))?;
     if args.test.fill_random {
         fill_random(&guest.ram()).map_err(|error| CliError::of(&error))?;
     }
@@ -69,6 +70,16 @@ fn image(path: &Path, memory_bytes: u64) -> Result<Image, CliError> {
     let image = Image::parse(&bytes).map_err(|error| refused(&error))?;
     image.check_fits(memory_bytes).map_err(|error| refused(&error))?;
     Ok(image)
+}
+
+/// A guest that could not be made; a host that cannot keep its contract refuses it.
+fn unborn(error: &VmmError) -> CliError {
+    let mut said = CliError::of(error);
+    said.findings = error.findings();
+    if !said.findings.is_empty() {
+        said.kind = Kind::Refused;
+    }
+    said
 }
 
 fn name() -> Result<GuestId, CliError> {

@@ -17,4 +17,5 @@ mod freeze;
 mod kill;
 mod moves;
 mod permissions;
+mod probing;
 mod soak;
