@@ -276,7 +276,7 @@ mod tests {
             Err(error) => println!("skipped on KVM: {error}"),
         }
         for chosen in kinds {
-            let mut guest = create(&chosen, &config, fresh_seed(), None).unwrap();
+            let mut guest = create(&chosen, &config, Birth::plain(fresh_seed()), None).unwrap();
             guest.resume(Custody::born("guest".parse().unwrap())).unwrap();
             let check = guest.verify(Duration::from_secs(20)).unwrap();
             assert_eq!((check.pages, check.faults), (512, 0), "{chosen:?}");
