@@ -73,6 +73,8 @@ pub struct Report {
     pub data_bytes: u64,
     /// Bytes of guest memory sent as zeros.
     pub zero_bytes: u64,
+    /// Bytes of guest memory that were never written before the move, and so neither read nor sent.
+    pub untouched_bytes: u64,
     /// Data bytes a second while rounds were sent.
     pub throughput_bytes_per_second: u64,
     /// Processor time of this process from the first page to the end, the guest's own included.

@@ -6,8 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use ferry_memory::{GuestRam, PAGE_SIZE, PageRange, PageSet};
 use ferry_protocol::{
-    Epoch, GuestId, InstanceId, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase, Timeouts,
+    Epoch, GuestId, InstanceId, RegionSpan, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase,
+    Timeouts,
 };
 
 use crate::intake::Received;
@@ -165,8 +167,10 @@ impl<B: Builder> Pump<'_, B> {
                 self.figures = Some(figures);
                 Ok(TargetEvent::Judged(self.builder.judge(&machine)))
             }
-            TargetAction::Build(machine) => self.builder.build(&machine).map(|machine| {
-                self.doors.open_intake(machine.ram());
+            TargetAction::Build { machine, written } => self.builder.build(&machine).map(|machine| {
+                let ram = machine.ram();
+                provide(&ram, &written);
+                self.doors.open_intake(ram);
                 self.machine = Some(machine);
                 self.measure(|figures| {
                     figures.build = began.elapsed();
@@ -294,4 +298,19 @@ fn answer(mut doors: Doors) -> Result<Answering, MachineError> {
         })
         .map_err(|error| MachineError::with_source("no thread to answer the source's questions", error))?;
     Ok(Answering { _stop: stop })
+}
+
+/// Provides memory where pages will come, before the source sends the first one: a page that must be
+/// provided while it is received costs more than the copy. The ranges are only the source's word.
+fn provide(ram: &GuestRam, written: &[RegionSpan]) {
+    let mut pages = PageSet::empty(ram.layout());
+    for span in written {
+        let range = PageRange { first: span.start / PAGE_SIZE, count: span.length / PAGE_SIZE };
+        // What lies outside memory is nobody's page; the rounds will say so.
+        let _ = pages.insert(range);
+    }
+    let ranges: Vec<_> = pages.ranges().collect();
+    if let Err(error) = ram.populate(&ranges) {
+        tracing::warn!(error = sentence(&error), "memory is provided as pages come");
+    }
 }

@@ -10,13 +10,16 @@ use std::ops::RangeInclusive;
 use ferry_contract::{MAX_TEXT_BYTES, Verdict};
 use minicbor::{Decode, Encode};
 
-use crate::{Epoch, GuestId, InstanceId, MachineDescription, SessionId};
+use crate::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 
 /// The protocol versions that this build speaks.
 pub const VERSIONS: RangeInclusive<u16> = 1..=1;
 
 /// The most links that carry pages of one session.
 pub const MAX_LANES: u8 = 16;
+
+/// The most ranges of the hint where memory was written.
+pub const MAX_WRITTEN: usize = 4096;
 
 /// The longest message, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -179,6 +182,10 @@ pub struct Offer {
     /// How many links carry pages, this one included: 1 to [`MAX_LANES`].
     #[n(2)]
     pub lanes: u8,
+    /// Where memory was ever written, coarsely: what the target had better provide before pages come.
+    /// Only a hint; at most [`MAX_WRITTEN`] ranges.
+    #[n(3)]
+    pub written: Vec<RegionSpan>,
 }
 
 /// A further link of a live session.
@@ -404,6 +411,7 @@ impl Message for ToTarget {
             Self::Offer(offer) => {
                 bounded(offer.machine.check().is_ok(), "machine description")?;
                 bounded((1..=MAX_LANES).contains(&offer.lanes), "number of lanes")?;
+                bounded(offer.written.len() <= MAX_WRITTEN, "list of written memory")?;
             }
             Self::Abort(reason) => check_reason(reason)?,
             Self::RoundEnd(_)

@@ -12,8 +12,8 @@ use std::time::Duration;
 use ferry_contract::Verdict;
 
 use crate::message::{
-    Ask, Hello, MAX_LANES, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd, StateEnd, ToSource,
-    ToTarget, VERSIONS,
+    Ask, Hello, MAX_LANES, MAX_WRITTEN, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd, StateEnd,
+    ToSource, ToTarget, VERSIONS,
 };
 use crate::precopy::{Decision, Precopy, RoundFigures};
 use crate::{Cause, InstanceId, SourceOutcome, Time, Timeouts, TimerName};
@@ -233,7 +233,13 @@ impl Source {
                 self.instance = Some(hello.instance);
                 self.await_message(Wait::Verdict, now, self.config.timeouts.verdict, TimerName::Verdict);
                 let (machine, verify) = (self.config.machine.clone(), self.config.verify);
-                vec![SourceAction::Send(ToTarget::Offer(Offer { machine, verify, lanes: self.lanes() }))]
+                let written = self.config.written.iter().take(MAX_WRITTEN).copied().collect();
+                vec![SourceAction::Send(ToTarget::Offer(Offer {
+                    machine,
+                    verify,
+                    lanes: self.lanes(),
+                    written,
+                }))]
             }
             (Wait::Verdict, ToSource::Verdict(verdict)) => {
                 self.verdict = Some(verdict.clone());

@@ -170,6 +170,8 @@ pub(crate) struct MigrationReport {
     pub(crate) rounds: u32,
     pub(crate) data_bytes: u64,
     pub(crate) zero_bytes: u64,
+    /// Never written before the move, and so neither read nor sent.
+    pub(crate) untouched_bytes: u64,
     pub(crate) throughput_bytes_per_second: u64,
     /// Processor time of the source's process from the first page on, the guest's own included.
     pub(crate) cpu_ms: f64,
@@ -247,6 +249,7 @@ impl MigrationReport {
             rounds: report.rounds,
             data_bytes: report.data_bytes,
             zero_bytes: report.zero_bytes,
+            untouched_bytes: report.untouched_bytes,
             throughput_bytes_per_second: report.throughput_bytes_per_second,
             cpu_ms: millis(report.cpu),
             exit_status: report.outcome.exit_status(),

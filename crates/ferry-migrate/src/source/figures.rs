@@ -27,6 +27,7 @@ pub(super) struct Figures {
     rounds: u32,
     last_harvest: Option<Instant>,
     dirty_pages: Option<(u64, Duration)>,
+    untouched_pages: u64,
     parts: DowntimeParts,
 }
 
@@ -47,6 +48,7 @@ impl Figures {
             rounds: 0,
             last_harvest: None,
             dirty_pages: None,
+            untouched_pages: 0,
             parts: DowntimeParts::default(),
         }
     }
@@ -87,6 +89,11 @@ impl Figures {
         if let Some(before) = self.last_harvest.replace(now) {
             self.dirty_pages = Some((dirty_pages, now - before));
         }
+    }
+
+    /// Pages that were never written, and so are not sent.
+    pub(super) fn untouched(&mut self, pages: u64) {
+        self.untouched_pages = pages;
     }
 
     pub(super) fn pause_ordered(&mut self) {
@@ -159,6 +166,7 @@ impl Figures {
             rounds: self.rounds,
             data_bytes: self.sent.data_pages * PAGE_SIZE,
             zero_bytes: self.sent.zero_pages * PAGE_SIZE,
+            untouched_bytes: self.untouched_pages * PAGE_SIZE,
             throughput_bytes_per_second: per_second(self.sent.data_pages, self.sending),
             cpu: self
                 .first_page

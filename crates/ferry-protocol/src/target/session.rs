@@ -153,7 +153,10 @@ impl Target {
                 }
                 session.phase = TargetPhase::Build;
                 session.job = true;
-                let build = session.offer.as_ref().map(|offer| TargetAction::Build(offer.machine.clone()));
+                let build = session.offer.as_ref().map(|offer| TargetAction::Build {
+                    machine: offer.machine.clone(),
+                    written: offer.written.clone(),
+                });
                 [Some(answer), build].into_iter().flatten().collect()
             }
             (TargetPhase::Build, TargetEvent::Built) => {

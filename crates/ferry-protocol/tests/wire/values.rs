@@ -47,7 +47,7 @@ pub(crate) fn to_target() -> Vec<ToTarget> {
     let OfEpoch { session, epoch } = of();
     vec![
         ToTarget::Hello(Hello { version_min: 1, version_max: 1, session, guest: guest(), epoch, program }),
-        ToTarget::Offer(Offer { machine: machine(), verify: true, lanes: 1 }),
+        ToTarget::Offer(Offer { machine: machine(), verify: true, lanes: 1, written: Vec::new() }),
         ToTarget::RoundEnd(RoundEnd { round: 3, data_pages: 1000, zero_pages: 70_000, last: true }),
         ToTarget::MemoryHash(MemoryHash { blake3: [0xa5; 32] }),
         ToTarget::StateEnd(StateEnd { sections: 12 }),
@@ -146,8 +146,9 @@ pub(crate) fn any_to_target() -> impl Strategy<Value = ToTarget> {
     });
     prop_oneof![
         hello,
-        (any_machine(), any::<bool>(), 1..=16_u8)
-            .prop_map(|(machine, verify, lanes)| ToTarget::Offer(Offer { machine, verify, lanes })),
+        (any_machine(), any::<bool>(), 1..=16_u8).prop_map(|(machine, verify, lanes)| ToTarget::Offer(
+            Offer { machine, verify, lanes, written: Vec::new() }
+        )),
         (any_of(), any::<u8>()).prop_map(|(of, number)| ToTarget::Lane(Lane { of, number })),
         round_end,
         any::<[u8; 32]>().prop_map(|blake3| ToTarget::MemoryHash(MemoryHash { blake3 })),
