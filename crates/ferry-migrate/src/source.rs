@@ -13,6 +13,7 @@ use ferry_protocol::message::ToTarget;
 use ferry_protocol::{
     LinkFault, Pace, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome, SourcePhase,
 };
+use ferry_state::Resources;
 
 use crate::custody::Given;
 use crate::lane::Lanes;
@@ -136,6 +137,7 @@ impl Migration {
             lane: None,
             lanes: Lanes::default(),
             figures: Figures::new(),
+            released: Resources::default(),
             outcome: None,
         };
         pump.drive();
@@ -166,6 +168,8 @@ struct Pump<'a, M: Machine + ?Sized> {
     /// Lanes with links of their own.
     lanes: Lanes,
     figures: Figures,
+    /// What was let go of after the pause: the target is told, and this side takes it again.
+    released: Resources,
     outcome: Option<SourceOutcome>,
 }
 
