@@ -13,10 +13,11 @@ use engine_support::{
 };
 use ferry_contract::Verdict;
 use ferry_memory::PAGE_SIZE;
-use ferry_migrate::{Builder, Machine, MachineError, Migration};
+use ferry_migrate::{Builder, FileLock, FileLockError, Machine, MachineError, Migration};
 use ferry_protocol::message::ReasonKind;
-use ferry_protocol::{Cause, MachineDescription, SourceOutcome, SourcePhase};
+use ferry_protocol::{Cause, GuestId, MachineDescription, SourceOutcome, SourcePhase};
 use ferry_sim::{Call, SimBuilder, SimConfig, SimFaults, SimMachine, SimOptions, When, Workload};
+use ferry_state::Resources;
 
 /// Two live harvests are never needed for it: the second one is the last.
 const IDLE: SimConfig = SimConfig { workload: Workload::Idle { patterned_bytes: 16 * PAGE_SIZE }, ..CHURN };
@@ -49,8 +50,21 @@ impl Builder for FirstFails {
     }
 }
 
-fn locked(folder: &Path, journal: &Arc<Journal>) -> SimOptions {
-    SimOptions { resource: Some(folder.join("disk.lock")), ..journal.options() }
+/// Lets the guest hold the locks of two disks.
+fn hold_disks(machine: &mut SimMachine, folder: &Path) {
+    let released =
+        ["disk.lock", "data.lock"].map(|name| FileLock::prepare(&folder.join(name)).unwrap()).to_vec();
+    machine.take_resources(&guest(), &Resources { released }).unwrap();
+}
+
+/// Takes the lock of the second disk as somebody else would.
+fn steal(folder: &Path) -> Result<FileLock, FileLockError> {
+    let mut lock = FileLock::new(&folder.join("data.lock")).unwrap();
+    lock.lock(&"thief".parse().unwrap()).map(|()| lock)
+}
+
+fn guest() -> GuestId {
+    "guest".parse().unwrap()
 }
 
 #[test]
@@ -66,10 +80,10 @@ fn a_source_that_cannot_do_its_part_keeps_its_guest() {
     ];
     for (transport, faults) in TRANSPORTS.into_iter().flat_map(|t| faults.iter().map(move |f| (t, f))) {
         let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-        let with_faults = SimOptions { faults: faults.clone(), ..locked(folder.path(), &journal) };
-        let mut source = running(IDLE, with_faults);
+        let mut source = running(IDLE, SimOptions { faults: faults.clone(), ..journal.options() });
+        hold_disks(&mut source, folder.path());
         let at = fresh_address(transport, folder.path());
-        let waiting = Waiting::at(&at, locked(folder.path(), &journal), quick());
+        let waiting = Waiting::at(&at, journal.options(), quick());
 
         let cause = fail_to_move(&mut source, &waiting.address, 2);
         let Cause::Machine(text) = &cause else { panic!("{faults:?}: {cause:?}") };
@@ -92,9 +106,10 @@ fn a_target_that_cannot_do_its_part_lets_the_source_keep_the_guest() {
     let calls = [Call::Build, Call::Restore, Call::RestoreDevices, Call::TakeResources, Call::Resume];
     for (transport, call) in TRANSPORTS.into_iter().flat_map(|t| calls.map(|call| (t, call))) {
         let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-        let mut source = running(CHURN, locked(folder.path(), &journal));
+        let mut source = running(CHURN, journal.options());
+        hold_disks(&mut source, folder.path());
         let at = fresh_address(transport, folder.path());
-        let builder = FirstFails::new(SimFaults::always(call), locked(folder.path(), &journal));
+        let builder = FirstFails::new(SimFaults::always(call), journal.options());
         let waiting = Waiting::built_by(&at, builder, quick(), Watching::default());
 
         let cause = fail_to_move(&mut source, &waiting.address, 2);
@@ -152,20 +167,21 @@ fn a_guest_that_cannot_be_resumed_is_held_and_its_custody_handed_back() {
 #[test]
 fn a_lock_that_somebody_else_took_meanwhile_holds_the_guest_and_names_the_holder() {
     let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-    let mut source = running(CHURN, locked(folder.path(), &journal));
+    let mut source = running(CHURN, journal.options());
+    hold_disks(&mut source, folder.path());
     let at = fresh_address(Transport::Unix, folder.path());
-    let waiting = Waiting::at(&at, locked(folder.path(), &journal), quick());
+    let waiting = Waiting::at(&at, journal.options(), quick());
 
     // Between the source's letting go and the target's taking.
-    let thief: Arc<Mutex<Option<SimMachine>>> = Arc::default();
-    let (theft, options_of_thief) = (Arc::clone(&thief), locked(folder.path(), &journal));
+    let thief: Arc<Mutex<Option<FileLock>>> = Arc::default();
+    let (theft, disks) = (Arc::clone(&thief), folder.path().to_owned());
     let seen = Watching::source(move |phase| {
         if phase == SourcePhase::State {
-            *theft.lock().unwrap() = Some(SimMachine::born(CHURN, options_of_thief.clone()).unwrap());
+            *theft.lock().unwrap() = Some(steal(&disks).unwrap());
         }
     });
     let (report, custody) = Migration::new(options(&source, &waiting.address, 2)).run(&mut source, &seen);
-    let holder = format!("held by process {}", std::process::id());
+    let holder = format!("data.lock is held by guest `thief`, process {} on ", std::process::id());
     let SourceOutcome::Held { cause, obstacle } = &report.outcome else { panic!("{report:?}") };
     assert!(matches!(cause, Cause::Peer(reason) if reason.text.contains(&holder)), "{cause:?}");
     is_a_sentence(obstacle);
@@ -173,7 +189,7 @@ fn a_lock_that_somebody_else_took_meanwhile_holds_the_guest_and_names_the_holder
     assert!(!journal.runs(), "nobody runs the guest");
 
     drop(thief.lock().unwrap().take());
-    source.take_resources().unwrap();
+    hold_disks(&mut source, folder.path());
     source.resume(custody.unwrap()).unwrap();
     is_kept(&mut source);
     move_to(&mut source, &waiting.address, 3);
@@ -183,18 +199,18 @@ fn a_lock_that_somebody_else_took_meanwhile_holds_the_guest_and_names_the_holder
 #[test]
 fn resources_are_free_after_the_pause_and_taken_before_ready() {
     let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-    let mut source = running(CHURN, locked(folder.path(), &journal));
+    let mut source = running(CHURN, journal.options());
+    hold_disks(&mut source, folder.path());
     let at = fresh_address(Transport::Tcp, folder.path());
-    let waiting = Waiting::at(&at, locked(folder.path(), &journal), quick());
+    let waiting = Waiting::at(&at, journal.options(), quick());
     let held: Arc<Mutex<Vec<(SourcePhase, bool)>>> = Arc::default();
-    let (notes, probe) = (Arc::clone(&held), locked(folder.path(), &journal));
-    let seen = Watching::source(move |phase| {
-        let free = SimMachine::born(CHURN, probe.clone()).is_ok();
-        notes.lock().unwrap().push((phase, !free));
-    });
+    let (notes, disks) = (Arc::clone(&held), folder.path().to_owned());
+    let seen = Watching::source(move |phase| notes.lock().unwrap().push((phase, steal(&disks).is_err())));
     let (report, _) = Migration::new(options(&source, &waiting.address, 2)).run(&mut source, &seen);
     assert!(matches!(report.outcome, SourceOutcome::Moved { .. }), "{report:?}");
-    is_undisturbed(&mut waiting.arrived().machine);
+    let mut arrived = waiting.arrived();
+    is_undisturbed(&mut arrived.machine);
+    assert!(steal(folder.path()).is_err(), "the target holds it");
     for (phase, held) in held.lock().unwrap().iter() {
         match phase {
             // While the target restores it may be either side of its taking.

@@ -13,9 +13,9 @@ use std::time::Duration;
 use ferry_contract::{Contract, Verdict};
 use ferry_memory::{GuestRam, PageSet};
 use ferry_migrate::{Builder, Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
-use ferry_protocol::MachineDescription;
+use ferry_protocol::{GuestId, MachineDescription};
 use ferry_sim::{SimBuilder, SimOptions};
-use ferry_state::MachineState;
+use ferry_state::{MachineState, Resources};
 
 use crate::kvm_guest::KvmBuilder;
 use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, VmmError};
@@ -197,12 +197,12 @@ impl Machine for AnyGuest {
         self.0.restore_devices(state)
     }
 
-    fn release_resources(&mut self) -> Result<(), MachineError> {
+    fn release_resources(&mut self) -> Result<Resources, MachineError> {
         self.0.release_resources()
     }
 
-    fn take_resources(&mut self) -> Result<(), MachineError> {
-        self.0.take_resources()
+    fn take_resources(&mut self, guest: &GuestId, resources: &Resources) -> Result<(), MachineError> {
+        self.0.take_resources(guest, resources)
     }
 
     fn announce(&mut self) {
