@@ -87,11 +87,16 @@ pub trait Devices: Send {
     /// dirty log does not know of them. Empty for a VMM whose devices write no guest memory.
     fn harvest_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
 
-    /// Ends what they do by themselves; called when no vCPU runs any more. If it fails they go on.
-    fn quiesce(&mut self) -> Result<(), MachineError>;
+    /// Ends what they do by themselves; called when no vCPU runs any more. If it fails they go on. The
+    /// default is for devices that do nothing by themselves.
+    fn quiesce(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
 
     /// Lets them go on; called before the first vCPU runs. If it fails they are quiet.
-    fn resume(&mut self) -> Result<(), MachineError>;
+    fn resume(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
 }
 
 impl Devices for DeviceSet {
