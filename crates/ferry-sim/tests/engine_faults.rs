@@ -9,15 +9,14 @@ use std::sync::{Arc, Mutex};
 
 use engine_support::{
     CHURN, Journal, Raw, RawListener, TRANSPORTS, Transport, Waiting, Watching, cause_of, fail_to_move,
-    fresh_address, is_a_sentence, is_kept, is_undisturbed, move_to, options, quick, running,
+    fresh_address, hold_disks, is_a_sentence, is_kept, is_undisturbed, move_to, options, quick, running,
 };
 use ferry_contract::Verdict;
 use ferry_memory::PAGE_SIZE;
 use ferry_migrate::{Builder, FileLock, FileLockError, Machine, MachineError, Migration};
 use ferry_protocol::message::ReasonKind;
-use ferry_protocol::{Cause, GuestId, MachineDescription, SourceOutcome, SourcePhase};
+use ferry_protocol::{Cause, MachineDescription, SourceOutcome, SourcePhase};
 use ferry_sim::{Call, SimBuilder, SimConfig, SimFaults, SimMachine, SimOptions, When, Workload};
-use ferry_state::Resources;
 
 /// Two live harvests are never needed for it: the second one is the last.
 const IDLE: SimConfig = SimConfig { workload: Workload::Idle { patterned_bytes: 16 * PAGE_SIZE }, ..CHURN };
@@ -50,21 +49,10 @@ impl Builder for FirstFails {
     }
 }
 
-/// Lets the guest hold the locks of two disks.
-fn hold_disks(machine: &mut SimMachine, folder: &Path) {
-    let released =
-        ["disk.lock", "data.lock"].map(|name| FileLock::prepare(&folder.join(name)).unwrap()).to_vec();
-    machine.take_resources(&guest(), &Resources { released }).unwrap();
-}
-
 /// Takes the lock of the second disk as somebody else would.
 fn steal(folder: &Path) -> Result<FileLock, FileLockError> {
     let mut lock = FileLock::new(&folder.join("data.lock")).unwrap();
     lock.lock(&"thief".parse().unwrap()).map(|()| lock)
-}
-
-fn guest() -> GuestId {
-    "guest".parse().unwrap()
 }
 
 #[test]

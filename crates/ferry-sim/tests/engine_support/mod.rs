@@ -19,11 +19,12 @@ use std::time::{Duration, Instant};
 
 use ferry_memory::PAGE_SIZE;
 use ferry_migrate::{
-    Address, Arrived, Builder, Custody, Listener, Machine, MachineError, MigrateOptions, Migration,
+    Address, Arrived, Builder, Custody, FileLock, Listener, Machine, MachineError, MigrateOptions, Migration,
     ReceiveOptions, Reception, Report,
 };
 use ferry_protocol::{Cause, Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome, Timeouts};
 use ferry_sim::{SimBuilder, SimConfig, SimCore, SimMachine, SimOptions, Workload};
+use ferry_state::Resources;
 
 pub(crate) use journal::Journal;
 pub(crate) use leaks::{Leaks, alone};
@@ -97,6 +98,13 @@ pub(crate) fn running(config: SimConfig, options: SimOptions) -> SimMachine {
     let filled = config.checked_pages();
     until("the filling of the pages", || machine.report().progress >= filled);
     machine
+}
+
+/// Lets the guest hold the locks of two disks.
+pub(crate) fn hold_disks(machine: &mut SimMachine, folder: &Path) {
+    let released =
+        ["disk.lock", "data.lock"].map(|name| FileLock::prepare(&folder.join(name)).unwrap()).to_vec();
+    machine.take_resources(&"guest".parse().unwrap(), &Resources { released }).unwrap();
 }
 
 /// The guest runs: it makes steps, and its pages are what it wrote.
