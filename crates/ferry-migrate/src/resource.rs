@@ -96,17 +96,8 @@ impl ResourceSet {
 
     /// Takes one; gives its place, or none if it was held before.
     fn take_one(&mut self, guest: &GuestId, name: &ResourceName) -> Result<Option<usize>, MachineError> {
-        let place = match self.resources.iter().position(|entry| entry.name == *name) {
-            Some(place) => place,
-            None => {
-                let kind = self.kinds.iter().find(|known| known.kind() == name.kind).ok_or_else(|| {
-                    MachineError::new(format!("this VMM does not know resources of the kind `{}`", name.kind))
-                })?;
-                let resource = kind.open(&name.name)?;
-                self.resources.push(Entry { name: name.clone(), resource, held_for: None });
-                self.resources.len() - 1
-            }
-        };
+        let known = self.resources.iter().position(|entry| entry.name == *name);
+        let place = known.map_or_else(|| self.open(name), Ok)?;
         match self.resources.get_mut(place) {
             Some(entry) if entry.held_for.is_none() => {
                 entry.resource.take(guest)?;
@@ -115,6 +106,16 @@ impl ResourceSet {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Opens one that was not here before; gives its place.
+    fn open(&mut self, name: &ResourceName) -> Result<usize, MachineError> {
+        let kind = self.kinds.iter().find(|known| known.kind() == name.kind).ok_or_else(|| {
+            MachineError::new(format!("this VMM does not know resources of the kind `{}`", name.kind))
+        })?;
+        let resource = kind.open(&name.name)?;
+        self.resources.push(Entry { name: name.clone(), resource, held_for: None });
+        Ok(self.resources.len() - 1)
     }
 
     /// Lets go of all that is held, the last taken first, and lists it in the order of taking. If one

@@ -104,7 +104,7 @@ impl DeviceSet {
             if let Err(error) = device.quiesce() {
                 let error = told(device.as_ref(), "be made quiet", error);
                 for earlier in self.devices.iter_mut().take(place).rev() {
-                    warn_of(earlier.name(), "goes on", earlier.resume());
+                    warn_of(&earlier.name(), "goes on", earlier.resume());
                 }
                 return Err(error);
             }
@@ -119,7 +119,7 @@ impl DeviceSet {
             if let Err(error) = device.resume() {
                 let error = told(device.as_ref(), "go on", error);
                 for later in self.devices.iter_mut().skip(place + 1) {
-                    warn_of(later.name(), "is made quiet", later.quiesce());
+                    warn_of(&later.name(), "is made quiet", later.quiesce());
                 }
                 return Err(error);
             }
@@ -145,7 +145,7 @@ fn told(device: &dyn Device, what: &str, error: MachineError) -> MachineError {
 }
 
 /// Of a step back after another device failed; the first error is the one that is told.
-fn warn_of(device: String, what: &str, step_back: Result<(), MachineError>) {
+fn warn_of(device: &str, what: &str, step_back: Result<(), MachineError>) {
     if let Err(error) = step_back {
         tracing::warn!(device, what, error = sentence(&error), "a device does not do as the others");
     }
