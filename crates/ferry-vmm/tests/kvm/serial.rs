@@ -126,9 +126,10 @@ fn a_guest_that_prints_all_the_time_loses_no_byte_and_prints_none_twice() {
 
     let parts: Vec<Vec<u8>> = (1..8).map(|number| std::fs::read(output(number)).unwrap()).collect();
     let all = parts.concat();
-    let undisturbed: String = (0..=all.len() / 9).map(|number| format!("{number:08x}\n")).collect();
-    let first = all.iter().zip(undisturbed.as_bytes()).position(|(is, should)| is != should);
+    let undisturbed = (0..=all.len() / 9).flat_map(|number| format!("{number:08x}\n").into_bytes());
+    let first = all.iter().zip(undisturbed).position(|(is, should)| *is != should);
     assert_eq!(first, None, "the first wrong byte of {}", all.len());
+    assert!(parts.iter().any(|part| part.len() % 9 != 0), "it was moved in the middle of a line");
 }
 
 #[test]
