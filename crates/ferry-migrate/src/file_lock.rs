@@ -82,7 +82,7 @@ pub enum FileLockError {
 pub(crate) struct FileLocks;
 
 impl ResourceKind for FileLocks {
-    fn kind(&self) -> &str {
+    fn kind(&self) -> &'static str {
         FileLock::KIND
     }
 

@@ -31,7 +31,7 @@ pub trait Resource: Send {
 /// Opens the resources of one kind by name.
 pub trait ResourceKind: Send {
     /// The kind: 1 to 64 characters of `a-z 0-9 . _ -`.
-    fn kind(&self) -> &str;
+    fn kind(&self) -> &'static str;
 
     /// The resource of this name, which may come from the other side. It is not taken yet.
     fn open(&self, name: &str) -> Result<Box<dyn Resource>, MachineError>;
@@ -217,7 +217,7 @@ mod tests {
     }
 
     impl ResourceKind for Seats {
-        fn kind(&self) -> &str {
+        fn kind(&self) -> &'static str {
             "seat"
         }
 

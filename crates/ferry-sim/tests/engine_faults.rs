@@ -4,16 +4,16 @@
 
 mod engine_support;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use engine_support::{
     CHURN, Journal, Raw, RawListener, TRANSPORTS, Transport, Waiting, Watching, cause_of, fail_to_move,
     fresh_address, hold_disks, is_a_sentence, is_kept, is_undisturbed, move_to, options, quick, running,
+    steal,
 };
 use ferry_contract::Verdict;
 use ferry_memory::PAGE_SIZE;
-use ferry_migrate::{Builder, FileLock, FileLockError, Machine, MachineError, Migration};
+use ferry_migrate::{Builder, FileLock, Machine, MachineError, Migration};
 use ferry_protocol::message::ReasonKind;
 use ferry_protocol::{Cause, MachineDescription, SourceOutcome, SourcePhase};
 use ferry_sim::{Call, SimBuilder, SimConfig, SimFaults, SimMachine, SimOptions, When, Workload};
@@ -47,12 +47,6 @@ impl Builder for FirstFails {
             None => self.others.build(machine),
         }
     }
-}
-
-/// Takes the lock of the second disk as somebody else would.
-fn steal(folder: &Path) -> Result<FileLock, FileLockError> {
-    let mut lock = FileLock::new(&folder.join("data.lock")).unwrap();
-    lock.lock(&"thief".parse().unwrap()).map(|()| lock)
 }
 
 #[test]

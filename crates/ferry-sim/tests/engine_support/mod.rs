@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use ferry_memory::PAGE_SIZE;
 use ferry_migrate::{
-    Address, Arrived, Builder, Custody, FileLock, Listener, Machine, MachineError, MigrateOptions, Migration,
-    ReceiveOptions, Reception, Report,
+    Address, Arrived, Builder, Custody, FileLock, FileLockError, Listener, Machine, MachineError,
+    MigrateOptions, Migration, ReceiveOptions, Reception, Report,
 };
 use ferry_protocol::{Cause, Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome, Timeouts};
 use ferry_sim::{SimBuilder, SimConfig, SimCore, SimMachine, SimOptions, Workload};
@@ -105,6 +105,12 @@ pub(crate) fn hold_disks(machine: &mut SimMachine, folder: &Path) {
     let released =
         ["disk.lock", "data.lock"].map(|name| FileLock::prepare(&folder.join(name)).unwrap()).to_vec();
     machine.take_resources(&"guest".parse().unwrap(), &Resources { released }).unwrap();
+}
+
+/// Takes the lock of the second disk as somebody else would.
+pub(crate) fn steal(folder: &Path) -> Result<FileLock, FileLockError> {
+    let mut lock = FileLock::new(&folder.join("data.lock")).unwrap();
+    lock.lock(&"thief".parse().unwrap()).map(|()| lock)
 }
 
 /// The guest runs: it makes steps, and its pages are what it wrote.

@@ -1,3 +1,5 @@
+//! The set of devices: what it captures, restores and refuses, and how a step that fails is taken back.
+
 use std::sync::{Arc, Mutex};
 
 use super::*;
