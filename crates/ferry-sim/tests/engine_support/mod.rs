@@ -30,7 +30,7 @@ pub(crate) use journal::Journal;
 pub(crate) use leaks::{Leaks, alone};
 pub(crate) use proxy::{Direction, Fate, Pass, Proxy};
 pub(crate) use raw::{Frame, Raw, RawListener, frame, hello, pages, target_hello, to_target, zeros};
-pub(crate) use victim::{TINY, Victim, data, round_end, transfer};
+pub(crate) use victim::{TINY, Victim, data, released, round_end, transfer};
 pub(crate) use watching::Watching;
 
 /// How long anything that must happen may take on a busy machine.
