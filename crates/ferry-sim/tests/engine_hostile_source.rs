@@ -332,7 +332,7 @@ fn silence_ends_each_wait_by_its_name() {
         (TimerName::Silence, |victim| victim.upto(3)),
         (TimerName::State, |victim| victim.upto(7)),
         (TimerName::Custody, |victim| {
-            let mut peer = victim.upto(9);
+            let mut peer = victim.upto(10);
             assert_eq!(peer.hear(), Some(ToSource::Ready));
             peer
         }),
