@@ -21,7 +21,7 @@ pub mod seeds;
 pub mod state;
 
 use ferry_protocol::message::{ToSource, ToTarget};
-use ferry_state::x86;
+use ferry_state::{Resources, device, x86};
 
 /// The crate whose macro makes a target of a body.
 #[cfg(feature = "libfuzzer")]
@@ -59,6 +59,8 @@ pub const BODIES: &[(&str, Body)] = &[
     ("x86_irqchip", state::part::<x86::Irqchip>),
     ("x86_pit", state::part::<x86::Pit>),
     ("x86_clock", state::part::<x86::Clock>),
+    ("device_serial", state::part::<device::Serial>),
+    ("machine_resources", state::part::<Resources>),
 ];
 
 /// The body of that name.

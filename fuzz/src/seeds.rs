@@ -11,7 +11,7 @@ use ferry_protocol::message::{
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use ferry_sim::{SimConfig, Workload};
-use ferry_state::{Part, Section, x86};
+use ferry_state::{Part, ResourceName, Resources, Section, device, x86};
 use ferry_vmm::{GuestConfig, Payload};
 
 /// One seed.
@@ -184,6 +184,7 @@ fn elf() -> Vec<u8> {
 }
 
 fn state() -> Vec<Seed> {
+    let lock = ResourceName { kind: "file-lock".to_owned(), name: "/disks/web-1.lock".to_owned() };
     let xsave = x86::Xsave { region: vec![0; x86::MIN_XSAVE_BYTES] };
     let msrs = x86::Msrs { values: [(0x10, 1), (0xc000_0080, 0xd01)].into() };
     let xcrs = x86::Xcrs { xcrs: vec![x86::Xcr { xcr: 0, value: 7 }], ..x86::Xcrs::default() };
@@ -203,6 +204,8 @@ fn state() -> Vec<Seed> {
         of_part("x86_irqchip", &x86::Irqchip::default()),
         of_part("x86_pit", &x86::Pit::default()),
         of_part("x86_clock", &x86::Clock::default()),
+        of_part("device_serial", &device::Serial { input: b"echo".to_vec(), ..device::Serial::default() }),
+        of_part("machine_resources", &Resources { released: vec![lock] }),
     ]
     .into_iter()
     .flatten()
@@ -233,7 +236,7 @@ mod tests {
     #[test]
     fn every_part_seed_is_a_section_that_decodes() {
         let sections: Vec<Seed> = all().into_iter().filter(|seed| seed.body == "section").collect();
-        assert_eq!(sections.len(), x86::KNOWN_SECTIONS.len());
+        assert_eq!(sections.len(), x86::KNOWN_SECTIONS.len() + ferry_state::MACHINE_SECTIONS.len());
         for seed in sections {
             let section = Section::from_bytes(&seed.bytes).unwrap();
             ferry_state::decode_known(&section).unwrap();

@@ -2,8 +2,9 @@
 //! `GuestMemory`.
 //!
 //! The VMM keeps its threads and its devices, and says through two small traits what only it can do:
-//! [`Vcpus`] stops its vCPU threads and lets them go, [`Devices`] saves and restores its devices.
-//! Everything else (memory, dirty log, vCPU and VM state, custody) is done here:
+//! [`Vcpus`] stops its vCPU threads and lets them go, [`Devices`] saves and restores its devices (a
+//! [`DeviceSet`] does it as it is). Everything else (memory, dirty log, vCPU and VM state, locks,
+//! custody) is done here:
 //!
 //! ```no_run
 //! # use std::{error::Error, sync::Arc};
@@ -35,9 +36,9 @@ use std::sync::Arc;
 
 use ferry_contract::Contract;
 use ferry_memory::{GuestRam, PageSet};
-use ferry_migrate::{Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
+use ferry_migrate::{Custody, DeviceSet, Harvest, Machine, MachineError, ResourceSet, ResumeError, RunWatch};
 use ferry_protocol::{Epoch, GuestId, MachineDescription};
-use ferry_state::MachineState;
+use ferry_state::{MachineState, Resources};
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::dirty::DirtySource;
@@ -71,7 +72,8 @@ pub trait Vcpus: Send {
 /// What [`Vcpus::with_vcpu`] calls.
 pub type UseVcpu<'a> = dyn FnMut(&VcpuFd) -> Result<(), MachineError> + 'a;
 
-/// A VMM's devices, as [`KvmMachine`] needs them.
+/// A VMM's devices, as [`KvmMachine`] needs them. [`DeviceSet`] is one; its documentation says what
+/// each call means for a single device. They are quiet until the first [`resume`](Self::resume).
 pub trait Devices: Send {
     /// The state of the devices of the paused machine, one section or more a device, named
     /// `device/…`; an empty state if they have none.
@@ -84,6 +86,39 @@ pub trait Devices: Send {
     /// Adds the pages that devices wrote to guest memory from user space since the last call: KVM's
     /// dirty log does not know of them. Empty for a VMM whose devices write no guest memory.
     fn harvest_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
+
+    /// Ends what they do by themselves; called when no vCPU runs any more. If it fails they go on. The
+    /// default is for devices that do nothing by themselves.
+    fn quiesce(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// Lets them go on; called before the first vCPU runs. If it fails they are quiet.
+    fn resume(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
+
+impl Devices for DeviceSet {
+    fn capture(&mut self) -> Result<MachineState, MachineError> {
+        DeviceSet::capture(self)
+    }
+
+    fn restore(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        DeviceSet::restore(self, state)
+    }
+
+    fn harvest_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        DeviceSet::harvest_dirty(self, into)
+    }
+
+    fn quiesce(&mut self) -> Result<(), MachineError> {
+        DeviceSet::quiesce(self)
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        DeviceSet::resume(self)
+    }
 }
 
 /// A guest on KVM that can be moved.
@@ -93,6 +128,7 @@ pub struct KvmMachine<V, D> {
     vcpus: V,
     run: Run,
     devices: D,
+    resources: ResourceSet,
     dirty: DirtySource,
     state: KvmState,
     memory: MemorySlots,
@@ -118,6 +154,7 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
             vcpus,
             run: Run::default(),
             devices,
+            resources: ResourceSet::new(),
             dirty,
             state,
             memory,
@@ -126,6 +163,13 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
             spoilt: false,
             contract: Vec::new(),
         })
+    }
+
+    /// The same with resources of kinds that the VMM brings, beside file locks.
+    #[must_use]
+    pub fn with_resources(mut self, resources: ResourceSet) -> Self {
+        self.resources = resources;
+        self
     }
 
     /// The same with the VMM's own configuration, which the target's builder gets.
@@ -179,6 +223,28 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
         Ok(())
     }
 
+    /// The devices come after the vCPUs, which give them work; if they cannot be made quiet, all runs on.
+    fn quiesce(&mut self) -> Result<(), MachineError> {
+        let Err(error) = self.devices.quiesce() else { return Ok(()) };
+        match self.vcpus.resume() {
+            Ok(()) => Err(error),
+            Err(stuck) => Err(MachineError::with_source(format!("the guest is stuck ({stuck})"), error)),
+        }
+    }
+
+    /// The devices come before the vCPUs, which would find them deaf else; and none runs if the vCPUs
+    /// do not.
+    fn let_go(&mut self) -> Result<(), MachineError> {
+        self.devices.resume()?;
+        let resumed = self.vcpus.resume();
+        if resumed.is_err()
+            && let Err(error) = self.devices.quiesce()
+        {
+            tracing::error!(%error, "a device goes on though the guest does not run");
+        }
+        resumed
+    }
+
     /// Fails while the guest runs.
     fn must_be_stopped(&self, what: &str) -> Result<(), MachineError> {
         if self.runs() {
@@ -222,7 +288,7 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
         let Some(custody) = self.run.custody.take() else {
             return Err(MachineError::new("the guest does not run here, so it cannot be paused"));
         };
-        match self.vcpus.pause() {
+        match self.vcpus.pause().and_then(|()| self.quiesce()) {
             Ok(()) => {
                 self.run.stops(&custody);
                 Ok(custody)
@@ -242,8 +308,11 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
         if has_run && let Err(source) = self.state.note_pause(&mut self.vcpus) {
             return Err(ResumeError { custody, source });
         }
+        if let Err(source) = self.resources.missing() {
+            return Err(ResumeError { custody, source });
+        }
         self.run.starts(&custody);
-        match self.vcpus.resume() {
+        match self.let_go() {
             Ok(()) => {
                 self.run.custody = Some(custody);
                 Ok(())
@@ -282,6 +351,15 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
         let restored = self.devices.restore(state);
         self.spoilt = restored.is_err();
         restored
+    }
+
+    fn release_resources(&mut self) -> Result<Resources, MachineError> {
+        self.must_be_stopped("release its resources")?;
+        self.resources.release()
+    }
+
+    fn take_resources(&mut self, guest: &GuestId, resources: &Resources) -> Result<(), MachineError> {
+        self.resources.take(guest, resources)
     }
 }
 

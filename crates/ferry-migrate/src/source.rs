@@ -13,6 +13,7 @@ use ferry_protocol::message::{MAX_WRITTEN, ToTarget};
 use ferry_protocol::{
     LinkFault, Pace, RegionSpan, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome, SourcePhase,
 };
+use ferry_state::Resources;
 
 use crate::custody::Given;
 use crate::lane::Lanes;
@@ -138,6 +139,7 @@ impl Migration {
             lane: None,
             lanes: Lanes::default(),
             figures: Figures::new(),
+            released: Resources::default(),
             outcome: None,
         };
         pump.drive();
@@ -168,6 +170,8 @@ struct Pump<'a, M: Machine + ?Sized> {
     /// Lanes with links of their own.
     lanes: Lanes,
     figures: Figures,
+    /// What was let go of after the pause: the target is told, and this side takes it again.
+    released: Resources,
     outcome: Option<SourceOutcome>,
 }
 

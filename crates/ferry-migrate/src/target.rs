@@ -206,11 +206,13 @@ impl<B: Builder> Pump<'_, B> {
     }
 
     fn restore(&mut self, sections: u32) -> Result<(), MachineError> {
-        let (machine_state, devices) = self.doors.state(sections).map_err(MachineError::new)?;
+        let arrived = self.doors.state(sections).map_err(MachineError::new)?;
+        let guest = self.doors.guest().ok_or_else(|| MachineError::new("the session is over"))?;
         self.with_machine(|machine| {
-            machine.restore(&machine_state)?;
-            machine.restore_devices(&devices)?;
-            machine.take_resources()
+            // First, because a device may look at what the lock protects.
+            machine.take_resources(&guest, &arrived.resources)?;
+            machine.restore(&arrived.machine)?;
+            machine.restore_devices(&arrived.devices)
         })
     }
 

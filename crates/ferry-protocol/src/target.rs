@@ -237,6 +237,11 @@ impl Target {
         self.session.as_ref().map(|session| session.link)
     }
 
+    /// The guest of the present session.
+    pub fn session_guest(&self) -> Option<&GuestId> {
+        self.session.as_ref().map(|session| &session.guest)
+    }
+
     /// The next deadline and its name: step with [`TargetEvent::Tick`] at that time at the latest.
     pub fn deadline(&self) -> Option<(Time, TimerName)> {
         let session = self.session.as_ref().and_then(|session| session.deadline);

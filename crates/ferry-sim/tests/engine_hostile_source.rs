@@ -10,7 +10,7 @@ use std::net::Shutdown;
 
 use engine_support::{
     Leaks, Raw, SHORT, TINY, TRANSPORTS, Transport, Victim, alone, data, frame, hello, is_a_sentence, pages,
-    quick, round_end, to_target, transfer, zeros,
+    quick, released, round_end, to_target, transfer, zeros,
 };
 use ferry_memory::PAGE_SIZE;
 use ferry_migrate::Machine;
@@ -151,6 +151,10 @@ fn misdeeds(guest: &mut SimMachine) -> Vec<(&'static str, Vec<Vec<u8>>, &'static
     let then = |more: Vec<Vec<u8>>| [all(), more].concat();
     let device = guest.capture_devices().unwrap().sections;
     let device = frame(FrameKind::Section, &device[0].to_bytes());
+    let with = |more: Vec<Vec<u8>>| then([vec![released(&[])], more].concat());
+    let needs = |kind: &str, name: &str| {
+        then(vec![released(&[(kind, name)]), section.clone(), device.clone(), ends(3)])
+    };
     let of = OfEpoch { session: SessionId(1), epoch: Epoch(1) };
     let one = data(1);
     vec![
@@ -181,11 +185,22 @@ fn misdeeds(guest: &mut SimMachine) -> Vec<(&'static str, Vec<Vec<u8>>, &'static
         ("a bad section", then(vec![frame(FrameKind::Section, b"xyz")]), "section"),
         ("too few sections", then(vec![section.clone(), ends(2)]), "2 sections, 1 arrived"),
         ("too many sections", then(vec![section.clone(), device.clone(), ends(1)]), "1 sections, 2 arrived"),
-        ("a section twice", then(vec![section.clone(), section.clone(), device.clone(), ends(3)]), "twice"),
-        ("a needed section", then(vec![section.clone(), device.clone(), unknown, ends(3)]), "sim.soul"),
-        ("no device", then(vec![section.clone(), ends(1)]), "device"),
-        ("no processor", then(vec![device, ends(1)]), "sim.core"),
-        ("no state", then(vec![ends(0)]), "sim.core"),
+        ("a section twice", with(vec![section.clone(), section.clone(), device.clone(), ends(4)]), "twice"),
+        ("a needed section", with(vec![section.clone(), device.clone(), unknown, ends(4)]), "sim.soul"),
+        ("no device", with(vec![section.clone(), ends(2)]), "device"),
+        ("no processor", with(vec![device.clone(), ends(2)]), "sim.core"),
+        ("no state", with(vec![ends(1)]), "sim.core"),
+        ("no word of resources", then(vec![section.clone(), device.clone(), ends(2)]), "machine.resources"),
+        ("resources twice", with(vec![released(&[]), section.clone(), ends(3)]), "twice"),
+        ("a strange resource", needs("lease", "/a"), "does not know resources of the kind `lease`"),
+        ("a nameless resource", needs("file-lock", ""), "resource 0 is empty"),
+        (
+            "a lock that is not there",
+            needs("file-lock", "/nonexistent/lock"),
+            "/nonexistent/lock cannot be used",
+        ),
+        ("a lock that is a device", needs("file-lock", "/dev/null"), "no lock file of ferry"),
+        ("a lock from here on", needs("file-lock", "disk.lock"), "use an absolute path"),
         ("an early state", vec![ends(0)], "state-end"),
         (
             "a hash for nothing",
@@ -318,7 +333,7 @@ fn silence_ends_each_wait_by_its_name() {
         (TimerName::Silence, |victim| victim.upto(3)),
         (TimerName::State, |victim| victim.upto(7)),
         (TimerName::Custody, |victim| {
-            let mut peer = victim.upto(9);
+            let mut peer = victim.upto(10);
             assert_eq!(peer.hear(), Some(ToSource::Ready));
             peer
         }),

@@ -102,7 +102,7 @@ fn a_round_is_over_when_every_lane_brought_its_part() {
     let stale = [&vec![7; 4096][..], &content[4096..]].concat();
     slow.send(&pages(0, &[(1, 3)], &stale, false));
     let frames = transfer(&mut victim.guest);
-    session.send(&frames[frames.len() - 4..].concat());
+    session.send(&frames[frames.len() - 5..].concat());
     assert_eq!(session.hear(), Some(ToSource::Ready), "the hash is that of the source's memory");
     drop((session, slow));
     victim.takes_a_guest();

@@ -8,7 +8,7 @@
 use minicbor::{Decoder, Encoder};
 
 use crate::body::Body;
-use crate::{Part, StateError, x86};
+use crate::{Part, StateError};
 
 /// The longest name of a section, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
@@ -203,12 +203,6 @@ impl Section {
     fn body_error(&self, error: crate::body::BodyError) -> StateError {
         error.in_section(&self.name, self.index, self.body.len())
     }
-}
-
-/// Decodes a section of any part that this build has, and drops it: for tools and fuzzers that have
-/// bytes and no machine. A section of no known part is [`StateError::UnknownSection`].
-pub fn decode_known(section: &Section) -> Result<(), StateError> {
-    x86::decode_known(section)
 }
 
 /// Whether this is a name that a section may have.

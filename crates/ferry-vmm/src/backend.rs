@@ -5,6 +5,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,12 +14,12 @@ use std::time::Duration;
 use ferry_contract::{Contract, Verdict};
 use ferry_memory::{GuestRam, PageSet};
 use ferry_migrate::{Builder, Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
-use ferry_protocol::MachineDescription;
+use ferry_protocol::{GuestId, MachineDescription};
 use ferry_sim::{SimBuilder, SimOptions};
-use ferry_state::MachineState;
+use ferry_state::{MachineState, Resources};
 
 use crate::kvm_guest::KvmBuilder;
-use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, VmmError};
+use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, SerialPort, VmmError};
 
 /// What a guest is to run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -150,6 +151,10 @@ impl Guest for AnyGuest {
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
         self.0.verify(timeout)
     }
+
+    fn serial(&self) -> Option<&SerialPort> {
+        self.0.serial()
+    }
 }
 
 impl Machine for AnyGuest {
@@ -197,12 +202,12 @@ impl Machine for AnyGuest {
         self.0.restore_devices(state)
     }
 
-    fn release_resources(&mut self) -> Result<(), MachineError> {
+    fn release_resources(&mut self) -> Result<Resources, MachineError> {
         self.0.release_resources()
     }
 
-    fn take_resources(&mut self) -> Result<(), MachineError> {
-        self.0.take_resources()
+    fn take_resources(&mut self, guest: &GuestId, resources: &Resources) -> Result<(), MachineError> {
+        self.0.take_resources(guest, resources)
     }
 
     fn announce(&mut self) {
@@ -226,6 +231,16 @@ impl AnyBuilder {
             Chosen::Kvm => Self::Kvm(KvmBuilder::new()?.with_watch(watch)),
             Chosen::Sim { .. } => Self::Sim(SimBuilder::new(SimOptions { watch, ..SimOptions::default() })),
         })
+    }
+
+    /// The same with a file for what guests write to their serial port; those in the simulated machine
+    /// have none.
+    #[must_use]
+    pub fn with_serial_output(self, file: Option<Arc<File>>) -> Self {
+        match self {
+            Self::Kvm(builder) => Self::Kvm(builder.with_serial_output(file)),
+            sim @ Self::Sim(_) => sim,
+        }
     }
 }
 

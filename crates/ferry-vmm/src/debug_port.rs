@@ -9,7 +9,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ferry_state::{Fields, MachineState, Part, Section, StateError};
+use ferry_migrate::{MachineError, Saved};
+use ferry_state::{Fields, Part, Section, StateError};
 use minicbor::{Decode, Encode};
 
 use crate::guest::{CheckReport, GuestReport};
@@ -153,32 +154,20 @@ impl DebugPort {
         self.changed.notify_all();
     }
 
-    /// The state that crosses with the guest. Needed is what differs from a device at birth.
-    pub(crate) fn capture(&self) -> Result<MachineState, StateError> {
-        let birth = PortState::default();
+    /// What vCPU `cpu` holds: this crosses with it. Needed is what differs from a device at birth.
+    pub(crate) fn save(&self, cpu: usize) -> Result<Saved, MachineError> {
         let inner = self.lock();
-        let cpus = inner.cpus.iter().zip(0..);
-        let sections = cpus.map(|(cpu, index)| Section::of(&cpu.state, index, Some(&birth)));
-        MachineState::from_sections(sections.collect::<Result<_, _>>()?)
+        let cpu = inner.cpus.get(cpu).ok_or_else(|| MachineError::new(format!("there is no vCPU {cpu}")))?;
+        Saved::part(&cpu.state, Some(&PortState::default()))
     }
 
-    /// Takes a state that crossed.
-    pub(crate) fn restore(&self, state: &MachineState) -> Result<(), StateError> {
-        state.refuse_unknown(&[PortState::NAME])?;
-        let mut inner = self.lock();
-        let count = inner.cpus.len();
-        for (cpu, index) in inner.cpus.iter_mut().zip(0..) {
-            cpu.state = state.require(index)?;
+    /// Takes what crossed of vCPU `cpu`.
+    pub(crate) fn restore(&self, cpu: usize, section: &Section) -> Result<(), StateError> {
+        let state = section.read()?;
+        if let Some(cpu) = self.lock().cpus.get_mut(cpu) {
+            cpu.state = state;
         }
-        // One for a vCPU that this machine does not have would be lost.
-        match state.sections.iter().find(|section| section.index as usize >= count) {
-            None => Ok(()),
-            Some(section) => Err(StateError::UnknownNeededSection {
-                section: section.name.clone(),
-                index: section.index,
-                needed: section.needed.clone(),
-            }),
-        }
+        Ok(())
     }
 
     /// How the guest is doing, as far as it told.
@@ -383,6 +372,11 @@ mod tests {
         port.write(0, ports::FAULT_FOUND_HIGH, 4);
     }
 
+    fn saved(port: &DebugPort, cpu: usize) -> Section {
+        let Saved::Section(section) = port.save(cpu).unwrap() else { panic!("it has a state") };
+        section
+    }
+
     #[test]
     fn the_first_fault_is_kept_and_all_are_counted() {
         let port = alone();
@@ -402,10 +396,10 @@ mod tests {
         port.write(0, ports::PROGRESS, 9);
         port.write(0, ports::FAULT_PAGE, 7);
         port.write(0, ports::FAULT_EXPECTED_LOW, 1);
-        let crossed = port.capture().unwrap();
-        assert_eq!(crossed.sections[0].needed, [0, 4], "only what differs from birth is needed");
+        let crossed = saved(&port, 0);
+        assert_eq!(crossed.needed, [0, 4], "only what differs from birth is needed");
         let target = alone();
-        target.restore(&crossed).unwrap();
+        target.restore(0, &crossed).unwrap();
         target.write(0, ports::FAULT_FOUND_HIGH, 4);
         assert_eq!(target.report().progress, 9);
         assert!(target.report().first_fault.unwrap().starts_with("page 7 "));
@@ -456,11 +450,10 @@ mod tests {
     #[test]
     fn a_state_of_another_device_is_refused() {
         let port = alone();
-        let mut state = port.capture().unwrap();
-        state.sections[0].name = "device/other".to_owned();
-        state.sections[0].needed = vec![0];
-        assert!(port.restore(&state).is_err());
-        assert!(port.restore(&MachineState::default()).is_err());
+        let other = Section { name: "device/other".to_owned(), ..saved(&port, 0) };
+        assert!(port.restore(0, &other).is_err());
+        let nothing = Section { body: vec![0xa0], ..saved(&port, 0) };
+        assert!(port.restore(0, &nothing).is_err());
     }
 
     #[test]
@@ -484,9 +477,9 @@ mod tests {
         }
         assert_eq!(answer.join().unwrap().unwrap(), CheckReport { pages: 20, faults: 0 });
 
-        let state = port.capture().unwrap();
-        DebugPort::new(&config(2)).restore(&state).unwrap();
-        assert!(DebugPort::new(&config(1)).restore(&state).is_err(), "a vCPU too many");
-        assert!(DebugPort::new(&config(3)).restore(&state).is_err(), "a vCPU too few");
+        let target = DebugPort::new(&config(2));
+        target.restore(1, &saved(&port, 1)).unwrap();
+        assert_eq!(target.progress_of_each(), [0, 4]);
+        assert!(port.save(2).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! A guest on KVM: VM, memory, vCPUs, debug port, payload.
+//! A guest on KVM: VM, memory, vCPUs, devices, payload.
 //!
 //! [`create`] makes one that is born here; [`KvmBuilder`] makes the machine on the target of a
 //! migration. Either way it is a [`KvmGuest`] whose vCPUs are stopped: it runs once
@@ -8,15 +8,14 @@
 //! `KVM_SET_TSS_ADDR` and 4.41 `KVM_SET_IDENTITY_MAP_ADDR` (both needed on Intel; unused guest-physical
 //! pages below 4 GiB), 4.20 `KVM_SET_CPUID2`, 4.39 `KVM_SET_MP_STATE`, 4.71 `KVM_CREATE_PIT2`.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
-use ferry_kvm::{Devices, HostLimits, KvmMachine, MemorySlots, OpenError};
-use ferry_memory::PageSet;
+use ferry_kvm::{HostLimits, KvmMachine, MemorySlots, OpenError};
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
-use ferry_state::MachineState;
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_PIT_SPEAKER_DUMMY, kvm_mp_state, kvm_pit_config,
 };
@@ -24,6 +23,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::backend::Birth;
 use crate::debug_port::DebugPort;
+use crate::devices::{KvmDevices, SerialPort};
 use crate::shell::Shell;
 use crate::vcpu_threads::VcpuThreads;
 use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, Payload, VmmError, boot};
@@ -40,45 +40,17 @@ const XCR0_AMX: u64 = 0x6_0000;
 /// A guest on KVM.
 pub type KvmGuest = KvmMachine<VcpuThreads, KvmDevices>;
 
-/// The devices of a guest on KVM.
-#[derive(Debug)]
-pub struct KvmDevices {
-    port: Arc<DebugPort>,
-}
-
-impl KvmDevices {
-    /// The debug port. A clone answers other threads while the engine holds the machine.
-    pub fn port(&self) -> &Arc<DebugPort> {
-        &self.port
-    }
-}
-
-impl Devices for KvmDevices {
-    fn capture(&mut self) -> Result<MachineState, MachineError> {
-        self.port
-            .capture()
-            .map_err(|error| MachineError::with_source("the debug port's state cannot be captured", error))
-    }
-
-    fn restore(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        self.port
-            .restore(state)
-            .map_err(|error| MachineError::with_source("the debug port's state cannot be restored", error))
-    }
-
-    fn harvest_dirty(&mut self, _into: &mut PageSet) -> Result<(), MachineError> {
-        // The debug port reads and writes no guest memory.
-        Ok(())
-    }
-}
-
 impl Guest for KvmGuest {
     fn report(&self) -> GuestReport {
-        self.devices().port.report()
+        self.devices().port().report()
     }
 
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
-        self.devices().port.verify(timeout)
+        self.devices().port().verify(timeout)
+    }
+
+    fn serial(&self) -> Option<&SerialPort> {
+        Some(self.devices().serial())
     }
 }
 
@@ -121,7 +93,7 @@ pub fn create(
         tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
         Ok(())
     })?;
-    guest.devices().port.born_with(tsc_khz);
+    guest.devices().port().born_with(tsc_khz);
     Ok(guest)
 }
 
@@ -173,18 +145,26 @@ pub struct KvmBuilder {
     watch: Option<Arc<dyn RunWatch>>,
     /// What was built while the last offer was judged, and for which offer.
     prepared: Option<Box<(MachineDescription, Shell)>>,
+    serial: Option<Arc<File>>,
 }
 
 impl KvmBuilder {
     /// Opens KVM.
     pub fn new() -> Result<Self, OpenError> {
-        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None })
+        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None, serial: None })
     }
 
     /// The same with someone who is told when a guest starts and stops to run.
     #[must_use]
     pub fn with_watch(mut self, watch: Option<Arc<dyn RunWatch>>) -> Self {
         self.watch = watch;
+        self
+    }
+
+    /// The same with a file for what guests write to their serial port.
+    #[must_use]
+    pub fn with_serial_output(mut self, file: Option<Arc<File>>) -> Self {
+        self.serial = file;
         self
     }
 }
@@ -228,7 +208,12 @@ impl Builder for KvmBuilder {
         let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
             Parts::build(prepared.1, &config)?.assemble(&self.kvm, &config, self.watch.clone())
         });
-        built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))
+        let guest =
+            built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))?;
+        if let Some(file) = &self.serial {
+            guest.devices().serial().write_to(Arc::clone(file));
+        }
+        Ok(guest)
     }
 }
 
@@ -273,9 +258,10 @@ impl Parts {
         config: &GuestConfig,
         watch: Option<Arc<dyn RunWatch>>,
     ) -> Result<KvmGuest, VmmError> {
-        let port = Arc::new(DebugPort::new(config));
-        let vcpus = VcpuThreads::start(self.vcpus, Arc::clone(&port))?;
-        let machine = KvmMachine::new(kvm, self.memory, vcpus, KvmDevices { port })?
+        let serial = SerialPort::new(Arc::clone(self.memory.vm()));
+        let devices = KvmDevices::new(Arc::new(DebugPort::new(config)), config.cpus, serial)?;
+        let vcpus = VcpuThreads::start(self.vcpus, devices.ports())?;
+        let machine = KvmMachine::new(kvm, self.memory, vcpus, devices)?
             .with_config(config.to_bytes())
             .with_contract(&self.contract);
         Ok(match watch {

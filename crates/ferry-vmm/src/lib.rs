@@ -1,4 +1,4 @@
-//! Ferry's reference VMM: vCPU threads, a debug port, built-in payloads.
+//! Ferry's reference VMM: vCPU threads, a debug port, a serial port, built-in payloads.
 //!
 //! It is as small as a VMM can be that shows what a migration must keep: a guest whose payload writes
 //! memory, knows what it wrote, and says on being asked whether all is still there. [`create()`] makes
@@ -16,6 +16,7 @@ mod backend;
 mod boot;
 mod config;
 mod debug_port;
+mod devices;
 mod error;
 mod guest;
 mod image;
@@ -32,10 +33,11 @@ pub use config::{
     ConfigError, GuestConfig, Level, MAX_CPUS, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload,
 };
 pub use debug_port::DebugPort;
+pub use devices::{KvmDevices, SerialPort};
 pub use error::VmmError;
 pub use guest::{CheckReport, Guest, GuestReport};
 pub use image::{FLAT_ADDRESS, Image, ImageError, MAX_IMAGE_BYTES};
-pub use kvm_guest::{KvmBuilder, KvmDevices, KvmGuest, create as create_on_kvm};
+pub use kvm_guest::{KvmBuilder, KvmGuest, create as create_on_kvm};
 pub use run_log::{RunEvent, RunLine, RunLog};
 pub use sim_guest::create as create_in_sim;
 pub use vcpu_threads::VcpuThreads;

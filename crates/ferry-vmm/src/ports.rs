@@ -1,6 +1,6 @@
-//! The ports through which the built-in payloads and the debug port speak: all they share.
+//! The ports through which payloads and devices speak: all they share.
 //!
-//! Every access is 32 bits wide. The payload writes with `OUT DX, EAX` and reads with `IN EAX, DX`.
+//! Every access to the debug port is 32 bits wide. The payload writes with `OUT DX, EAX` and reads with `IN EAX, DX`.
 //! Values that belong together are written one after the other; the last one counts them. What was
 //! written but not yet counted is part of the device's state, so that a guest can be moved in
 //! between.
@@ -54,8 +54,14 @@ pub const JUMP_LOW: u16 = 0xf34;
 /// Write: the high half.
 pub const JUMP_HIGH: u16 = 0xf38;
 
-/// The first port of all.
+/// The serial port's first register, of eight; each is a byte.
+pub const SERIAL: u16 = 0x3f8;
+
+/// The serial port's last register.
+pub const SERIAL_LAST: u16 = SERIAL + 7;
+
+/// The debug port's first port.
 pub const FIRST: u16 = WAIT;
 
-/// The last byte of the last port.
+/// The last byte of the debug port's last port.
 pub const LAST: u16 = JUMP_HIGH + 3;

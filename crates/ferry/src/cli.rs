@@ -166,6 +166,14 @@ impl GuestArgs {
     }
 }
 
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct SerialArgs {
+    /// Append what the guest writes to its serial port to this file; - is standard output. By
+    /// default it goes nowhere.
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) serial: Option<PathBuf>,
+}
+
 /// Hooks of tests and benchmarks; they change nothing of the protocol.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct TestArgs {
@@ -214,6 +222,12 @@ pub(crate) struct RunArgs {
     pub(crate) contract: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) guest: GuestArgs,
+    /// A lock file that only one host may hold for the guest, on storage that the hosts share; made
+    /// if it is not there. Give it once for each lock: the target takes them before the guest moves.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) lock: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) serial: SerialArgs,
     #[command(flatten)]
     pub(crate) test: TestArgs,
 }
@@ -233,6 +247,8 @@ pub(crate) struct ReceiveArgs {
     /// What the guest will run on; it must be what it ran on before.
     #[arg(long, value_name = "auto|kvm|sim", default_value = "auto")]
     pub(crate) backend: Backend,
+    #[command(flatten)]
+    pub(crate) serial: SerialArgs,
     #[command(flatten)]
     pub(crate) test: TestArgs,
 }

@@ -1,11 +1,12 @@
 //! One distinctive value of every part, for the tests in this folder.
 
+use ferry_state::device::Serial;
 use ferry_state::x86::{
     Clock, DebugRegs, DescriptorTable, Exception, IOAPIC_PINS, Interrupt, IoApic, Irqchip, LAPIC_BYTES,
     Lapic, MpState, Msrs, Nested, Nmi, PIT_CHANNELS, Pic, Pit, PitChannel, Regs, Segment, Smi, Sregs,
     TscFrequency, TscOffset, VcpuEvents, Xcr, Xcrs, Xsave,
 };
-use ferry_state::{Part, Section};
+use ferry_state::{Part, ResourceName, Resources, Section};
 
 /// Gives a value that was not given before, so that no two fields can be mixed up unseen.
 #[derive(Debug, Default)]
@@ -224,6 +225,32 @@ pub(crate) fn clock() -> Clock {
     Clock { clock: c.u64(), flags: 14, realtime: c.u64(), host_tsc: c.u64() }
 }
 
+pub(crate) fn serial() -> Serial {
+    let mut c = Counter::default();
+    Serial {
+        baud_divisor_low: c.u8(),
+        baud_divisor_high: c.u8() + 1,
+        interrupt_enable: c.u8() + 2,
+        interrupt_identification: c.u8() + 3,
+        line_control: c.u8() + 4,
+        line_status: c.u8() + 5,
+        modem_control: c.u8() + 6,
+        modem_status: c.u8() + 7,
+        scratch: c.u8() + 8,
+        input: b"echo".to_vec(),
+    }
+}
+
+pub(crate) fn resources() -> Resources {
+    let resource = |kind: &str, name: &str| ResourceName { kind: kind.to_owned(), name: name.to_owned() };
+    Resources {
+        released: vec![
+            resource("file-lock", "/disks/web-1.lock"),
+            resource("file-lock", "/disks/web-1-data.lock"),
+        ],
+    }
+}
+
 fn section<T: Part>(value: &T) -> Section {
     Section::of(value, 1, None).unwrap()
 }
@@ -246,5 +273,7 @@ pub(crate) fn all() -> Vec<Section> {
         section(&irqchip()),
         section(&pit()),
         section(&clock()),
+        section(&serial()),
+        section(&resources()),
     ]
 }

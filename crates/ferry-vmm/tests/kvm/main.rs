@@ -8,3 +8,4 @@ mod crossing;
 mod dirty;
 mod guest;
 mod payloads;
+mod serial;

@@ -7,7 +7,7 @@ use ferry_vmm::{AnyBuilder, Chosen, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::{choose, say_end, watch};
+use super::{choose, say_end, serial_output, watch};
 use crate::cli::{Format, ReceiveArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::observer::ArrivalObserver;
@@ -19,7 +19,9 @@ use crate::output;
 pub(crate) fn receive(args: &ReceiveArgs, format: Format) -> Result<u8, CliError> {
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
-    let mut builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
+    let serial = serial_output(&args.serial, &chosen, format)?;
+    let builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
+    let mut builder = builder.with_serial_output(serial);
     let listener = Listener::bind(&args.listen, args.insecure).map_err(|error| CliError::of(&error))?;
     let address = listener.address().to_string();
     let (jobs, wanted) = bounded(8);

@@ -3,17 +3,18 @@
 use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crossbeam_channel::bounded;
 use ferry_memory::{Classified, GuestRam, PAGE_SIZE, RamError};
-use ferry_migrate::{Custody, Machine};
+use ferry_migrate::{Custody, FileLock, Machine};
 use ferry_protocol::{Epoch, GuestId};
-use ferry_vmm::{Birth, Image, MAX_IMAGE_BYTES, VmmError, create, fresh_seed};
+use ferry_state::Resources;
+use ferry_vmm::{AnyGuest, Birth, Guest, Image, MAX_IMAGE_BYTES, VmmError, create, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::{choose, say_end, watch};
+use super::{choose, say_end, serial_output, watch};
 use crate::artefact::Artefact;
 use crate::cli::{Format, PayloadName, RunArgs};
 use crate::control::host::{Shared, serve};
@@ -29,6 +30,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     refuse_a_namesake(&id)?;
     let watch = watch(&args.test)?;
     let chosen = choose(args.guest.backend)?;
+    let serial = serial_output(&args.serial, &chosen, format)?;
     let contract = args.contract.as_deref().map(Artefact::read_contract).transpose()?;
     let image = match &args.guest.payload {
         PayloadName::File(path) => Some(image(path, config.memory_bytes)?),
@@ -39,6 +41,10 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     if args.test.fill_random {
         fill_random(&guest.ram()).map_err(|error| CliError::of(&error))?;
     }
+    if let (Some(file), Some(port)) = (serial, guest.serial()) {
+        port.write_to(file);
+    }
+    take_locks(&mut guest, &id, &args.lock)?;
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, args.test.clone());
     let socket = server::serve(&shared, id.as_str())?;
@@ -80,6 +86,13 @@ fn unborn(error: &VmmError) -> CliError {
         said.kind = Kind::Refused;
     }
     said
+}
+
+/// Takes the guest's locks for its whole life, whichever host it lives on.
+fn take_locks(guest: &mut AnyGuest, id: &GuestId, files: &[PathBuf]) -> Result<(), CliError> {
+    let released = files.iter().map(|path| FileLock::prepare(path)).collect::<Result<_, _>>();
+    let locks = Resources { released: released.map_err(|error| CliError::of(&error))? };
+    guest.take_resources(id, &locks).map_err(|error| CliError::of(&error))
 }
 
 fn name() -> Result<GuestId, CliError> {

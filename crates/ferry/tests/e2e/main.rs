@@ -15,6 +15,7 @@ mod bad_peers;
 mod control_socket;
 mod freeze;
 mod kill;
+mod locks;
 mod moves;
 mod permissions;
 mod probing;
