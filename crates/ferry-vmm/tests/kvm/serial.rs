@@ -210,7 +210,7 @@ fn a_state_of_no_serial_port_is_refused() {
     bad.sections[1] = ferry_state::Section::of(&crowded, 0, None).unwrap();
     assert!(guest.restore_devices(&bad).is_err());
     bad.sections.truncate(1);
-    let error = guest.restore_devices(&bad).unwrap_err().to_string();
+    let error = born(&IDLE).restore_devices(&bad).unwrap_err().to_string();
     assert!(error.contains("no section of `device/serial` (index 0)"), "{error}");
 }
 
