@@ -114,7 +114,8 @@ fn heal(world: &mut World) {
     }
     world.dirty_pages = 0;
     for _ in 0..SETTLED {
-        let settled = world.phase() == SourcePhase::Done && world.source.jobs.is_empty();
+        let busy = world.lives.iter().any(|life| !life.jobs.is_empty());
+        let settled = world.phase() == SourcePhase::Done && world.source.jobs.is_empty() && !busy;
         if settled && !world.advance() && world.arriving() == (vec![], vec![]) {
             return;
         }
