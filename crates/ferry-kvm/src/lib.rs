@@ -7,10 +7,12 @@
 //!   against this host;
 //! - [`allocate`] maps guest memory on a memfd, [`MemorySlots`] registers memory with KVM;
 //! - [`Kick`] gets a vCPU's thread out of `KVM_RUN`;
+//! - [`adopt()`] takes over an inherited descriptor;
 //! - [`x86`] captures and restores the state of vCPUs and VM.
 
 #![allow(unsafe_code, reason = "KVM's ioctls and run pages are raw memory; each block has its reason")]
 
+mod adopt;
 mod dirty_log;
 mod host;
 mod ioctl;
@@ -21,6 +23,7 @@ mod memory;
 mod state;
 pub mod x86;
 
+pub use adopt::adopt;
 pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};
 pub use judge::judge;
 pub use kick::{Entered, Kick, KickError, kick_signal};

@@ -15,6 +15,7 @@ mod intake;
 mod lane;
 mod link;
 mod machine;
+pub mod oneway;
 mod report;
 mod send;
 mod source;

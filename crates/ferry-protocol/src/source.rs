@@ -48,7 +48,11 @@ enum Wait {
     Hash,
     State,
     Ready,
+    /// One-way: what was sent is made to last.
+    Sealed,
     Running,
+    /// One-way: custody is being written.
+    Written,
     Answer(Question),
     /// The migration failed while the guest was being paused, or its resources released: the answer
     /// of that job says what is to be undone.
@@ -97,6 +101,7 @@ pub struct Source {
 
 mod asking;
 mod ending;
+mod one_way;
 mod terms;
 
 pub(crate) use ending::reason_of;
@@ -138,8 +143,8 @@ impl Source {
             | Wait::Round { last: true, .. }
             | Wait::Hash => SourcePhase::LastRound,
             Wait::State => SourcePhase::State,
-            Wait::Ready => SourcePhase::Ready,
-            Wait::Running => SourcePhase::Given,
+            Wait::Ready | Wait::Sealed => SourcePhase::Ready,
+            Wait::Running | Wait::Written => SourcePhase::Given,
             Wait::Answer(_) => SourcePhase::Asking,
             Wait::Halted { .. } | Wait::Resumed { .. } => SourcePhase::Undo,
             Wait::Nothing => SourcePhase::Done,
@@ -153,7 +158,7 @@ impl Source {
 
     /// Whether custody was given away and not taken back.
     pub fn has_given(&self) -> bool {
-        matches!(self.wait, Wait::Running | Wait::Answer(_))
+        matches!(self.wait, Wait::Running | Wait::Written | Wait::Answer(_))
     }
 
     /// The next deadline and its name: step with [`SourceEvent::Tick`] at that time at the latest.
@@ -207,15 +212,27 @@ impl Source {
             return self.fail(Cause::Machine(format!("the guest's own description is wrong: {error}")), true);
         }
         self.total = Some(now.after(self.config.timeouts.total));
+        if self.config.one_way {
+            return self.begin_one_way();
+        }
         self.await_message(Wait::Hello, now, self.config.timeouts.hello, TimerName::Hello);
-        vec![SourceAction::Send(ToTarget::Hello(Hello {
+        vec![self.hello()]
+    }
+
+    fn hello(&self) -> SourceAction {
+        SourceAction::Send(ToTarget::Hello(Hello {
             version_min: *VERSIONS.start(),
             version_max: *VERSIONS.end(),
             session: self.config.session,
             guest: self.config.guest.clone(),
             epoch: self.config.epoch,
             program: self.config.program.clone(),
-        }))]
+        }))
+    }
+
+    fn offer(&self) -> SourceAction {
+        let (machine, verify) = (self.config.machine.clone(), self.config.verify);
+        SourceAction::Send(ToTarget::Offer(Offer { machine, verify, lanes: self.lanes() }))
     }
 
     fn on_message(&mut self, now: Time, message: ToSource) -> Vec<SourceAction> {
@@ -223,8 +240,7 @@ impl Source {
             (Wait::Hello, ToSource::Hello(hello)) if VERSIONS.contains(&hello.version) => {
                 self.instance = Some(hello.instance);
                 self.await_message(Wait::Verdict, now, self.config.timeouts.verdict, TimerName::Verdict);
-                let (machine, verify) = (self.config.machine.clone(), self.config.verify);
-                vec![SourceAction::Send(ToTarget::Offer(Offer { machine, verify, lanes: self.lanes() }))]
+                vec![self.offer()]
             }
             (Wait::Verdict, ToSource::Verdict(verdict)) => {
                 self.verdict = Some(verdict.clone());
@@ -301,6 +317,8 @@ impl Source {
                 self.await_job(Wait::State);
                 vec![SourceAction::Send(ToTarget::MemoryHash(MemoryHash { blake3 })), SourceAction::SendState]
             }
+            (Wait::State, SourceEvent::StateSent { sections }) if self.config.one_way => self.seal(sections),
+            (Wait::Sealed, SourceEvent::Sealed) => self.give(now),
             (Wait::State, SourceEvent::StateSent { sections }) => {
                 let within = self.config.timeouts.ready + self.hash_allowance();
                 self.await_message(Wait::Ready, now, within, TimerName::Ready);
@@ -368,7 +386,7 @@ impl Source {
     }
 
     fn lanes(&self) -> u8 {
-        self.config.lanes.clamp(1, MAX_LANES)
+        if self.config.one_way { 1 } else { self.config.lanes.clamp(1, MAX_LANES) }
     }
 
     fn offered(&self) -> OfEpoch {
