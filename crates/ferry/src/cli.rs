@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferry_migrate::Address;
+use ferry_migrate::oneway::Place;
 use ferry_protocol::GuestId;
 use ferry_vmm::{Backend, GuestConfig, Payload};
 
@@ -154,9 +155,15 @@ pub(crate) struct RunArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ReceiveArgs {
     /// Where to wait: HOST:PORT on a loopback address (port 0: a free one), or unix:PATH.
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) listen: Address,
-    /// Take only the guest of this name.
+    #[arg(long, value_name = "ADDR", required_unless_present = "from")]
+    pub(crate) listen: Option<Address>,
+    /// Take the guest from `file:PATH`, or from the open descriptor `fd:N`, instead of waiting for one.
+    #[arg(long, value_name = "file:PATH|fd:N", value_parser = one_way, conflicts_with_all = ["listen", "insecure"])]
+    pub(crate) from: Option<Place>,
+    /// Run a copy of a file's guest under the name --id: the file keeps its custody.
+    #[arg(long, requires_all = ["from", "id"])]
+    pub(crate) clone: bool,
+    /// Take only the guest of this name; with --clone the copy's own name.
     #[arg(long)]
     pub(crate) id: Option<GuestId>,
     /// Listen on an address that other machines can reach, though whoever reaches it can read and
@@ -174,9 +181,10 @@ pub(crate) struct ReceiveArgs {
 pub(crate) struct MigrateArgs {
     /// The guest's name.
     pub(crate) id: GuestId,
-    /// Where `ferry receive` waits: HOST:PORT or unix:PATH.
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) to: Address,
+    /// Where `ferry receive` waits (HOST:PORT or unix:PATH), a new file (`file:PATH`), or a pipe or socket
+    /// that is open here (`fd:N`).
+    #[arg(long, value_name = "ADDR|file:PATH|fd:N")]
+    pub(crate) to: Place,
     /// Pause the guest when the rest is predicted to take at most this long.
     #[arg(long, value_name = "MS", default_value = "30")]
     pub(crate) downtime_limit: Millis,
@@ -207,6 +215,13 @@ pub(crate) struct StatusArgs {
 pub(crate) struct OneGuestArgs {
     /// The guest's name.
     pub(crate) id: GuestId,
+}
+
+fn one_way(text: &str) -> Result<Place, String> {
+    match text.parse::<Place>() {
+        Ok(Place::Link(_)) => Err("use file:PATH or fd:N; to wait on an address use --listen".into()),
+        other => other.map_err(|error| error.to_string()),
+    }
 }
 
 impl TestArgs {
