@@ -66,6 +66,17 @@ pub(crate) enum OpenSink {
 }
 
 impl OpenSink {
+    /// Brings what live rounds wrote onto the disk while the guest runs, so that less is left for the
+    /// pause.
+    pub(crate) fn flush(&self) -> Result<(), String> {
+        match self {
+            Self::File(partial) => partial.file.sync_data().map_err(|error| {
+                format!("{} cannot be written to the disk: {error}", partial.working_path.display())
+            }),
+            Self::Stream => Ok(()),
+        }
+    }
+
     /// Makes everything that was written so far last.
     pub(crate) fn seal(&mut self, of: OfEpoch) -> Result<(), String> {
         match self {

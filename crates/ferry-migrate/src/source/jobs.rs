@@ -80,6 +80,9 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     }
 
     fn harvest(&mut self, last: bool) -> Result<Option<SourceEvent>, MachineError> {
+        if let Some(sink) = self.sink.as_ref().filter(|_| !last) {
+            sink.flush().map_err(MachineError::new)?;
+        }
         let when = if last { Harvest::Paused } else { Harvest::Live };
         // Pages of a round that could not be sent stay in the set: nothing is forgotten.
         self.machine.harvest_dirty(when, &mut self.dirty)?;
