@@ -36,4 +36,6 @@ pub mod x86;
 pub use error::StateError;
 pub use machine::{MAX_SECTIONS, MachineState};
 pub use part::{Fields, Part};
-pub use section::{MAX_BODY_BYTES, MAX_NAME_BYTES, MAX_NEEDED, MAX_SECTION_BYTES, Section, decode_known};
+pub use section::{
+    MAX_BODY_BYTES, MAX_NAME_BYTES, MAX_NEEDED, MAX_SECTION_BYTES, Section, decode_known, describe_known,
+};

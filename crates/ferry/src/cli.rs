@@ -41,6 +41,10 @@ pub(crate) enum Verb {
     Watch(OneGuestArgs),
     /// End the migration of a guest before custody passes; the guest runs on here.
     Cancel(OneGuestArgs),
+    /// Look into a file that `migrate --to file:PATH` wrote, without taking anything from it.
+    Inspect(InspectArgs),
+    /// Print the completions of a shell.
+    Completions(CompletionsArgs),
 }
 
 /// How to print.
@@ -124,6 +128,9 @@ pub(crate) struct TestArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry demo
+  ferry demo --memory 4G --lanes 2 --moves 3 --output json")]
 pub(crate) struct DemoArgs {
     #[command(flatten)]
     pub(crate) guest: GuestArgs,
@@ -142,6 +149,9 @@ pub(crate) struct DemoArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry run --id web-1 --memory 1G
+  ferry run --payload idle --backend sim")]
 pub(crate) struct RunArgs {
     /// The guest's name; by default one is made up.
     #[arg(long)]
@@ -153,6 +163,15 @@ pub(crate) struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry receive --listen 127.0.0.1:7000
+  ferry receive --listen unix:/run/b.sock --id web-1
+  ferry receive --from file:/backup/web-1.ferry
+  ferry receive --from file:/backup/web-1.ferry --clone --id web-2
+  ferry receive --from fd:0 < /run/pipe
+
+The guest of a file is taken once: the file is marked before it runs. A copy (--clone) is a guest of its
+own and leaves the file as it is.")]
 pub(crate) struct ReceiveArgs {
     /// Where to wait: HOST:PORT on a loopback address (port 0: a free one), or unix:PATH.
     #[arg(long, value_name = "ADDR", required_unless_present = "from")]
@@ -178,6 +197,16 @@ pub(crate) struct ReceiveArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry migrate web-1 --to 127.0.0.1:7000 --wait      to where `ferry receive` waits
+  ferry migrate web-1 --to unix:/run/b.sock --lanes 4
+  ferry migrate web-1 --to file:/backup/web-1.ferry --wait
+                                                      into a file; the guest ends here
+  ferry migrate web-1 --to fd:4 --wait 4>&1 >report | ssh b ferry receive --from fd:0
+                                                      through a pipe
+
+A file or descriptor cannot answer: custody is in it, and the guest is gone from here once it was
+written. Until then every failure leaves the guest running.")]
 pub(crate) struct MigrateArgs {
     /// The guest's name.
     pub(crate) id: GuestId,
@@ -206,12 +235,38 @@ pub(crate) struct MigrateArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry status
+  ferry status web-1 --output json")]
 pub(crate) struct StatusArgs {
     /// The guest's name; all guests, if none is given.
     pub(crate) id: Option<GuestId>,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry inspect web-1.ferry
+  ferry inspect web-1.ferry --output json | jq .custody")]
+pub(crate) struct InspectArgs {
+    /// The file.
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry completions bash > ~/.local/share/bash-completion/completions/ferry
+  ferry completions zsh > \"${fpath[1]}/_ferry\"
+  ferry completions fish > ~/.config/fish/completions/ferry.fish")]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry watch web-1
+  ferry cancel web-1")]
 pub(crate) struct OneGuestArgs {
     /// The guest's name.
     pub(crate) id: GuestId,

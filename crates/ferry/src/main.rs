@@ -35,6 +35,8 @@ fn main() -> ExitCode {
         Verb::Migrate(args) => verbs::migrate::migrate(&args, format),
         Verb::Status(args) => verbs::status::status(&args, format),
         Verb::Watch(args) => verbs::watch::watch(&args, format),
+        Verb::Inspect(args) => verbs::inspect::inspect(&args, format),
+        Verb::Completions(args) => Ok(verbs::completions::completions(&args)),
         Verb::Cancel(args) => verbs::watch::cancel(&args, format),
     };
     match done {

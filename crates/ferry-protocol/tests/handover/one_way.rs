@@ -104,6 +104,9 @@ fn walk(verify: bool, strike: Option<(SourcePhase, Fault)>) -> (bool, SourceOutc
             if is_answer {
                 events.pop_front();
             }
+            if (phase, fault) == (SourcePhase::Pause, Fault::Job) {
+                runs = true; // a pause that fails pauses nothing
+            }
             if fault == Fault::Late {
                 now = Time(u64::MAX / 2);
             }

@@ -1,6 +1,8 @@
 //! The verbs, one module each.
 
+pub(crate) mod completions;
 pub(crate) mod demo;
+pub(crate) mod inspect;
 pub(crate) mod migrate;
 pub(crate) mod receive;
 pub(crate) mod run;
