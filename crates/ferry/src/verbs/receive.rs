@@ -35,7 +35,7 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(args.id.clone(), chosen.name(), jobs, args.test.clone());
     let name = args.id.as_ref().map_or("receive", |id| id.as_str());
-    let _socket = server::serve(&shared, name)?;
+    let socket = server::serve(&shared, name)?;
     let expected = args.id.clone().filter(|_| !args.clone);
     let options = TakeOptions {
         instance: InstanceId(fresh_seed()),
@@ -46,7 +46,7 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let observer = ArrivalObserver { shared: &shared };
     let arrived = take(origin, options, &mut builder, &observer).map_err(|error| error_of(&error))?;
     shared.adopt(arrived.machine, &arrived.guest, arrived.epoch);
-    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &arrived.arrival);
+    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &arrived.arrival, socket.path());
     let end = serve(&shared, &wanted, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
@@ -100,7 +100,7 @@ fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliE
         .wait(&mut builder, &ArrivalObserver { shared: &shared })
         .map_err(|error| CliError::of(&error))?;
     shared.adopt(arrived.machine, &arrived.guest, arrived.epoch);
-    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &arrived.arrival);
+    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &arrived.arrival, socket.path());
     let end = serve(&shared, &wanted, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
@@ -118,12 +118,12 @@ fn say_waiting(format: Format, address: &str, chosen: &Chosen, socket: &std::pat
     }
 }
 
-fn say_arrived(format: Format, guest: &str, epoch: u64, arrival: &Arrival) {
+fn say_arrived(format: Format, guest: &str, epoch: u64, arrival: &Arrival, socket: &std::path::Path) {
     let received = arrival.received;
     let (data, zeros) = (received.data_pages * 4096, received.zero_pages * 4096);
     match format {
         Format::Json => output::json(&json!({ "arrived": {
-            "id": guest, "epoch": epoch, "rounds": received.rounds, "data_bytes": data, "zero_bytes": zeros,
+            "id": guest, "epoch": epoch, "control_socket": socket, "rounds": received.rounds, "data_bytes": data, "zero_bytes": zeros,
             "total_ms": millis(arrival.total), "build_ms": millis(arrival.build),
             "restore_ms": millis(arrival.restore), "resume_ms": millis(arrival.resume),
         }})),

@@ -16,5 +16,6 @@ mod control_socket;
 mod freeze;
 mod kill;
 mod moves;
+mod one_way;
 mod permissions;
 mod soak;
