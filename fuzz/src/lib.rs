@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::missing_panics_doc, reason = "a panic is how a body says that it found something")]
 
+pub mod contract;
 pub mod guests;
 pub mod mutate;
 pub mod protocol;
@@ -20,7 +21,7 @@ pub mod seeds;
 pub mod state;
 
 use ferry_protocol::message::{ToSource, ToTarget};
-use ferry_state::x86;
+use ferry_state::{Resources, device, x86};
 
 /// The crate whose macro makes a target of a body.
 #[cfg(feature = "libfuzzer")]
@@ -36,8 +37,12 @@ pub const BODIES: &[(&str, Body)] = &[
     ("page_head", protocol::page_head),
     ("to_target", protocol::message::<ToTarget>),
     ("to_source", protocol::message::<ToSource>),
+    ("profile", contract::profile),
+    ("contract", contract::wire),
+    ("contract_json", contract::json),
     ("vmm_config", guests::vmm_config),
     ("sim_config", guests::sim_config),
+    ("image", guests::image),
     ("section", state::section),
     ("x86_regs", state::part::<x86::Regs>),
     ("x86_sregs", state::part::<x86::Sregs>),
@@ -47,10 +52,15 @@ pub const BODIES: &[(&str, Body)] = &[
     ("x86_xsave", state::part::<x86::Xsave>),
     ("x86_lapic", state::part::<x86::Lapic>),
     ("x86_debug_regs", state::part::<x86::DebugRegs>),
+    ("x86_nested", state::part::<x86::Nested>),
     ("x86_msrs", state::part::<x86::Msrs>),
     ("x86_tsc_frequency", state::part::<x86::TscFrequency>),
+    ("x86_tsc_offset", state::part::<x86::TscOffset>),
     ("x86_irqchip", state::part::<x86::Irqchip>),
+    ("x86_pit", state::part::<x86::Pit>),
     ("x86_clock", state::part::<x86::Clock>),
+    ("device_serial", state::part::<device::Serial>),
+    ("machine_resources", state::part::<Resources>),
 ];
 
 /// The body of that name.

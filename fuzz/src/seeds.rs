@@ -3,7 +3,7 @@
 //! They lie in `corpus/BODY/NAME`. When a wire form gains something, write the new seeds with
 //! `FERRY_BLESS=1 cargo test -p ferry-fuzz`; old ones stay useful as inputs from an older build.
 
-use ferry_contract::{Finding, FindingKind, Layer, Verdict};
+use ferry_contract::{BirthRequest, Contract, Features, Finding, FindingKind, Layer, Profile, Verdict};
 use ferry_protocol::frame::{FrameKind, PageHead, WireRange, encode};
 use ferry_protocol::message::{
     Ask, Hello, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
@@ -11,7 +11,7 @@ use ferry_protocol::message::{
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use ferry_sim::{SimConfig, Workload};
-use ferry_state::{Part, Section, x86};
+use ferry_state::{Part, ResourceName, Resources, Section, device, x86};
 use ferry_vmm::{GuestConfig, Payload};
 
 /// One seed.
@@ -28,14 +28,40 @@ pub struct Seed {
 /// All seeds.
 pub fn all() -> Vec<Seed> {
     let mut seeds = protocol();
+    seeds.extend(contracts());
     seeds.extend(guests());
     seeds.extend(state());
+    seeds.push(seed("image", "flat", &[0xf4, 0xeb, 0xfd]));
+    seeds.push(seed("image", "elf", &elf()));
     seeds
 }
 
 fn seed(body: &'static str, name: &str, bytes: &[u8]) -> Seed {
     Seed { body, name: name.to_owned(), bytes: bytes.to_vec() }
 }
+
+/// A profile with two entries a list, and the contract of a guest born there.
+fn contracts() -> Vec<Seed> {
+    let Ok(mut profile) = Profile::from_json(PROFILE) else { return Vec::new() };
+    profile.capabilities.truncate(2);
+    profile.msrs.listed.truncate(2);
+    profile.xsave.components.truncate(2);
+    for list in [&mut profile.cpuid.supported, &mut profile.cpuid.emulated, &mut profile.probe_guest.cpuid] {
+        list.truncate(2);
+    }
+    let mut seeds = vec![seed("profile", "kvm_pvm", profile.to_json().as_bytes())];
+    let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv: false } };
+    if let Ok(contract) = Contract::birth(&profile, &request) {
+        seeds.push(seed("contract", "kvm_pvm", &contract.to_bytes()));
+        seeds.push(seed("contract_json", "kvm_pvm", contract.to_json().as_bytes()));
+        let plain = Contract { kvm_cpuid: None, ..contract };
+        seeds.push(seed("contract", "plain", &plain.to_bytes()));
+    }
+    seeds
+}
+
+/// What `ferry probe` wrote on a real host.
+const PROFILE: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/kvm_pvm.profile.json");
 
 fn guests() -> Vec<Seed> {
     let (working_set_bytes, rate_bytes_per_second) = (1 << 20, 4 << 20);
@@ -78,10 +104,16 @@ fn to_target() -> Vec<ToTarget> {
         program: "ferry".to_owned(),
     };
     let regions = vec![RegionSpan { start: 0, length: 1 << 20 }];
-    let machine = MachineDescription { kind: "sim".to_owned(), vcpus: 1, regions, config: vec![0xa0] };
+    let machine = MachineDescription {
+        kind: "sim".to_owned(),
+        vcpus: 1,
+        regions,
+        config: vec![0xa0],
+        contract: vec![],
+    };
     vec![
         ToTarget::Hello(hello),
-        ToTarget::Offer(Offer { machine, verify: true, lanes: 1 }),
+        ToTarget::Offer(Offer { machine, verify: true, lanes: 1, written: Vec::new() }),
         ToTarget::RoundEnd(RoundEnd { round: 1, data_pages: 2, zero_pages: 3, last: false }),
         ToTarget::MemoryHash(MemoryHash { blake3: [9; 32] }),
         ToTarget::StateEnd(StateEnd { sections: 12 }),
@@ -135,7 +167,24 @@ fn framed(body: &'static str, name: &str, kind: FrameKind, bytes: &[u8]) -> [See
     [seed(body, name, bytes), seed("frame", &format!("{body}-{name}"), &encode(kind, bytes))]
 }
 
+/// An ELF64 executable of one segment: three bytes at 4 MiB, which are its entry.
+fn elf() -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64
+    let numbers = |file: &mut Vec<u8>, numbers: &[u64]| {
+        file.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    };
+    numbers(&mut file, &[0x40_0000, 64, 0]); // entry, program headers, sections
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]); // a loadable segment
+    numbers(&mut file, &[120, 0x40_0000, 0x40_0000, 3, 4096, 4096]);
+    file.extend([0xf4, 0xeb, 0xfd]);
+    file
+}
+
 fn state() -> Vec<Seed> {
+    let lock = ResourceName { kind: "file-lock".to_owned(), name: "/disks/web-1.lock".to_owned() };
     let xsave = x86::Xsave { region: vec![0; x86::MIN_XSAVE_BYTES] };
     let msrs = x86::Msrs { values: [(0x10, 1), (0xc000_0080, 0xd01)].into() };
     let xcrs = x86::Xcrs { xcrs: vec![x86::Xcr { xcr: 0, value: 7 }], ..x86::Xcrs::default() };
@@ -148,14 +197,28 @@ fn state() -> Vec<Seed> {
         of_part("x86_xsave", &xsave),
         of_part("x86_lapic", &x86::Lapic::default()),
         of_part("x86_debug_regs", &x86::DebugRegs::default()),
+        of_nested(),
         of_part("x86_msrs", &msrs),
         of_part("x86_tsc_frequency", &x86::TscFrequency::default()),
+        of_part("x86_tsc_offset", &x86::TscOffset { from_first: 7 }),
         of_part("x86_irqchip", &x86::Irqchip::default()),
+        of_part("x86_pit", &x86::Pit::default()),
         of_part("x86_clock", &x86::Clock::default()),
+        of_part("device_serial", &device::Serial { input: b"echo".to_vec(), ..device::Serial::default() }),
+        of_part("machine_resources", &Resources { released: vec![lock] }),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// VMX operation without a current VMCS: a header alone.
+fn of_nested() -> Vec<Seed> {
+    let mut header = vec![0; x86::NESTED_HEADER_BYTES];
+    for (byte, value) in header.iter_mut().skip(4).zip([128, 0, 0, 0, 0, 0x10]) {
+        *byte = value;
+    }
+    x86::Nested::from_bytes(header).map_or_else(Vec::new, |nested| of_part("x86_nested", &nested))
 }
 
 /// A part's bytes for its own body, and the section around it for the bodies of sections and streams.
@@ -173,7 +236,7 @@ mod tests {
     #[test]
     fn every_part_seed_is_a_section_that_decodes() {
         let sections: Vec<Seed> = all().into_iter().filter(|seed| seed.body == "section").collect();
-        assert_eq!(sections.len(), x86::KNOWN_SECTIONS.len());
+        assert_eq!(sections.len(), x86::KNOWN_SECTIONS.len() + ferry_state::MACHINE_SECTIONS.len());
         for seed in sections {
             let section = Section::from_bytes(&seed.bytes).unwrap();
             ferry_state::decode_known(&section).unwrap();

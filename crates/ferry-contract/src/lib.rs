@@ -1,11 +1,44 @@
 //! What a guest may see of its processors and its hypervisor, and the verdict on moving it.
 //!
-//! This crate stands on the ground floor: it knows neither sockets nor `/dev/kvm`. Its content so
-//! far is the vocabulary in which a refusal is explained: a [`Finding`] is one reason, a
-//! [`Verdict`] is made of findings.
+//! This crate stands on the ground floor: it knows neither sockets nor `/dev/kvm`.
+//!
+//! - A [`Profile`] is everything that one host's KVM can offer a guest, a [`Contract`] everything that
+//!   one guest may see; both are values, with JSON files of one form.
+//! - [`Contract::birth`] makes the contract of a new guest; [`compare`] holds one against a profile.
+//! - A [`Verdict`] is made of [`Finding`]s, each one reason with its remedy.
+//!
+//! ```
+//! # use ferry_contract::{BirthRequest, Contract, Features, Profile, compare};
+//! # fn moved(source: &[u8], target: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+//! let (source, target) = (Profile::from_json(source)?, Profile::from_json(target)?);
+//! let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv: false } };
+//! let contract = Contract::birth(&source, &request)?;
+//! for finding in compare(&contract, &target).findings {
+//!     println!("{finding}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 #![forbid(unsafe_code)]
 
+mod birth;
+mod compare;
+mod contract;
+mod cpuid;
+mod hex;
+mod json;
+mod profile;
+mod rules;
 mod verdict;
 
+pub use birth::{BirthError, BirthRequest, Features};
+pub use compare::compare;
+pub use contract::{CONTRACT_FORMAT, Contract, ContractError, FeatureMsr, KVM_X86_64, MAX_CONTRACT_BYTES};
+pub use cpuid::{CpuidEntry, MAX_CPUID_ENTRIES, Register, per_vcpu, run_time};
+pub use json::{JsonError, MAX_DEPTH, MAX_FILE_BYTES, MAX_JSON_TEXT_BYTES, MAX_LIST};
+pub use profile::{
+    Capability, CpuidFacts, Extra, KernelFacts, Limits, Module, MsrFacts, MsrValue, PROFILE_FORMAT,
+    ProbeGuest, Processor, Profile, TscFacts, XsaveComponent, XsaveFacts,
+};
 pub use verdict::{Finding, FindingKind, Layer, MAX_FINDINGS, MAX_TEXT_BYTES, Verdict};

@@ -67,7 +67,7 @@ pub(crate) enum DirtyLogError {
 
 /// Who clears the log and protects the pages again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Protect {
+pub(crate) enum Protect {
     /// `KVM_GET_DIRTY_LOG` itself.
     OnRead,
     /// `KVM_CLEAR_DIRTY_LOG`; the log starts empty, every page protected.
@@ -111,6 +111,13 @@ impl DirtyLog {
     pub(crate) fn new(vm: &VmFd) -> Self {
         let offered = vm.check_extension_raw(c_ulong::from(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2));
         Self { protect: Protect::offered(u32::try_from(offered).unwrap_or(0)), on: false }
+    }
+
+    /// The same in this mode, if KVM offers it.
+    #[cfg(test)]
+    pub(crate) fn in_mode(vm: &VmFd, protect: Protect) -> Option<Self> {
+        let offered = Self::new(vm).protect;
+        (protect.flags() & offered.flags() == protect.flags()).then_some(Self { protect, on: false })
     }
 
     /// Switches the log on. Every page written after this returns is in a later harvest.
@@ -233,16 +240,7 @@ fn pieces(pages: u64) -> impl Iterator<Item = Piece> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use ferry_memory::{Layout, Span};
-    use ferry_protocol::RegionSpan;
-    use kvm_bindings::kvm_regs;
-    use kvm_ioctls::{VcpuExit, VcpuFd};
-    use vm_memory::{Bytes, GuestAddress};
-
     use super::*;
-    use crate::memory::allocate;
 
     #[test]
     fn pieces_keep_the_kernels_rules_and_cover_every_page() {
@@ -264,70 +262,6 @@ mod tests {
         assert_eq!(piece.part(0, 3), piece);
         assert_eq!(piece.part(1, 2), Piece { first: 192, pages: 128 });
         assert_eq!(piece.part(3, 3), Piece { first: 320, pages: 5 });
-    }
-
-    /// Code in real mode that writes two pages of its data segment and says so, for ever:
-    /// `mov al, 1; mov [0], al; mov [0x4000], al; out 0x10, al; jmp` to its start.
-    const WRITE_TWO: [u8; 12] = [0xb0, 1, 0xa2, 0, 0, 0xa2, 0, 0x40, 0xe6, 0x10, 0xeb, 0xf4];
-
-    /// Memory of 70 pages, no multiple of 64, so that both written pages lie in a slot's tail.
-    const TAIL: [u64; 2] = [65, 69];
-
-    struct Writer {
-        vcpu: VcpuFd,
-        memory: MemorySlots,
-        log: DirtyLog,
-    }
-
-    impl Writer {
-        fn new(protect: Protect) -> Option<Self> {
-            let kvm = crate::open().map_err(|error| println!("skipped: {error}")).ok()?;
-            let vm = Arc::new(kvm.create_vm().unwrap());
-            let span = RegionSpan { start: 0, length: 70 * PAGE_SIZE };
-            let memory = MemorySlots::register(Arc::clone(&vm), allocate(&[span]).unwrap()).unwrap();
-            memory.memory().write_slice(&WRITE_TWO, GuestAddress(0x1000)).unwrap();
-            let vcpu = vm.create_vcpu(0).unwrap();
-            let mut sregs = vcpu.get_sregs().unwrap();
-            (sregs.cs.base, sregs.cs.selector) = (0, 0);
-            (sregs.ds.base, sregs.ds.selector) = (0x41000, 0x4100);
-            vcpu.set_sregs(&sregs).unwrap();
-            vcpu.set_regs(&kvm_regs { rip: 0x1000, rflags: 2, ..Default::default() }).unwrap();
-            let offered = DirtyLog::new(&vm).protect;
-            if protect.flags() & offered.flags() != protect.flags() {
-                println!("skipped: this KVM does not offer {protect:?}");
-                return None;
-            }
-            Some(Self { vcpu, memory, log: DirtyLog { protect, on: false } })
-        }
-
-        fn write(&mut self) {
-            assert!(matches!(self.vcpu.run(), Ok(VcpuExit::IoOut(0x10, _))));
-        }
-
-        fn harvest(&mut self, when: Harvest) -> Vec<u64> {
-            let layout = Layout::new(vec![Span { start: 0, length: 70 * PAGE_SIZE }]).unwrap();
-            let mut pages = PageSet::empty(&layout);
-            self.log.harvest(&self.memory, when, &mut pages).unwrap();
-            pages.ranges().flat_map(|range| range.first..range.first + range.count).collect()
-        }
-    }
-
-    #[test]
-    fn every_mode_notes_each_write_once_and_again_after_a_live_harvest() {
-        for protect in [Protect::OnRead, Protect::Manual, Protect::ManualInitiallySet] {
-            let Some(mut guest) = Writer::new(protect) else { continue };
-            guest.write();
-            for _ in 0..2 {
-                guest.log.start(&guest.memory).unwrap();
-                assert!(guest.harvest(Harvest::Live).is_empty(), "{protect:?}: nothing was written yet");
-                guest.write();
-                assert_eq!(guest.harvest(Harvest::Live), TAIL, "{protect:?}");
-                assert!(guest.harvest(Harvest::Live).is_empty(), "{protect:?}: harvested once");
-                guest.write();
-                assert_eq!(guest.harvest(Harvest::Paused), TAIL, "{protect:?}: noted again");
-                guest.log.stop(&guest.memory).unwrap();
-            }
-        }
     }
 
     #[test]

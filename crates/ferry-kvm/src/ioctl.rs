@@ -1,17 +1,18 @@
-//! The one ioctl on a VM that kvm-ioctls does not have: `KVM_CLEAR_DIRTY_LOG`.
+//! The ioctls on a VM that kvm-ioctls does not have: `KVM_CLEAR_DIRTY_LOG`, `KVM_RESET_DIRTY_RINGS`.
 //!
 //! Facts from the kernel's Documentation/virt/kvm/api.rst, 4.117, and
 //! `kvm_clear_dirty_log_protect` in `virt/kvm/kvm_main.c`: `first_page` is a multiple of 64; so is
 //! `num_pages`, unless the range ends with the slot; the kernel reads one bit a page, rounded up to
 //! whole 64-bit words. A set bit clears the page in the log and protects it, so that the next write
-//! is noted again.
+//! is noted again. The rings' reset takes no argument and gives the number of entries that it freed;
+//! newer kernels end it with EINTR when a signal waits (`kvm_dirty_ring_reset` in `virt/kvm/dirty_ring.c`).
 
 use std::os::raw::c_ulong;
 
 use kvm_bindings::{KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::errno;
-use vmm_sys_util::ioctl::{_IOC_READ, _IOC_WRITE, ioctl_expr, ioctl_with_ref};
+use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl, ioctl_expr, ioctl_with_ref};
 
 /// Pages that one word of a dirty bitmap stands for.
 pub(crate) const PAGES_PER_WORD: u64 = 64;
@@ -50,6 +51,25 @@ pub(crate) fn clear_dirty_log(
     if result == 0 { Ok(()) } else { Err(errno::Error::last()) }
 }
 
+/// `_IO(KVMIO, 0xc7)` of linux/kvm.h.
+const KVM_RESET_DIRTY_RINGS: c_ulong = ioctl_expr(_IOC_NONE, KVMIO, 0xc7, 0);
+
+/// Protects the pages again that were taken from the VM's dirty rings, and frees their entries.
+pub(crate) fn reset_dirty_rings(vm: &VmFd) -> Result<(), errno::Error> {
+    loop {
+        // SAFETY: the call takes no argument and writes to no memory of this process but the rings,
+        // whose entries this process has given back.
+        let result = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS) };
+        if result >= 0 {
+            return Ok(());
+        }
+        let error = errno::Error::last();
+        if error.errno() != libc::EINTR {
+            return Err(error);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +79,6 @@ mod tests {
         assert_eq!(size_of::<kvm_clear_dirty_log>(), LOG_BYTES as usize);
         // Computed by hand from linux/kvm.h: direction 3, size 24, type 0xae, number 0xc0.
         assert_eq!(KVM_CLEAR_DIRTY_LOG, 0xc018_aec0);
+        assert_eq!(KVM_RESET_DIRTY_RINGS, 0xaec7);
     }
 }

@@ -150,6 +150,7 @@ mod tests {
             vcpus,
             regions: regions.iter().map(|&(start, length)| RegionSpan { start, length }).collect(),
             config: Vec::new(),
+            contract: Vec::new(),
         }
     }
 

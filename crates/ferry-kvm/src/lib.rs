@@ -6,24 +6,32 @@
 //! - [`open`] opens `/dev/kvm` or says why not; [`HostLimits`] and [`judge()`] hold an offered machine
 //!   against this host;
 //! - [`allocate`] maps guest memory on a memfd, [`MemorySlots`] registers memory with KVM;
+//! - [`DirtyRing`] notes written pages by vCPU where the dirty log is not wanted;
 //! - [`Kick`] gets a vCPU's thread out of `KVM_RUN`;
 //! - [`adopt()`] takes over an inherited descriptor;
+//! - [`probe::probe`] makes this host's profile, [`apply_contract`] gives a vCPU what its guest's contract says;
 //! - [`x86`] captures and restores the state of vCPUs and VM.
 
 #![allow(unsafe_code, reason = "KVM's ioctls and run pages are raw memory; each block has its reason")]
 
 mod adopt;
+mod contract;
+mod dirty;
 mod dirty_log;
+mod dirty_ring;
 mod host;
 mod ioctl;
 mod judge;
 mod kick;
 mod machine;
 mod memory;
+pub mod probe;
 mod state;
 pub mod x86;
 
 pub use adopt::adopt;
+pub use contract::{ContractApplyError, apply_contract, judge_contract};
+pub use dirty_ring::{DirtyRing, DirtyRingError};
 pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};
 pub use judge::judge;
 pub use kick::{Entered, Kick, KickError, kick_signal};

@@ -2,8 +2,9 @@
 //! `GuestMemory`.
 //!
 //! The VMM keeps its threads and its devices, and says through two small traits what only it can do:
-//! [`Vcpus`] stops its vCPU threads and lets them go, [`Devices`] saves and restores its devices.
-//! Everything else (memory, dirty log, vCPU and VM state, custody) is done here:
+//! [`Vcpus`] stops its vCPU threads and lets them go, [`Devices`] saves and restores its devices (a
+//! [`DeviceSet`] does it as it is). Everything else (memory, dirty log, vCPU and VM state, locks,
+//! custody) is done here:
 //!
 //! ```no_run
 //! # use std::{error::Error, sync::Arc};
@@ -33,13 +34,14 @@
 
 use std::sync::Arc;
 
+use ferry_contract::Contract;
 use ferry_memory::{GuestRam, PageSet};
-use ferry_migrate::{Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
+use ferry_migrate::{Custody, DeviceSet, Harvest, Machine, MachineError, ResourceSet, ResumeError, RunWatch};
 use ferry_protocol::{Epoch, GuestId, MachineDescription};
-use ferry_state::MachineState;
+use ferry_state::{MachineState, Resources};
 use kvm_ioctls::{Kvm, VcpuFd};
 
-use crate::dirty_log::DirtyLog;
+use crate::dirty::DirtySource;
 use crate::memory::MemorySlots;
 use crate::state::KvmState;
 
@@ -70,7 +72,8 @@ pub trait Vcpus: Send {
 /// What [`Vcpus::with_vcpu`] calls.
 pub type UseVcpu<'a> = dyn FnMut(&VcpuFd) -> Result<(), MachineError> + 'a;
 
-/// A VMM's devices, as [`KvmMachine`] needs them.
+/// A VMM's devices, as [`KvmMachine`] needs them. [`DeviceSet`] is one; its documentation says what
+/// each call means for a single device. They are quiet until the first [`resume`](Self::resume).
 pub trait Devices: Send {
     /// The state of the devices of the paused machine, one section or more a device, named
     /// `device/…`; an empty state if they have none.
@@ -83,6 +86,39 @@ pub trait Devices: Send {
     /// Adds the pages that devices wrote to guest memory from user space since the last call: KVM's
     /// dirty log does not know of them. Empty for a VMM whose devices write no guest memory.
     fn harvest_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
+
+    /// Ends what they do by themselves; called when no vCPU runs any more. If it fails they go on. The
+    /// default is for devices that do nothing by themselves.
+    fn quiesce(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// Lets them go on; called before the first vCPU runs. If it fails they are quiet.
+    fn resume(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
+
+impl Devices for DeviceSet {
+    fn capture(&mut self) -> Result<MachineState, MachineError> {
+        DeviceSet::capture(self)
+    }
+
+    fn restore(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        DeviceSet::restore(self, state)
+    }
+
+    fn harvest_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        DeviceSet::harvest_dirty(self, into)
+    }
+
+    fn quiesce(&mut self) -> Result<(), MachineError> {
+        DeviceSet::quiesce(self)
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        DeviceSet::resume(self)
+    }
 }
 
 /// A guest on KVM that can be moved.
@@ -92,11 +128,15 @@ pub struct KvmMachine<V, D> {
     vcpus: V,
     run: Run,
     devices: D,
-    dirty: DirtyLog,
+    resources: ResourceSet,
+    dirty: DirtySource,
     state: KvmState,
     memory: MemorySlots,
     ram: GuestRam,
     config: Vec<u8>,
+    /// A restore failed half-way: what is here now is no guest.
+    spoilt: bool,
+    contract: Vec<u8>,
 }
 
 impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
@@ -108,15 +148,42 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
     pub fn new(kvm: &Kvm, memory: MemorySlots, mut vcpus: V, devices: D) -> Result<Self, MachineError> {
         let ram = GuestRam::new(Arc::new(memory.memory().clone()))
             .map_err(|error| failed("this guest memory cannot be moved", error))?;
-        let dirty = DirtyLog::new(memory.vm());
+        let dirty = DirtySource::of(&memory, &mut vcpus)?;
         let state = KvmState::at_creation(kvm, memory.vm(), &mut vcpus)?;
-        Ok(Self { vcpus, run: Run::default(), devices, dirty, state, memory, ram, config: Vec::new() })
+        Ok(Self {
+            vcpus,
+            run: Run::default(),
+            devices,
+            resources: ResourceSet::new(),
+            dirty,
+            state,
+            memory,
+            ram,
+            config: Vec::new(),
+            spoilt: false,
+            contract: Vec::new(),
+        })
+    }
+
+    /// The same with resources of kinds that the VMM brings, beside file locks.
+    #[must_use]
+    pub fn with_resources(mut self, resources: ResourceSet) -> Self {
+        self.resources = resources;
+        self
     }
 
     /// The same with the VMM's own configuration, which the target's builder gets.
     #[must_use]
     pub fn with_config(mut self, config: Vec<u8>) -> Self {
         self.config = config;
+        self
+    }
+
+    /// The same with the contract under which its vCPUs were made ([`apply_contract`](crate::apply_contract)), which the
+    /// target's builder gets.
+    #[must_use]
+    pub fn with_contract(mut self, contract: &Contract) -> Self {
+        self.contract = contract.to_bytes();
         self
     }
 
@@ -148,6 +215,36 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
         self.run.custody.is_some()
     }
 
+    /// Fails once a restore has failed.
+    fn must_be_whole(&self) -> Result<(), MachineError> {
+        if self.spoilt {
+            return Err(MachineError::new("a state was restored here only in part; discard this machine"));
+        }
+        Ok(())
+    }
+
+    /// The devices come after the vCPUs, which give them work; if they cannot be made quiet, all runs on.
+    fn quiesce(&mut self) -> Result<(), MachineError> {
+        let Err(error) = self.devices.quiesce() else { return Ok(()) };
+        match self.vcpus.resume() {
+            Ok(()) => Err(error),
+            Err(stuck) => Err(MachineError::with_source(format!("the guest is stuck ({stuck})"), error)),
+        }
+    }
+
+    /// The devices come before the vCPUs, which would find them deaf else; and none runs if the vCPUs
+    /// do not.
+    fn let_go(&mut self) -> Result<(), MachineError> {
+        self.devices.resume()?;
+        let resumed = self.vcpus.resume();
+        if resumed.is_err()
+            && let Err(error) = self.devices.quiesce()
+        {
+            tracing::error!(%error, "a device goes on though the guest does not run");
+        }
+        resumed
+    }
+
     /// Fails while the guest runs.
     fn must_be_stopped(&self, what: &str) -> Result<(), MachineError> {
         if self.runs() {
@@ -164,6 +261,7 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
             vcpus: self.vcpus.count(),
             regions: self.memory.regions(),
             config: self.config.clone(),
+            contract: self.contract.clone(),
         }
     }
 
@@ -174,25 +272,23 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
     fn start_dirty_tracking(&mut self) -> Result<(), MachineError> {
         // What devices wrote before is not asked for.
         self.devices.harvest_dirty(&mut PageSet::empty(self.ram.layout()))?;
-        self.dirty.start(&self.memory).map_err(|error| failed("the dirty log does not start", error))
+        self.dirty.start(&self.memory)
     }
 
     fn harvest_dirty(&mut self, when: Harvest, into: &mut PageSet) -> Result<(), MachineError> {
-        self.dirty
-            .harvest(&self.memory, when, into)
-            .map_err(|error| failed("the dirty log cannot be harvested", error))?;
+        self.dirty.harvest(&self.memory, when, into)?;
         self.devices.harvest_dirty(into)
     }
 
     fn stop_dirty_tracking(&mut self) -> Result<(), MachineError> {
-        self.dirty.stop(&self.memory).map_err(|error| failed("the dirty log does not stop", error))
+        self.dirty.stop(&self.memory)
     }
 
     fn pause(&mut self) -> Result<Custody, MachineError> {
         let Some(custody) = self.run.custody.take() else {
             return Err(MachineError::new("the guest does not run here, so it cannot be paused"));
         };
-        match self.vcpus.pause() {
+        match self.vcpus.pause().and_then(|()| self.quiesce()) {
             Ok(()) => {
                 self.run.stops(&custody);
                 Ok(custody)
@@ -205,15 +301,18 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
     }
 
     fn resume(&mut self, custody: Custody) -> Result<(), ResumeError> {
-        if let Err(source) = self.run.admits(&custody) {
+        if let Err(source) = self.must_be_whole().and_then(|()| self.run.admits(&custody)) {
             return Err(ResumeError { custody, source });
         }
         let has_run = self.run.bound.is_some();
         if has_run && let Err(source) = self.state.note_pause(&mut self.vcpus) {
             return Err(ResumeError { custody, source });
         }
+        if let Err(source) = self.resources.missing() {
+            return Err(ResumeError { custody, source });
+        }
         self.run.starts(&custody);
-        match self.vcpus.resume() {
+        match self.let_go() {
             Ok(()) => {
                 self.run.custody = Some(custody);
                 Ok(())
@@ -235,7 +334,10 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
         if self.run.bound.is_some() {
             return Err(MachineError::new("this machine has run; a state is restored into a new one"));
         }
-        self.state.restore(self.memory.vm(), &mut self.vcpus, state)
+        self.must_be_whole()?;
+        let restored = self.state.restore(self.memory.vm(), &mut self.vcpus, state);
+        self.spoilt = restored.is_err();
+        restored
     }
 
     fn capture_devices(&mut self) -> Result<MachineState, MachineError> {
@@ -245,7 +347,19 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
 
     fn restore_devices(&mut self, state: &MachineState) -> Result<(), MachineError> {
         self.must_be_stopped("restore its devices")?;
-        self.devices.restore(state)
+        self.must_be_whole()?;
+        let restored = self.devices.restore(state);
+        self.spoilt = restored.is_err();
+        restored
+    }
+
+    fn release_resources(&mut self) -> Result<Resources, MachineError> {
+        self.must_be_stopped("release its resources")?;
+        self.resources.release()
+    }
+
+    fn take_resources(&mut self, guest: &GuestId, resources: &Resources) -> Result<(), MachineError> {
+        self.resources.take(guest, resources)
     }
 }
 

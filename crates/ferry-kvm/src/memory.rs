@@ -20,6 +20,8 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::errno;
 
+use crate::dirty_ring::{DirtyRing, DirtyRingError};
+
 /// Where the hole for the machine's own registers begins: memory below lies at its own address.
 pub const HOLE_START: u64 = 3 << 30;
 
@@ -113,6 +115,7 @@ pub struct MemorySlots {
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
     slots: Vec<Slot>,
+    ring: Option<DirtyRing>,
 }
 
 impl MemorySlots {
@@ -128,12 +131,27 @@ impl MemorySlots {
                 host_address: region.as_ptr() as u64,
             })
             .collect();
-        let mut registered = Self { vm, memory, slots: Vec::with_capacity(found.len()) };
+        let mut registered = Self { vm, memory, slots: Vec::with_capacity(found.len()), ring: None };
         for slot in found {
             registered.set(&slot, slot.length, 0)?;
             registered.slots.push(slot);
         }
         Ok(registered)
+    }
+
+    /// Makes the machine note written pages in a ring for each vCPU instead of in the dirty log. Call
+    /// it before the first vCPU is created; each ring has `entries` entries, a power of two (see
+    /// [`DirtyRing::ENTRIES`]). The vCPUs' threads need what it returns: see
+    /// [`DirtyRing::make_room`]. Where KVM offers no rings this fails, and the log stays in use.
+    pub fn enable_dirty_ring(&mut self, entries: u32) -> Result<DirtyRing, DirtyRingError> {
+        let ring = DirtyRing::enable(self, entries)?;
+        self.ring = Some(ring.clone());
+        Ok(ring)
+    }
+
+    /// The rings, if they are in use.
+    pub(crate) fn dirty_ring(&self) -> Option<&DirtyRing> {
+        self.ring.as_ref()
     }
 
     /// The VM.

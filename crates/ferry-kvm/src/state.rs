@@ -6,7 +6,7 @@ use kvm_ioctls::{Kvm, VmFd};
 
 use crate::Vcpus;
 use crate::machine::failed;
-use crate::x86::{self, StateIoError, VcpuBaseline, VmBaseline, X86Caps};
+use crate::x86::{self, FirstTsc, StateIoError, VcpuBaseline, VmBaseline, X86Caps};
 
 /// What KVM can do for one machine's state, and what the machine held at its creation.
 #[derive(Debug)]
@@ -35,10 +35,11 @@ impl KvmState {
     /// Captures all vCPUs and the VM, which stand still.
     pub(crate) fn capture(&self, vm: &VmFd, vcpus: &mut impl Vcpus) -> Result<MachineState, MachineError> {
         let unread = |error| failed("the guest's state cannot be captured", error);
-        let mut sections = Vec::new();
+        let (mut sections, mut first) = (Vec::new(), FirstTsc::default());
         for (index, baseline) in (0..vcpus.count()).zip(&self.vcpus) {
             vcpus.with_vcpu(index, &mut |vcpu| {
-                sections.extend(x86::capture_vcpu(vcpu, index, Some(baseline), &self.caps).map_err(unread)?);
+                let captured = x86::capture_vcpu(vcpu, index, Some(baseline), &self.caps, &mut first);
+                sections.extend(captured.map_err(unread)?);
                 Ok(())
             })?;
         }
@@ -55,10 +56,11 @@ impl KvmState {
     ) -> Result<(), MachineError> {
         let refused = |error: StateIoError| failed("the guest's state cannot be restored here", error);
         x86::check_sections(state, vcpus.count()).map_err(refused)?;
-        let mut notices = Vec::new();
+        let (mut notices, mut first) = (Vec::new(), FirstTsc::default());
         for index in 0..vcpus.count() {
             vcpus.with_vcpu(index, &mut |vcpu| {
-                notices.extend(x86::restore_vcpu(vcpu, index, state, &self.caps).map_err(refused)?);
+                let restored = x86::restore_vcpu(vcpu, index, state, &self.caps, &mut first);
+                notices.extend(restored.map_err(refused)?);
                 Ok(())
             })?;
         }

@@ -6,6 +6,7 @@
 //! processors this builds for, these are plain loads and stores that the compiler neither drops,
 //! repeats nor joins. What is copied can be a mixture of old and new, word by word.
 
+use std::io;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -39,6 +40,11 @@ impl Host {
         Self { base, length }
     }
 
+    /// Where it begins.
+    pub(crate) fn address(&self) -> u64 {
+        self.base.addr().get() as u64
+    }
+
     /// A part of the memory, or `None` where it is not inside.
     pub(crate) fn window(&self, offset: usize, length: usize) -> Option<Window<'_>> {
         let end = offset.checked_add(length)?;
@@ -68,6 +74,32 @@ impl<'a> Window<'a> {
         let base = self.base.as_ptr();
         (0..self.length / PAGE_BYTES)
             .map(move |page| Page { base: base.wrapping_add(page * PAGE_BYTES), host: PhantomData })
+    }
+
+    /// Makes the kernel provide every page of a window that starts at a page, as a write would.
+    pub(crate) fn populate(self) -> io::Result<()> {
+        loop {
+            // SAFETY: the window is mapped; this advice changes no byte of it.
+            let result =
+                unsafe { libc::madvise(self.base.as_ptr().cast(), self.length, libc::MADV_POPULATE_WRITE) };
+            if result == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Pages of a window that starts at a page which the kernel provides now.
+    #[cfg(test)]
+    pub(crate) fn provided(self) -> u64 {
+        let mut pages = vec![0_u8; self.length / PAGE_BYTES];
+        // SAFETY: the window is mapped; the kernel writes one byte a page into `pages`.
+        let result = unsafe { libc::mincore(self.base.as_ptr().cast(), self.length, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().map(|page| u64::from(page & 1)).sum()
     }
 
     /// Copies from guest memory. `into` is as long as the window.
@@ -178,6 +210,18 @@ impl Page<'_> {
             }
             any == 0
         })
+    }
+
+    /// Makes the kernel provide the page as a write would, and changes nothing: one byte is exchanged
+    /// for itself, in one atomic access that no write of another thread can come between. (An addition of zero
+    /// would do, but compilers may turn it into a load.)
+    pub(crate) fn touch(self) {
+        // SAFETY: the byte lies in the page, which is mapped; only atomics touch it.
+        let byte = unsafe { AtomicU8::from_ptr(self.base) };
+        let mut value = byte.load(Relaxed);
+        while let Err(other) = byte.compare_exchange_weak(value, value, Relaxed, Relaxed) {
+            value = other;
+        }
     }
 
     /// Writes zeros over the page.

@@ -4,7 +4,9 @@
 //! - [`PageSet`] holds pages: those that are dirty, those still to be sent.
 //! - [`GuestRam`] is the handle on the memory itself, made from what a VMM already holds as a
 //!   `vm-memory` backend, or [anonymous](GuestRam::anonymous) for tests and simulated machines. It
-//!   [tells zero pages from data](GuestRam::classify), and hashes and checks what it holds.
+//!   [tells zero pages from data](GuestRam::classify), and hashes and checks what it holds; it
+//!   [provides pages](GuestRam::populate) before they are needed, and knows
+//!   [which were ever written](GuestRam::resident).
 //! - [`send_pages`] and [`receive_pages`] move pages between the memory and a descriptor without a
 //!   copy in between.
 //!
@@ -63,7 +65,9 @@ mod host;
 mod layout;
 mod page_set;
 mod patience;
+mod populate;
 mod ram;
+mod resident;
 mod transfer;
 
 pub use classify::Classified;

@@ -7,10 +7,11 @@
 
 use std::any::Any;
 use std::fmt;
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::host::{Host, Window};
 use crate::{Layout, LayoutError, PAGE_BYTES, PAGE_SIZE, PageRange, Span, size};
@@ -32,6 +33,8 @@ struct Shared {
     layout: Layout,
     /// In the order of the layout's regions.
     hosts: Vec<Host>,
+    /// Where the regions lie in files, in the same order.
+    files: Vec<Option<FileOffset>>,
     /// Owns the mappings that `hosts` point to.
     _backend: Arc<dyn Any + Send + Sync>,
 }
@@ -53,6 +56,14 @@ pub enum RamError {
     OutsidePages {
         /// The pages.
         range: PageRange,
+    },
+    /// The host did not provide pages.
+    #[error("the host does not provide {} pages from frame {:#x} on", range.count, range.first)]
+    Populate {
+        /// The pages.
+        range: PageRange,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// The host gave no memory.
     #[error("{bytes} bytes of guest memory could not be mapped")]
@@ -78,7 +89,8 @@ impl GuestRam {
         let span = |region: &M::R| Span { start: region.start_addr().0, length: region.len() };
         let layout = Layout::new(backend.iter().map(span).collect())?;
         let hosts = backend.iter().map(host).collect::<Result<_, _>>()?;
-        Ok(Self { shared: Arc::new(Shared { layout, hosts, _backend: backend }) })
+        let files = backend.iter().map(|region| region.file_offset().cloned()).collect();
+        Ok(Self { shared: Arc::new(Shared { layout, hosts, files, _backend: backend }) })
     }
 
     /// New memory of this process alone, which reads as zero; the host provides pages as they are
@@ -129,6 +141,16 @@ impl GuestRam {
             }
         }
         Ok(())
+    }
+
+    /// Where the regions lie in files.
+    pub(crate) fn file_parts(&self) -> &[Option<FileOffset>] {
+        &self.shared.files
+    }
+
+    /// Where a region begins in this process.
+    pub(crate) fn host_address(&self, region: usize) -> Option<u64> {
+        self.shared.hosts.get(region).map(Host::address)
     }
 
     /// The memory of a range of pages.

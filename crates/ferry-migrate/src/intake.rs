@@ -12,8 +12,9 @@ use ferry_memory::{GuestRam, Layout, PageRange, PageSet, receive_pages_within};
 use ferry_protocol::LinkFault;
 use ferry_protocol::frame::{FrameKind, PageHead};
 use ferry_protocol::message::RoundEnd;
-use ferry_state::{MAX_SECTIONS, MachineState, Section, StateError};
+use ferry_state::{MAX_SECTIONS, MachineState, Part, Resources, Section, StateError};
 
+use crate::device::PREFIX;
 use crate::framing::{garbled, page_fault};
 use crate::link::Socket;
 
@@ -65,6 +66,17 @@ pub struct Received {
     pub zero_pages: u64,
     /// Rounds, the last one included.
     pub rounds: u32,
+}
+
+/// A complete state.
+#[derive(Debug)]
+pub(crate) struct ArrivedState {
+    /// What goes to the vCPUs and the VM.
+    pub(crate) machine: MachineState,
+    /// What goes to the devices.
+    pub(crate) devices: MachineState,
+    /// What the source let go of.
+    pub(crate) resources: Resources,
 }
 
 impl Intake {
@@ -186,18 +198,21 @@ impl Intake {
         }
     }
 
-    /// The complete state: what goes to the VM, and what to its devices.
-    pub(crate) fn state(&self, sections: u32) -> Result<(MachineState, MachineState), String> {
+    /// The complete state, by whom it is for.
+    pub(crate) fn state(&self, sections: u32) -> Result<ArrivedState, String> {
         let mut state = self.lock();
         let open = state.open.as_mut().ok_or("no state came")?;
         let all = std::mem::take(&mut open.sections);
         if u32::try_from(all.len()) != Ok(sections) {
             return Err(format!("the state has {sections} sections, {} arrived", all.len()));
         }
-        let (devices, machine) =
-            all.into_iter().partition(|section: &Section| section.name.starts_with("device/"));
+        let (resources, rest): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|section: &Section| (section.name.as_str(), section.index) == (Resources::NAME, 0));
+        let (devices, machine) = rest.into_iter().partition(|section| section.name.starts_with(PREFIX));
         let state = |sections| MachineState::from_sections(sections).map_err(|error| error.to_string());
-        Ok((state(machine)?, state(devices)?))
+        let resources = state(resources)?.require(0).map_err(|error| error.to_string())?;
+        Ok(ArrivedState { machine: state(machine)?, devices: state(devices)?, resources })
     }
 
     pub(crate) fn received(&self) -> Received {

@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 mod custody;
+mod device;
+mod file_lock;
 mod framing;
 mod intake;
 mod lane;
@@ -17,14 +19,19 @@ mod link;
 mod machine;
 pub mod oneway;
 mod report;
+mod resource;
 mod send;
 mod source;
 mod target;
 
 pub use custody::Custody;
+pub use device::{Device, DevicePages, DeviceSet, Saved};
+pub use file_lock::{FileLock, FileLockError};
 pub use intake::Received;
 pub use link::{Address, AddressError, ListenError, Listener};
 pub use machine::{Builder, Harvest, Machine, MachineError, ResumeError, RunWatch};
 pub use report::{Arrival, DowntimeParts, Observer, Progress, Report};
+pub use resource::{Resource, ResourceKind, ResourceSet};
+use source::sentence;
 pub use source::{Canceller, MigrateOptions, Migration};
 pub use target::{Answering, Arrived, ReceiveOptions, Reception};

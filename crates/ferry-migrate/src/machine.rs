@@ -8,8 +8,8 @@
 //! description, ram                         before anything moves
 //! start_dirty_tracking                     before the first page is read
 //! harvest_dirty(Live) …                    once a round
-//! pause                                    gives back the custody
-//! release_resources                        locks on shared disks and the like
+//! pause                                    stops vCPUs and devices, gives back the custody
+//! release_resources                        locks on shared disks and the like; listed in the state
 //! harvest_dirty(Paused)                    the last round
 //! capture                                  vCPUs, VM, devices
 //!        … the target says ready, custody passes …
@@ -17,16 +17,18 @@
 //!
 //! If anything fails before custody passes: `take_resources` (only if they were released), `resume`
 //! (only if it was paused), `stop_dirty_tracking`. On the target: [`Builder::judge`],
-//! [`Builder::build`], pages arrive in [`Machine::ram`], [`restore`](Machine::restore),
-//! [`take_resources`](Machine::take_resources), and after custody
-//! [`resume`](Machine::resume) and [`announce`](Machine::announce).
+//! [`Builder::build`], pages arrive in [`Machine::ram`],
+//! [`take_resources`](Machine::take_resources) with what the source let go of,
+//! [`restore`](Machine::restore), [`restore_devices`](Machine::restore_devices), and after custody
+//! [`resume`](Machine::resume) and [`announce`](Machine::announce). If anything fails before custody:
+//! [`release_resources`](Machine::release_resources), and the machine is dropped.
 
 use std::error::Error;
 
 use ferry_contract::Verdict;
 use ferry_memory::{GuestRam, PageSet};
-use ferry_protocol::MachineDescription;
-use ferry_state::MachineState;
+use ferry_protocol::{GuestId, MachineDescription};
+use ferry_state::{MachineState, Resources};
 
 use crate::Custody;
 
@@ -56,11 +58,12 @@ pub trait Machine: Send {
     /// Ends dirty tracking and its costs. Called after a migration that failed.
     fn stop_dirty_tracking(&mut self) -> Result<(), MachineError>;
 
-    /// Stops every vCPU and every device that writes to guest memory, completes exits that were
-    /// under way, and gives back the custody under which the guest ran.
+    /// Stops every vCPU, completes exits that were under way, then stops every device that does
+    /// something by itself and hands what it buffered to the host, and gives back the custody under
+    /// which the guest ran.
     ///
-    /// When this returns nothing changes guest memory or state any more. If it fails the guest
-    /// still runs.
+    /// When this returns nothing changes guest memory or state any more, and what only one host may
+    /// hold is not used any more. If it fails the guest still runs.
     fn pause(&mut self) -> Result<Custody, MachineError>;
 
     /// Runs the guest, from where it was paused or restored. If it fails the guest does not run and
@@ -84,16 +87,27 @@ pub trait Machine: Send {
     /// Puts the devices' state back; as [`restore`](Machine::restore), and called after it.
     fn restore_devices(&mut self, state: &MachineState) -> Result<(), MachineError>;
 
-    /// Lets go of what only one host may hold (locks on shared disks). The source calls it after the
-    /// pause; a machine that holds nothing keeps the default.
-    fn release_resources(&mut self) -> Result<(), MachineError> {
-        Ok(())
+    /// Lets go of what only one host may hold (locks on shared disks), and says what it was: the
+    /// engine tells the target with the state. The source calls it after the pause; the target
+    /// when nothing becomes of a migration. If it fails everything is still held. A machine that
+    /// holds nothing keeps the default.
+    fn release_resources(&mut self) -> Result<Resources, MachineError> {
+        Ok(Resources::default())
     }
 
-    /// Takes what only one host may hold. The target calls it before it says ready; the source
-    /// before it resumes after a migration that failed.
-    fn take_resources(&mut self) -> Result<(), MachineError> {
-        Ok(())
+    /// Takes what only one host may hold, for this guest: all of the list or nothing. The target
+    /// calls it before it restores; the source, with what it let go of, before it resumes after a
+    /// migration that failed. The error names the resource and who holds it. A machine without
+    /// resources keeps the default, which takes an empty list; others forward to a
+    /// [`ResourceSet`](crate::ResourceSet).
+    fn take_resources(&mut self, guest: &GuestId, resources: &Resources) -> Result<(), MachineError> {
+        let _ = guest;
+        match resources.released.first() {
+            None => Ok(()),
+            Some(first) => Err(MachineError::new(format!(
+                "the guest needs the resource `{first}`, and this machine takes none"
+            ))),
+        }
     }
 
     /// Tells the network where the guest is now. Called on the target, once the guest runs.

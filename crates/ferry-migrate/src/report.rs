@@ -73,8 +73,12 @@ pub struct Report {
     pub data_bytes: u64,
     /// Bytes of guest memory sent as zeros.
     pub zero_bytes: u64,
+    /// Bytes of guest memory that were never written before the move, and so neither read nor sent.
+    pub untouched_bytes: u64,
     /// Data bytes a second while rounds were sent.
     pub throughput_bytes_per_second: u64,
+    /// Processor time of this process from the first page to the end, the guest's own included.
+    pub cpu: Duration,
 }
 
 /// What the downtime was spent on, in order; the rest of it is between the parts.
@@ -111,4 +115,13 @@ pub struct Arrival {
     pub restore: Duration,
     /// Starting the vCPUs, after custody came.
     pub resume: Duration,
+    /// Processor time of this process from the built machine to the running guest.
+    pub cpu: Duration,
+}
+
+/// Processor time that this process has used so far.
+pub(crate) fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0))
 }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use ferry_memory::{GuestRam, PAGE_SIZE, PageSet};
-use ferry_protocol::message::ToTarget;
+use ferry_memory::{GuestRam, PAGE_SIZE, PageRange, PageSet};
+use ferry_protocol::message::{MAX_WRITTEN, ToTarget};
 use ferry_protocol::{
-    LinkFault, Pace, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome, SourcePhase,
+    LinkFault, Pace, RegionSpan, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome, SourcePhase,
 };
+use ferry_state::Resources;
 
 use crate::custody::Given;
 use crate::lane::Lanes;
@@ -146,11 +147,13 @@ impl Migration {
     ) -> (Report, Option<Custody>) {
         let ram = machine.ram();
         let dirty = PageSet::full(ram.layout());
+        let mut options = self.options;
+        options.config.written = written(&ram);
         let mut pump = Pump {
             machine,
             observer,
-            source: Source::new(self.options.config.clone()),
-            options: self.options,
+            source: Source::new(options.config.clone()),
+            options,
             sink: None,
             events: self.events,
             sender: self.sender,
@@ -164,6 +167,7 @@ impl Migration {
             lane: None,
             lanes: Lanes::default(),
             figures: Figures::new(),
+            released: Resources::default(),
             outcome: None,
         };
         pump.drive();
@@ -196,6 +200,8 @@ struct Pump<'a, M: Machine + ?Sized> {
     /// Lanes with links of their own.
     lanes: Lanes,
     figures: Figures,
+    /// What was let go of after the pause: the target is told, and this side takes it again.
+    released: Resources,
     outcome: Option<SourceOutcome>,
 }
 
@@ -373,6 +379,9 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         if self.peer.is_none() {
             return; // the link's loss is already on its way to the source
         }
+        if number == 0 {
+            self.leave_out_untouched();
+        }
         self.figures.round_starts(last);
         let pace = self.options.config.bandwidth_limit.map(Pace::new);
         let round = Arc::new(Round::new(number, last, self.ram.clone(), &self.dirty, pace));
@@ -382,6 +391,18 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
         self.round = Some(round);
         self.dirty.clear();
+    }
+
+    /// Memory that was never written is zero, and so is the target's: it need not be read. Looked at after
+    /// dirty tracking began, so that what is written from now on is in a later round.
+    fn leave_out_untouched(&mut self) {
+        if let Some(resident) = self.ram.resident() {
+            self.dirty.clear();
+            for range in resident {
+                self.dirty.insert(range);
+            }
+            self.figures.untouched(self.ram.layout().pages() - self.dirty.count());
+        }
     }
 
     /// Sends a chunk of the round under way, or sees that it is over.
@@ -447,4 +468,12 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         };
         (report, custody)
     }
+}
+
+/// Where memory was ever written; nothing if that is not known or too scattered to tell.
+fn written(ram: &GuestRam) -> Vec<RegionSpan> {
+    let ranges = ram.resident().filter(|ranges| ranges.len() <= MAX_WRITTEN).unwrap_or_default();
+    let span =
+        |range: &PageRange| RegionSpan { start: range.first * PAGE_SIZE, length: range.count * PAGE_SIZE };
+    ranges.iter().map(span).collect()
 }

@@ -6,13 +6,15 @@
 
 use std::time::{Duration, Instant};
 
+use ferry_memory::{GuestRam, PAGE_SIZE, PageRange, PageSet};
 use ferry_protocol::{
-    Epoch, GuestId, InstanceId, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase, Timeouts,
+    Epoch, GuestId, InstanceId, RegionSpan, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase,
+    Timeouts,
 };
 
 use crate::intake::Received;
 use crate::link::Listener;
-use crate::report::{Arrival, Observer};
+use crate::report::{Arrival, Observer, cpu_time};
 use crate::source::sentence;
 use crate::{Builder, Machine, MachineError};
 
@@ -97,6 +99,8 @@ struct Figures {
     restore: Duration,
     resume: Duration,
     runs: Option<Instant>,
+    /// Processor time of this process when the machine stood, and when the guest ran.
+    cpu: (Duration, Duration),
 }
 
 impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
@@ -169,14 +173,20 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                     restore: Duration::ZERO,
                     resume: Duration::ZERO,
                     runs: None,
+                    cpu: (Duration::ZERO, Duration::ZERO),
                 };
                 self.figures = Some(figures);
                 Ok(TargetEvent::Judged(self.builder.judge(&machine)))
             }
-            TargetAction::Build(machine) => self.builder.build(&machine).map(|machine| {
-                self.doors.open_intake(machine.ram());
+            TargetAction::Build { machine, written } => self.builder.build(&machine).map(|machine| {
+                let ram = machine.ram();
+                provide(&ram, &written);
+                self.doors.open_intake(ram);
                 self.machine = Some(machine);
-                self.measure(|figures| figures.build = began.elapsed());
+                self.measure(|figures| {
+                    figures.build = began.elapsed();
+                    figures.cpu.0 = cpu_time();
+                });
                 TargetEvent::Built
             }),
             TargetAction::HashMemory => {
@@ -190,6 +200,7 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 self.measure(|figures| {
                     figures.resume = began.elapsed();
                     figures.runs = Some(Instant::now());
+                    figures.cpu.1 = cpu_time();
                 });
                 TargetEvent::GuestRuns
             }),
@@ -206,11 +217,13 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
     }
 
     fn restore(&mut self, sections: u32) -> Result<(), MachineError> {
-        let (machine_state, devices) = self.doors.state(sections).map_err(MachineError::new)?;
+        let arrived = self.doors.state(sections).map_err(MachineError::new)?;
+        let guest = self.doors.guest().ok_or_else(|| MachineError::new("the session is over"))?;
         self.with_machine(|machine| {
-            machine.restore(&machine_state)?;
-            machine.restore_devices(&devices)?;
-            machine.take_resources()
+            // First, because a device may look at what the lock protects.
+            machine.take_resources(&guest, &arrived.resources)?;
+            machine.restore(&arrived.machine)?;
+            machine.restore_devices(&arrived.devices)
         })
     }
 
@@ -265,6 +278,7 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 build: Duration::ZERO,
                 restore: Duration::ZERO,
                 resume: Duration::ZERO,
+                cpu: Duration::ZERO,
             },
             |figures| Arrival {
                 received,
@@ -272,6 +286,7 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 build: figures.build,
                 restore: figures.restore,
                 resume: figures.resume,
+                cpu: figures.cpu.1.saturating_sub(figures.cpu.0),
             },
         );
         let answering = if released { Ok(None) } else { self.doors.answering() };
@@ -281,5 +296,20 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
             None
         });
         Ok(Arrived { machine, guest, epoch, arrival, answering })
+    }
+}
+
+/// Provides memory where pages will come, before the source sends the first one: a page that must be
+/// provided while it is received costs more than the copy. The ranges are only the source's word.
+fn provide(ram: &GuestRam, written: &[RegionSpan]) {
+    let mut pages = PageSet::empty(ram.layout());
+    for span in written {
+        let range = PageRange { first: span.start / PAGE_SIZE, count: span.length / PAGE_SIZE };
+        // What lies outside memory is nobody's page; the rounds will say so.
+        let _ = pages.insert(range);
+    }
+    let ranges: Vec<_> = pages.ranges().collect();
+    if let Err(error) = ram.populate(&ranges) {
+        tracing::warn!(error = sentence(&error), "memory is provided as pages come");
     }
 }

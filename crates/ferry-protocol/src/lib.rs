@@ -19,6 +19,7 @@
 //!         vcpus: 1,
 //!         regions: vec![RegionSpan { start: 0, length: 4096 }],
 //!         config: Vec::new(),
+//!         contract: Vec::new(),
 //!     },
 //! ));
 //! let actions = source.step(Time::ZERO, SourceEvent::Connected);

@@ -1,5 +1,6 @@
 //! The machine description: what the target must build before it can take a guest.
 
+use ferry_contract::MAX_CONTRACT_BYTES;
 use minicbor::{Decode, Encode};
 
 /// The most memory regions of one guest.
@@ -27,8 +28,8 @@ pub struct RegionSpan {
     pub length: u64,
 }
 
-/// What the target must build: the kind of machine, its vCPUs, its memory, and the VMM's own
-/// configuration.
+/// What the target must build: the kind of machine, its vCPUs, its memory, the VMM's own
+/// configuration, and the guest's contract.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(map)]
 pub struct MachineDescription {
@@ -46,6 +47,11 @@ pub struct MachineDescription {
     #[n(3)]
     #[cbor(with = "minicbor::bytes")]
     pub config: Vec<u8>,
+    /// The guest's contract in its wire form; empty for a kind of machine that has none. The builder on
+    /// the target reads it.
+    #[n(4)]
+    #[cbor(with = "minicbor::bytes")]
+    pub contract: Vec<u8>,
 }
 
 /// Why a machine description makes no sense.
@@ -77,6 +83,9 @@ pub enum DescriptionError {
     /// The VMM's configuration is longer than [`MAX_CONFIG_BYTES`].
     #[error("the VMM's configuration has {0} bytes, more than {MAX_CONFIG_BYTES}")]
     Config(usize),
+    /// The contract is longer than [`MAX_CONTRACT_BYTES`].
+    #[error("the contract has {0} bytes, more than {MAX_CONTRACT_BYTES}")]
+    Contract(usize),
 }
 
 impl MachineDescription {
@@ -99,6 +108,9 @@ impl MachineDescription {
         }
         if self.config.len() > MAX_CONFIG_BYTES {
             return Err(DescriptionError::Config(self.config.len()));
+        }
+        if self.contract.len() > MAX_CONTRACT_BYTES {
+            return Err(DescriptionError::Contract(self.contract.len()));
         }
         self.check_regions()
     }
@@ -127,6 +139,7 @@ mod tests {
             vcpus: 1,
             regions: regions.iter().map(|&(start, length)| RegionSpan { start, length }).collect(),
             config: Vec::new(),
+            contract: Vec::new(),
         }
     }
 
@@ -156,8 +169,13 @@ mod tests {
         );
         let config = vec![0; MAX_CONFIG_BYTES + 1];
         assert_eq!(
-            MachineDescription { config, ..good }.check(),
+            MachineDescription { config, ..good.clone() }.check(),
             Err(DescriptionError::Config(MAX_CONFIG_BYTES + 1))
+        );
+        let contract = vec![0; MAX_CONTRACT_BYTES + 1];
+        assert_eq!(
+            MachineDescription { contract, ..good }.check(),
+            Err(DescriptionError::Contract(MAX_CONTRACT_BYTES + 1))
         );
     }
 }

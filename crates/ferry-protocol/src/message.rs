@@ -10,13 +10,16 @@ use std::ops::RangeInclusive;
 use ferry_contract::{MAX_TEXT_BYTES, Verdict};
 use minicbor::{Decode, Encode};
 
-use crate::{Epoch, GuestId, InstanceId, MachineDescription, SessionId};
+use crate::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 
 /// The protocol versions that this build speaks.
 pub const VERSIONS: RangeInclusive<u16> = 1..=1;
 
 /// The most links that carry pages of one session.
 pub const MAX_LANES: u8 = 16;
+
+/// The most ranges of the hint where memory was written.
+pub const MAX_WRITTEN: usize = 4096;
 
 /// The longest message, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -89,6 +92,9 @@ pub enum ToSource {
     /// The link on which this comes is a lane now.
     #[n(9)]
     LaneTaken,
+    /// Every page of this live round is in guest memory: nothing is under way any more.
+    #[n(10)]
+    RoundTaken(#[n(0)] RoundTaken),
 }
 
 impl ToTarget {
@@ -123,6 +129,7 @@ impl ToSource {
             Self::Unknown(_) => "unknown",
             Self::Abort(_) => "abort",
             Self::LaneTaken => "lane-taken",
+            Self::RoundTaken(_) => "round-taken",
         }
     }
 }
@@ -179,6 +186,10 @@ pub struct Offer {
     /// How many links carry pages, this one included: 1 to [`MAX_LANES`].
     #[n(2)]
     pub lanes: u8,
+    /// Where memory was ever written, coarsely: what the target had better provide before pages come.
+    /// Only a hint; at most [`MAX_WRITTEN`] ranges.
+    #[n(3)]
+    pub written: Vec<RegionSpan>,
 }
 
 /// A further link of a live session.
@@ -232,6 +243,15 @@ pub struct RoundEnd {
     /// Whether the guest was paused for it.
     #[n(3)]
     pub last: bool,
+}
+
+/// A live round that arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(map)]
+pub struct RoundTaken {
+    /// The round, from 0.
+    #[n(0)]
+    pub round: u32,
 }
 
 /// BLAKE3 of all guest memory.
@@ -416,6 +436,7 @@ impl Message for ToTarget {
             Self::Offer(offer) => {
                 bounded(offer.machine.check().is_ok(), "machine description")?;
                 bounded((1..=MAX_LANES).contains(&offer.lanes), "number of lanes")?;
+                bounded(offer.written.len() <= MAX_WRITTEN, "list of written memory")?;
             }
             Self::Abort(reason) => check_reason(reason)?,
             Self::Taken(taken) => bounded(taken.host.len() <= MAX_TEXT_BYTES, "host name")?,
@@ -443,7 +464,12 @@ impl Message for ToSource {
             Self::Verdict(verdict) => bounded(verdict.is_bounded(), "verdict")?,
             Self::Refused(refused) => check_reason(&refused.reason)?,
             Self::Abort(reason) => check_reason(reason)?,
-            Self::Built | Self::Ready | Self::Running(_) | Self::Unknown(_) | Self::LaneTaken => {}
+            Self::Built
+            | Self::Ready
+            | Self::Running(_)
+            | Self::Unknown(_)
+            | Self::LaneTaken
+            | Self::RoundTaken(_) => {}
         }
         Ok(message)
     }

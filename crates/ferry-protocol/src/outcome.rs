@@ -50,7 +50,7 @@ impl fmt::Display for Cause {
             }
             Self::Peer(reason) => write!(f, "the other side ended the migration: {}", reason.text),
             Self::TimedOut(TimerName::Total) => f.write_str(
-                "the migration took longer than its timeout: give it more time, or a higher downtime limit",
+                "the wait `total` timed out: give the migration more time, or a higher downtime limit",
             ),
             Self::TimedOut(timer) => write!(
                 f,

@@ -12,8 +12,8 @@ use std::time::Duration;
 use ferry_contract::Verdict;
 
 use crate::message::{
-    Ask, Hello, MAX_LANES, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd, StateEnd, ToSource,
-    ToTarget, VERSIONS,
+    Ask, Hello, MAX_LANES, MAX_WRITTEN, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd, StateEnd,
+    ToSource, ToTarget, VERSIONS,
 };
 use crate::precopy::{Decision, Precopy, RoundFigures};
 use crate::{Cause, InstanceId, SourceOutcome, Time, Timeouts, TimerName};
@@ -31,6 +31,13 @@ enum Wait {
         round: u32,
         since: Time,
         last: bool,
+    },
+    /// The target has all of a live round. Without it the pause could come while megabytes are still
+    /// under way, and the guest would wait for them.
+    Taken {
+        round: u32,
+        since: Time,
+        data_pages: u64,
     },
     Harvest {
         after: u32,
@@ -136,7 +143,9 @@ impl Source {
             Wait::Hello => SourcePhase::Hello,
             Wait::Verdict => SourcePhase::Offer,
             Wait::Built | Wait::Lanes => SourcePhase::Build,
-            Wait::Log | Wait::Round { last: false, .. } | Wait::Harvest { .. } => SourcePhase::Rounds,
+            Wait::Log | Wait::Round { last: false, .. } | Wait::Taken { .. } | Wait::Harvest { .. } => {
+                SourcePhase::Rounds
+            }
             Wait::Pause { .. } => SourcePhase::Pause,
             Wait::Released { .. }
             | Wait::LastHarvest { .. }
@@ -232,7 +241,8 @@ impl Source {
 
     fn offer(&self) -> SourceAction {
         let (machine, verify) = (self.config.machine.clone(), self.config.verify);
-        SourceAction::Send(ToTarget::Offer(Offer { machine, verify, lanes: self.lanes() }))
+        let written = self.config.written.iter().take(MAX_WRITTEN).copied().collect();
+        SourceAction::Send(ToTarget::Offer(Offer { machine, verify, lanes: self.lanes(), written }))
     }
 
     fn on_message(&mut self, now: Time, message: ToSource) -> Vec<SourceAction> {
@@ -257,6 +267,11 @@ impl Source {
             (Wait::Built, ToSource::Built) => {
                 self.await_job(Wait::Log);
                 vec![SourceAction::StartLog]
+            }
+            (&Wait::Taken { round, since, data_pages }, ToSource::RoundTaken(taken))
+                if taken.round == round =>
+            {
+                vec![self.harvest_after(now, round, since, data_pages)]
             }
             (Wait::Ready, ToSource::Ready) => self.give(now),
             (_, ToSource::Refused(refused)) if refused.of == self.offered() => {
@@ -294,9 +309,17 @@ impl Source {
             }
             (Wait::Round { round, since, last }, SourceEvent::RoundSent { data_pages, zero_pages }) => {
                 let end = ToTarget::RoundEnd(RoundEnd { round, data_pages, zero_pages, last });
-                let figures =
-                    RoundFigures { bytes: data_pages.saturating_mul(4096), duration: now.since(since) };
-                vec![SourceAction::Send(end), self.after_round_sent(round, last, figures)]
+                let mut actions = vec![SourceAction::Send(end)];
+                if last {
+                    actions.push(self.after_last_round());
+                } else if self.config.one_way {
+                    // Nobody says that it was taken: a file has what was written.
+                    actions.push(self.harvest_after(now, round, since, data_pages));
+                } else {
+                    let wait = Wait::Taken { round, since, data_pages };
+                    self.await_message(wait, now, self.config.timeouts.silence, TimerName::Silence);
+                }
+                actions
             }
             (Wait::Harvest { after, figures }, SourceEvent::Harvested { dirty_pages }) => {
                 self.decide(now, after.saturating_add(1), figures, dirty_pages)
@@ -330,11 +353,15 @@ impl Source {
         }
     }
 
-    fn after_round_sent(&mut self, round: u32, last: bool, figures: RoundFigures) -> SourceAction {
-        if !last {
-            self.await_job(Wait::Harvest { after: round, figures });
-            SourceAction::Harvest { last: false }
-        } else if self.config.verify {
+    /// A live round is over: its figures are complete.
+    fn harvest_after(&mut self, now: Time, round: u32, since: Time, data_pages: u64) -> SourceAction {
+        let figures = RoundFigures { bytes: data_pages.saturating_mul(4096), duration: now.since(since) };
+        self.await_job(Wait::Harvest { after: round, figures });
+        SourceAction::Harvest { last: false }
+    }
+
+    fn after_last_round(&mut self) -> SourceAction {
+        if self.config.verify {
             self.await_job(Wait::Hash);
             SourceAction::HashMemory
         } else {

@@ -17,7 +17,8 @@ use crate::message::{
 };
 use crate::outcome::LinkFault;
 use crate::{
-    Cause, Epoch, GuestId, InstanceId, MachineDescription, TargetOutcome, Time, Timeouts, TimerName,
+    Cause, Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, TargetOutcome, Time, Timeouts,
+    TimerName,
 };
 
 mod lanes;
@@ -78,7 +79,12 @@ pub enum TargetAction {
     /// Hold the machine against this host.
     Judge(MachineDescription),
     /// Build the machine with memory and vCPUs; from now on its pages may come.
-    Build(MachineDescription),
+    Build {
+        /// The machine.
+        machine: MachineDescription,
+        /// Where pages will come: memory that had better be provided now.
+        written: Vec<RegionSpan>,
+    },
     /// Hash all memory.
     HashMemory,
     /// Restore the state, check it, take what only one host may hold.
@@ -229,6 +235,11 @@ impl Target {
     /// The link of the present session.
     pub fn session_link(&self) -> Option<LinkId> {
         self.session.as_ref().map(|session| session.link)
+    }
+
+    /// The guest of the present session.
+    pub fn session_guest(&self) -> Option<&GuestId> {
+        self.session.as_ref().map(|session| &session.guest)
     }
 
     /// The next deadline and its name: step with [`TargetEvent::Tick`] at that time at the latest.

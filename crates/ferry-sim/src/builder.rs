@@ -62,7 +62,7 @@ impl Builder for SimBuilder {
         self.build_faults.meet(Call::Build)?;
         let config = SimConfig::from_description(machine)
             .map_err(|error| MachineError::with_source("the offered machine cannot be built", error))?;
-        SimMachine::blank(config, self.options.clone())
+        SimMachine::born(config, self.options.clone())
     }
 }
 

@@ -174,6 +174,7 @@ impl SimConfig {
             vcpus: Self::VCPUS,
             regions: vec![RegionSpan { start: 0, length: self.memory_bytes }],
             config: self.to_bytes(),
+            contract: Vec::new(),
         })
     }
 

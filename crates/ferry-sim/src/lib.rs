@@ -22,7 +22,6 @@ mod generator;
 mod machine;
 mod pace;
 mod page;
-mod resource;
 mod runner;
 mod sim_core;
 mod state;

@@ -1,19 +1,17 @@
 //! A simulated guest behind the trait [`Machine`].
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ferry_memory::{GuestRam, PageRange, PageSet};
-use ferry_migrate::{Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
-use ferry_protocol::MachineDescription;
-use ferry_state::MachineState;
+use ferry_migrate::{Custody, Harvest, Machine, MachineError, ResourceSet, ResumeError, RunWatch};
+use ferry_protocol::{GuestId, MachineDescription};
+use ferry_state::{MachineState, Resources};
 
 use crate::config::SimConfig;
 use crate::faults::{Call, SimFaults};
 use crate::page::Fault;
-use crate::resource::Resource;
 use crate::runner::{Runner, RunnerError, Start, Stopped};
 use crate::sim_core::{CoreError, SimCore, SimRegisters, Verified};
 use crate::state::{capture_core, capture_port, restore_core, restore_port};
@@ -26,8 +24,6 @@ const VERIFY_CHUNK_PAGES: u64 = 256;
 pub struct SimOptions {
     /// Which call fails, if any.
     pub faults: SimFaults,
-    /// A lock file that only one running machine may hold.
-    pub resource: Option<PathBuf>,
     /// Told when the guest starts and stops to run.
     pub watch: Option<Arc<dyn RunWatch>>,
 }
@@ -36,7 +32,6 @@ impl fmt::Debug for SimOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SimOptions")
             .field("faults", &self.faults)
-            .field("resource", &self.resource)
             .field("watch", &self.watch.is_some())
             .finish()
     }
@@ -115,7 +110,7 @@ pub struct SimMachine {
     place: Place,
     life: Life,
     told: Mutex<Told>,
-    resource: Option<Resource>,
+    resources: ResourceSet,
     faults: SimFaults,
     watch: Option<Arc<dyn RunWatch>>,
 }
@@ -126,22 +121,16 @@ impl fmt::Debug for SimMachine {
             .field("config", &self.config)
             .field("place", &self.place)
             .field("life", &self.life)
-            .field("resource", &self.resource)
+            .field("resources", &self.resources)
             .field("faults", &self.faults)
             .finish_non_exhaustive()
     }
 }
 
 impl SimMachine {
-    /// A guest at its birth, with its resource taken. It does not run yet.
+    /// A guest at its birth, or a machine for one that comes from elsewhere. It does not run yet, and
+    /// holds no resource: [`take_resources`](Machine::take_resources) comes first.
     pub fn born(config: SimConfig, options: SimOptions) -> Result<Self, MachineError> {
-        let mut machine = Self::blank(config, options)?;
-        machine.take_lock()?;
-        Ok(machine)
-    }
-
-    /// A machine for a guest that comes from elsewhere, its memory zero, its resource not taken.
-    pub(crate) fn blank(config: SimConfig, options: SimOptions) -> Result<Self, MachineError> {
         let unbuilt = |error| MachineError::with_source("the simulated machine could not be built", error);
         let core = SimCore::born(config).map_err(unbuilt)?;
         let description = config.description().map_err(|error| unbuilt(error.into()))?;
@@ -152,7 +141,7 @@ impl SimMachine {
             place: Place::Here(Box::new(core)),
             life: Life::Fresh,
             told: Mutex::default(),
-            resource: options.resource.map(Resource::new),
+            resources: ResourceSet::new(),
             faults: options.faults,
             watch: options.watch,
         })
@@ -259,23 +248,11 @@ impl SimMachine {
         }
     }
 
-    fn take_lock(&mut self) -> Result<(), MachineError> {
-        let Some(resource) = &mut self.resource else { return Ok(()) };
-        resource
-            .take()
-            .map_err(|error| MachineError::with_source("the guest's resource is not to be had", error))
-    }
-
     /// Why the guest may not be resumed now, if so.
     fn resumable(&mut self) -> Result<(), MachineError> {
         self.faults.meet(Call::Resume)?;
         self.paused()?;
-        if self.resource.as_ref().is_some_and(|resource| !resource.is_held()) {
-            return Err(MachineError::new(
-                "the guest's resource is not held: take_resources comes before resume",
-            ));
-        }
-        Ok(())
+        self.resources.missing()
     }
 }
 
@@ -392,18 +369,15 @@ impl Machine for SimMachine {
         restored.map_err(|e| MachineError::with_source("the debug port's state was refused", e))
     }
 
-    fn release_resources(&mut self) -> Result<(), MachineError> {
+    fn release_resources(&mut self) -> Result<Resources, MachineError> {
         self.faults.meet(Call::ReleaseResources)?;
         self.paused()?;
-        let Some(resource) = &mut self.resource else { return Ok(()) };
-        resource
-            .release()
-            .map_err(|e| MachineError::with_source("the guest's resource could not be released", e))
+        self.resources.release()
     }
 
-    fn take_resources(&mut self) -> Result<(), MachineError> {
+    fn take_resources(&mut self, guest: &GuestId, resources: &Resources) -> Result<(), MachineError> {
         self.faults.meet(Call::TakeResources)?;
-        self.take_lock()
+        self.resources.take(guest, resources)
     }
 }
 

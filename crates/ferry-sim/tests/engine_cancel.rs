@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use engine_support::{
     CHURN, Direction, Fate, Journal, MIB, Pass, Proxy, TRANSPORTS, Transport, Waiting, Watching, cause_of,
-    fresh_address, is_kept, is_undisturbed, move_to, options, quick, running, until,
+    fresh_address, hold_disks, is_kept, is_undisturbed, move_to, options, quick, running, until,
 };
 use ferry_migrate::{Canceller, Migration};
 use ferry_protocol::message::ReasonKind;
@@ -55,9 +55,9 @@ fn cancels_at(wanted: SourcePhase) -> (Watching, impl FnOnce(Canceller) + Send) 
 fn a_cancel_before_custody_keeps_the_guest_at_each_phase() {
     for (transport, phase) in TRANSPORTS.into_iter().flat_map(|t| BEFORE_CUSTODY.map(|phase| (t, phase))) {
         let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-        let lock = || SimOptions { resource: Some(folder.path().join("disk.lock")), ..journal.options() };
-        let mut source = running(CHURN, lock());
-        let waiting = Waiting::at(&fresh_address(transport, folder.path()), lock(), quick());
+        let mut source = running(CHURN, journal.options());
+        hold_disks(&mut source, folder.path());
+        let waiting = Waiting::at(&fresh_address(transport, folder.path()), journal.options(), quick());
         // The word that the target is ready is held back: in that phase the cancel is to be the first.
         let rule = move |pass: &Pass<'_>| match pass.frame.name() {
             "ready" if phase == SourcePhase::Ready && pass.link == 0 => Fate::Drop,
@@ -93,9 +93,9 @@ fn a_cancel_before_custody_keeps_the_guest_at_each_phase() {
 #[test]
 fn locks_that_the_target_took_come_back_after_a_cancel() {
     let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-    let lock = || SimOptions { resource: Some(folder.path().join("disk.lock")), ..journal.options() };
-    let mut source = running(CHURN, lock());
-    let waiting = Waiting::at(&fresh_address(Transport::Unix, folder.path()), lock(), quick());
+    let mut source = running(CHURN, journal.options());
+    hold_disks(&mut source, folder.path());
+    let waiting = Waiting::at(&fresh_address(Transport::Unix, folder.path()), journal.options(), quick());
     let rule = |pass: &Pass<'_>| if pass.frame.name() == "ready" { Fate::Drop } else { Fate::Pass };
     let proxy = Proxy::new(&fresh_address(Transport::Unix, folder.path()), &waiting.address, rule);
     let migration = Migration::new(options(&source, &proxy.address, 2));

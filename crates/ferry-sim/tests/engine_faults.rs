@@ -4,16 +4,16 @@
 
 mod engine_support;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use engine_support::{
     CHURN, Journal, Raw, RawListener, TRANSPORTS, Transport, Waiting, Watching, cause_of, fail_to_move,
-    fresh_address, is_a_sentence, is_kept, is_undisturbed, move_to, options, quick, running,
+    fresh_address, hold_disks, is_a_sentence, is_kept, is_undisturbed, move_to, options, quick, running,
+    steal,
 };
 use ferry_contract::Verdict;
 use ferry_memory::PAGE_SIZE;
-use ferry_migrate::{Builder, Machine, MachineError, Migration};
+use ferry_migrate::{Builder, FileLock, Machine, MachineError, Migration};
 use ferry_protocol::message::ReasonKind;
 use ferry_protocol::{Cause, MachineDescription, SourceOutcome, SourcePhase};
 use ferry_sim::{Call, SimBuilder, SimConfig, SimFaults, SimMachine, SimOptions, When, Workload};
@@ -49,10 +49,6 @@ impl Builder for FirstFails {
     }
 }
 
-fn locked(folder: &Path, journal: &Arc<Journal>) -> SimOptions {
-    SimOptions { resource: Some(folder.join("disk.lock")), ..journal.options() }
-}
-
 #[test]
 fn a_source_that_cannot_do_its_part_keeps_its_guest() {
     let faults = [
@@ -66,10 +62,10 @@ fn a_source_that_cannot_do_its_part_keeps_its_guest() {
     ];
     for (transport, faults) in TRANSPORTS.into_iter().flat_map(|t| faults.iter().map(move |f| (t, f))) {
         let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-        let with_faults = SimOptions { faults: faults.clone(), ..locked(folder.path(), &journal) };
-        let mut source = running(IDLE, with_faults);
+        let mut source = running(IDLE, SimOptions { faults: faults.clone(), ..journal.options() });
+        hold_disks(&mut source, folder.path());
         let at = fresh_address(transport, folder.path());
-        let waiting = Waiting::at(&at, locked(folder.path(), &journal), quick());
+        let waiting = Waiting::at(&at, journal.options(), quick());
 
         let cause = fail_to_move(&mut source, &waiting.address, 2);
         let Cause::Machine(text) = &cause else { panic!("{faults:?}: {cause:?}") };
@@ -92,9 +88,10 @@ fn a_target_that_cannot_do_its_part_lets_the_source_keep_the_guest() {
     let calls = [Call::Build, Call::Restore, Call::RestoreDevices, Call::TakeResources, Call::Resume];
     for (transport, call) in TRANSPORTS.into_iter().flat_map(|t| calls.map(|call| (t, call))) {
         let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-        let mut source = running(CHURN, locked(folder.path(), &journal));
+        let mut source = running(CHURN, journal.options());
+        hold_disks(&mut source, folder.path());
         let at = fresh_address(transport, folder.path());
-        let builder = FirstFails::new(SimFaults::always(call), locked(folder.path(), &journal));
+        let builder = FirstFails::new(SimFaults::always(call), journal.options());
         let waiting = Waiting::built_by(&at, builder, quick(), Watching::default());
 
         let cause = fail_to_move(&mut source, &waiting.address, 2);
@@ -152,20 +149,21 @@ fn a_guest_that_cannot_be_resumed_is_held_and_its_custody_handed_back() {
 #[test]
 fn a_lock_that_somebody_else_took_meanwhile_holds_the_guest_and_names_the_holder() {
     let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-    let mut source = running(CHURN, locked(folder.path(), &journal));
+    let mut source = running(CHURN, journal.options());
+    hold_disks(&mut source, folder.path());
     let at = fresh_address(Transport::Unix, folder.path());
-    let waiting = Waiting::at(&at, locked(folder.path(), &journal), quick());
+    let waiting = Waiting::at(&at, journal.options(), quick());
 
     // Between the source's letting go and the target's taking.
-    let thief: Arc<Mutex<Option<SimMachine>>> = Arc::default();
-    let (theft, options_of_thief) = (Arc::clone(&thief), locked(folder.path(), &journal));
+    let thief: Arc<Mutex<Option<FileLock>>> = Arc::default();
+    let (theft, disks) = (Arc::clone(&thief), folder.path().to_owned());
     let seen = Watching::source(move |phase| {
         if phase == SourcePhase::State {
-            *theft.lock().unwrap() = Some(SimMachine::born(CHURN, options_of_thief.clone()).unwrap());
+            *theft.lock().unwrap() = Some(steal(&disks).unwrap());
         }
     });
     let (report, custody) = Migration::new(options(&source, &waiting.address, 2)).run(&mut source, &seen);
-    let holder = format!("held by process {}", std::process::id());
+    let holder = format!("data.lock is held by guest `thief`, process {} on ", std::process::id());
     let SourceOutcome::Held { cause, obstacle } = &report.outcome else { panic!("{report:?}") };
     assert!(matches!(cause, Cause::Peer(reason) if reason.text.contains(&holder)), "{cause:?}");
     is_a_sentence(obstacle);
@@ -173,7 +171,7 @@ fn a_lock_that_somebody_else_took_meanwhile_holds_the_guest_and_names_the_holder
     assert!(!journal.runs(), "nobody runs the guest");
 
     drop(thief.lock().unwrap().take());
-    source.take_resources().unwrap();
+    hold_disks(&mut source, folder.path());
     source.resume(custody.unwrap()).unwrap();
     is_kept(&mut source);
     move_to(&mut source, &waiting.address, 3);
@@ -183,18 +181,18 @@ fn a_lock_that_somebody_else_took_meanwhile_holds_the_guest_and_names_the_holder
 #[test]
 fn resources_are_free_after_the_pause_and_taken_before_ready() {
     let (folder, journal) = (tempfile::tempdir().unwrap(), Arc::new(Journal::default()));
-    let mut source = running(CHURN, locked(folder.path(), &journal));
+    let mut source = running(CHURN, journal.options());
+    hold_disks(&mut source, folder.path());
     let at = fresh_address(Transport::Tcp, folder.path());
-    let waiting = Waiting::at(&at, locked(folder.path(), &journal), quick());
+    let waiting = Waiting::at(&at, journal.options(), quick());
     let held: Arc<Mutex<Vec<(SourcePhase, bool)>>> = Arc::default();
-    let (notes, probe) = (Arc::clone(&held), locked(folder.path(), &journal));
-    let seen = Watching::source(move |phase| {
-        let free = SimMachine::born(CHURN, probe.clone()).is_ok();
-        notes.lock().unwrap().push((phase, !free));
-    });
+    let (notes, disks) = (Arc::clone(&held), folder.path().to_owned());
+    let seen = Watching::source(move |phase| notes.lock().unwrap().push((phase, steal(&disks).is_err())));
     let (report, _) = Migration::new(options(&source, &waiting.address, 2)).run(&mut source, &seen);
     assert!(matches!(report.outcome, SourceOutcome::Moved { .. }), "{report:?}");
-    is_undisturbed(&mut waiting.arrived().machine);
+    let mut arrived = waiting.arrived();
+    is_undisturbed(&mut arrived.machine);
+    assert!(steal(folder.path()).is_err(), "the target holds it");
     for (phase, held) in held.lock().unwrap().iter() {
         match phase {
             // While the target restores it may be either side of its taking.

@@ -10,7 +10,7 @@ use std::net::Shutdown;
 
 use engine_support::{
     Leaks, Raw, SHORT, TINY, TRANSPORTS, Transport, Victim, alone, data, frame, hello, is_a_sentence, pages,
-    quick, round_end, to_target, transfer, zeros,
+    quick, released, round_end, to_target, transfer, zeros,
 };
 use ferry_memory::PAGE_SIZE;
 use ferry_migrate::Machine;
@@ -53,7 +53,8 @@ fn a_stream_that_is_cut_anywhere_is_a_lost_link() {
         for cut in [0, 1, 15, 16, greeting.len() - 1] {
             victim.connect().send(&greeting[..cut]);
         }
-        let offer = Offer { machine: victim.guest.description(), verify: false, lanes: 1 };
+        let offer =
+            Offer { machine: victim.guest.description(), verify: false, lanes: 1, written: Vec::new() };
         let offer = to_target(&ToTarget::Offer(offer));
         for cut in [0, 1, 15, 16, 17, offer.len() - 1] {
             let cause = victim.cause(|victim| {
@@ -150,6 +151,10 @@ fn misdeeds(guest: &mut SimMachine) -> Vec<(&'static str, Vec<Vec<u8>>, &'static
     let then = |more: Vec<Vec<u8>>| [all(), more].concat();
     let device = guest.capture_devices().unwrap().sections;
     let device = frame(FrameKind::Section, &device[0].to_bytes());
+    let with = |more: Vec<Vec<u8>>| then([vec![released(&[])], more].concat());
+    let needs = |kind: &str, name: &str| {
+        then(vec![released(&[(kind, name)]), section.clone(), device.clone(), ends(3)])
+    };
     let of = OfEpoch { session: SessionId(1), epoch: Epoch(1) };
     let one = data(1);
     vec![
@@ -180,11 +185,22 @@ fn misdeeds(guest: &mut SimMachine) -> Vec<(&'static str, Vec<Vec<u8>>, &'static
         ("a bad section", then(vec![frame(FrameKind::Section, b"xyz")]), "section"),
         ("too few sections", then(vec![section.clone(), ends(2)]), "2 sections, 1 arrived"),
         ("too many sections", then(vec![section.clone(), device.clone(), ends(1)]), "1 sections, 2 arrived"),
-        ("a section twice", then(vec![section.clone(), section.clone(), device.clone(), ends(3)]), "twice"),
-        ("a needed section", then(vec![section.clone(), device.clone(), unknown, ends(3)]), "sim.soul"),
-        ("no device", then(vec![section.clone(), ends(1)]), "device"),
-        ("no processor", then(vec![device, ends(1)]), "sim.core"),
-        ("no state", then(vec![ends(0)]), "sim.core"),
+        ("a section twice", with(vec![section.clone(), section.clone(), device.clone(), ends(4)]), "twice"),
+        ("a needed section", with(vec![section.clone(), device.clone(), unknown, ends(4)]), "sim.soul"),
+        ("no device", with(vec![section.clone(), ends(2)]), "device"),
+        ("no processor", with(vec![device.clone(), ends(2)]), "sim.core"),
+        ("no state", with(vec![ends(1)]), "sim.core"),
+        ("no word of resources", then(vec![section.clone(), device.clone(), ends(2)]), "machine.resources"),
+        ("resources twice", with(vec![released(&[]), section.clone(), ends(3)]), "twice"),
+        ("a strange resource", needs("lease", "/a"), "does not know resources of the kind `lease`"),
+        ("a nameless resource", needs("file-lock", ""), "resource 0 is empty"),
+        (
+            "a lock that is not there",
+            needs("file-lock", "/nonexistent/lock"),
+            "/nonexistent/lock cannot be used",
+        ),
+        ("a lock that is a device", needs("file-lock", "/dev/null"), "no lock file of ferry"),
+        ("a lock from here on", needs("file-lock", "disk.lock"), "use an absolute path"),
         ("an early state", vec![ends(0)], "state-end"),
         (
             "a hash for nothing",
@@ -288,7 +304,7 @@ fn an_offer_that_cannot_be_taken_is_refused_before_anything_is_built() {
         (MachineDescription { regions: Vec::new(), ..good }, false),
     ];
     for (machine, is_judged) in offers {
-        let offer = ToTarget::Offer(Offer { machine, verify: false, lanes: 1 });
+        let offer = ToTarget::Offer(Offer { machine, verify: false, lanes: 1, written: Vec::new() });
         let cause = victim.cause(|victim| {
             let mut peer = victim.greeted();
             peer.tell(&offer);
@@ -317,7 +333,7 @@ fn silence_ends_each_wait_by_its_name() {
         (TimerName::Silence, |victim| victim.upto(3)),
         (TimerName::State, |victim| victim.upto(7)),
         (TimerName::Custody, |victim| {
-            let mut peer = victim.upto(9);
+            let mut peer = victim.upto(10);
             assert_eq!(peer.hear(), Some(ToSource::Ready));
             peer
         }),
@@ -361,7 +377,7 @@ fn pages_that_come_slowly_are_not_silence() {
     let mut victim = Victim::new(Transport::Unix, Timeouts { silence: SHORT, ..quick() });
     let machine = SimConfig { memory_bytes: 512 * PAGE_SIZE, ..TINY }.description().unwrap();
     let mut peer = victim.greeted();
-    peer.tell(&ToTarget::Offer(Offer { machine, verify: false, lanes: 1 }));
+    peer.tell(&ToTarget::Offer(Offer { machine, verify: false, lanes: 1, written: Vec::new() }));
     assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
     assert_eq!(peer.hear(), Some(ToSource::Built));
     // One frame that takes three times as long as a source may be silent.

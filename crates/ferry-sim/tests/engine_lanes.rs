@@ -41,7 +41,7 @@ fn a_busy_guest_moves_over_any_number_of_lanes() {
 /// A session that has offered two lanes, its machine built.
 fn with_two_lanes(victim: &mut Victim) -> Raw {
     let mut peer = victim.greeted();
-    let offer = Offer { machine: victim.guest.description(), verify: true, lanes: 2 };
+    let offer = Offer { machine: victim.guest.description(), verify: true, lanes: 2, written: Vec::new() };
     peer.tell(&ToTarget::Offer(offer));
     assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
     assert_eq!(peer.hear(), Some(ToSource::Built));
@@ -102,7 +102,7 @@ fn a_round_is_over_when_every_lane_brought_its_part() {
     let stale = [&vec![7; 4096][..], &content[4096..]].concat();
     slow.send(&pages(0, &[(1, 3)], &stale, false));
     let frames = transfer(&mut victim.guest);
-    session.send(&frames[frames.len() - 4..].concat());
+    session.send(&frames[frames.len() - 5..].concat());
     assert_eq!(session.hear(), Some(ToSource::Ready), "the hash is that of the source's memory");
     drop((session, slow));
     victim.takes_a_guest();

@@ -5,13 +5,15 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::error::Error;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ferry_memory::{PAGE_SIZE, PageSet};
-use ferry_migrate::{Builder, Custody, Harvest, Machine, MachineError, RunWatch};
+use ferry_migrate::{Builder, Custody, FileLock, Harvest, Machine, MachineError, RunWatch};
+use ferry_protocol::GuestId;
 use ferry_sim::{Call, SimBuilder, SimConfig, SimCore, SimFaults, SimMachine, SimOptions, Workload};
-use ferry_state::MachineState;
+use ferry_state::{MachineState, Resources};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -25,6 +27,15 @@ const IDLE: SimConfig = SimConfig { workload: Workload::Idle { patterned_bytes: 
 
 fn custody() -> Custody {
     Custody::born("guest".parse().unwrap())
+}
+
+/// The lock of a disk in this folder.
+fn disk(folder: &Path) -> Resources {
+    Resources { released: vec![FileLock::prepare(&folder.join("disk.lock")).unwrap()] }
+}
+
+fn guest() -> GuestId {
+    "guest".parse().unwrap()
 }
 
 fn born(config: SimConfig) -> SimMachine {
@@ -69,23 +80,22 @@ fn move_over(source: &mut SimMachine, target: &mut SimMachine) -> Custody {
     }
     wait_for(source, source.report().progress + 40);
     let custody = source.pause().unwrap();
-    source.release_resources().unwrap();
+    let released = source.release_resources().unwrap();
     let mut dirty = PageSet::empty(&layout);
     source.harvest_dirty(Harvest::Paused, &mut dirty).unwrap();
     assert!(!dirty.is_empty());
     copy(&dirty, source, target);
+    target.take_resources(&guest(), &released).unwrap();
     target.restore(&source.capture().unwrap()).unwrap();
     target.restore_devices(&source.capture_devices().unwrap()).unwrap();
-    target.take_resources().unwrap();
     custody
 }
 
 #[test]
 fn a_guest_that_moved_while_it_ran_is_the_guest_that_did_not() {
     let folder = tempfile::tempdir().unwrap();
-    let options = || SimOptions { resource: Some(folder.path().join("disk.lock")), ..SimOptions::default() };
-    let mut source = SimMachine::born(CHURN, options()).unwrap();
-    let mut target = blank(CHURN, options());
+    let (mut source, mut target) = (born(CHURN), blank(CHURN, SimOptions::default()));
+    source.take_resources(&guest(), &disk(folder.path())).unwrap();
     source.resume(custody()).unwrap();
     wait_for(&source, 400);
     let custody = move_over(&mut source, &mut target);
@@ -163,7 +173,7 @@ fn the_custody_is_out_of_reach_while_the_guest_runs_and_comes_back_whole() {
         machine.capture().map(drop),
         machine.capture_devices().map(drop),
         machine.harvest_dirty(Harvest::Paused, &mut dirty),
-        machine.release_resources(),
+        machine.release_resources().map(drop),
         machine.digest().map(drop),
     ];
     for result in too_early {
@@ -220,7 +230,6 @@ fn the_watch_sees_every_stretch_of_running() {
     let options = SimOptions {
         faults: SimFaults::once(Call::Resume),
         watch: Some(Arc::clone(&journal) as Arc<dyn RunWatch>),
-        resource: None,
     };
     let seen = || journal.0.lock().unwrap().iter().map(|(start, _)| *start).collect::<Vec<_>>();
     let mut machine = SimMachine::born(CHURN, options).unwrap();
@@ -239,23 +248,21 @@ fn the_watch_sees_every_stretch_of_running() {
 #[test]
 fn only_the_holder_of_the_resource_runs() {
     let folder = tempfile::tempdir().unwrap();
-    let options = SimOptions { resource: Some(folder.path().join("disk.lock")), ..SimOptions::default() };
-    let mut source = SimMachine::born(CHURN, options.clone()).unwrap();
-    let refused = SimMachine::born(CHURN, options.clone()).unwrap_err();
+    let disk = disk(folder.path());
+    let (mut source, mut target) = (born(CHURN), blank(CHURN, SimOptions::default()));
+    source.take_resources(&guest(), &disk).unwrap();
+    let refused = target.take_resources(&guest(), &disk).unwrap_err();
     let text = full_text(&refused);
-    assert!(text.contains(&format!("held by process {}", std::process::id())), "{text}");
-
-    let mut target = blank(CHURN, options);
+    assert!(text.contains(&format!("held by guest `guest`, process {} on ", std::process::id())), "{text}");
     let refused = target.resume(custody()).unwrap_err();
     assert!(refused.source.to_string().contains("take_resources comes before resume"));
-    assert!(target.take_resources().is_err());
-    source.release_resources().unwrap();
-    target.take_resources().unwrap();
+    assert_eq!(source.release_resources().unwrap(), disk);
+    target.take_resources(&guest(), &disk).unwrap();
     assert!(source.resume(custody()).is_err());
     target.resume(refused.custody).unwrap();
-    assert!(source.take_resources().is_err());
+    assert!(source.take_resources(&guest(), &disk).is_err());
     drop(target);
-    source.take_resources().unwrap();
+    source.take_resources(&guest(), &disk).unwrap();
     source.resume(custody()).unwrap();
 }
 
@@ -273,8 +280,8 @@ fn make(call: Call, machine: &mut SimMachine) -> Result<(), MachineError> {
         Call::Restore => machine.restore(&elsewhere.capture().unwrap()),
         Call::CaptureDevices => machine.capture_devices().map(drop),
         Call::RestoreDevices => machine.restore_devices(&elsewhere.capture_devices().unwrap()),
-        Call::ReleaseResources => machine.release_resources(),
-        Call::TakeResources => machine.take_resources(),
+        Call::ReleaseResources => machine.release_resources().map(drop),
+        Call::TakeResources => machine.take_resources(&guest(), &Resources::default()),
         _ => panic!("{call} is no call on a machine"),
     }
 }

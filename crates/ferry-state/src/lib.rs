@@ -4,7 +4,8 @@
 //! A captured machine is a [`MachineState`]: a list of [`Section`]s. One section is one [`Part`] of
 //! one vCPU, of the VM or of a device, written as a CBOR map from field number to value, and beside
 //! it the numbers of the fields that a target must apply. The parts of an x86-64 machine are in
-//! [`x86`]; a device brings a part of its own and calls it `device/NAME`.
+//! [`x86`]; a device brings a part of its own and calls it `device/NAME` (those that many VMMs have
+//! are in [`device`]); what only one host may hold is in [`Resources`].
 //!
 //! ```
 //! use ferry_state::{Section, x86::MpState};
@@ -27,15 +28,20 @@
 #![forbid(unsafe_code)]
 
 mod body;
+pub mod device;
 mod error;
+mod known;
 mod machine;
 mod part;
+mod resources;
 mod section;
 pub mod x86;
 
 pub use error::StateError;
+pub use known::{MACHINE_SECTIONS, decode_known, describe_known};
 pub use machine::{MAX_SECTIONS, MachineState};
 pub use part::{Fields, Part};
-pub use section::{
-    MAX_BODY_BYTES, MAX_NAME_BYTES, MAX_NEEDED, MAX_SECTION_BYTES, Section, decode_known, describe_known,
+pub use resources::{
+    MAX_RESOURCE_KIND_BYTES, MAX_RESOURCE_NAME_BYTES, MAX_RESOURCES, ResourceName, Resources,
 };
+pub use section::{MAX_BODY_BYTES, MAX_NAME_BYTES, MAX_NEEDED, MAX_SECTION_BYTES, Section};

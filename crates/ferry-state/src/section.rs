@@ -8,7 +8,7 @@
 use minicbor::{Decoder, Encoder};
 
 use crate::body::Body;
-use crate::{Part, StateError, x86};
+use crate::{Part, StateError};
 
 /// The longest name of a section, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
@@ -205,32 +205,6 @@ impl Section {
     }
 }
 
-/// Decodes a section of any part that this build has, and drops it: for tools and fuzzers that have
-/// bytes and no machine. A section of no known part is [`StateError::UnknownSection`].
-pub fn decode_known(section: &Section) -> Result<(), StateError> {
-    x86::decode_known(section)
-}
-
-/// Decodes a section of any part that this build has into its fields: names and values as text, numbers
-/// in hexadecimal, in the order of the part's definition.
-pub fn describe_known(section: &Section) -> Result<Vec<(String, String)>, StateError> {
-    let text = x86::describe_known(section)?;
-    let mut fields: Vec<(String, String)> = Vec::new();
-    for line in text.lines() {
-        // A field of the part itself stands four columns in; what is deeper belongs to its value.
-        let own = line.strip_prefix("    ").filter(|rest| !rest.starts_with([' ', '}', ']', ')']));
-        match (own.and_then(|rest| rest.split_once(": ")), fields.last_mut()) {
-            (Some((name, value)), _) => fields.push((name.to_owned(), value.to_owned())),
-            (None, Some((_, value))) if line.starts_with("    ") => value.push_str(line.trim()),
-            _ => {}
-        }
-    }
-    for (_, value) in &mut fields {
-        *value = value.trim_end_matches(',').replace(",]", "]").replace(",}", "}");
-    }
-    Ok(fields)
-}
-
 /// Whether this is a name that a section may have.
 fn is_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/".contains(&b);
@@ -294,16 +268,6 @@ mod tests {
         assert_eq!(Section::of(&now, 0, Some(&clock())).unwrap().needed, [0, 3]);
         assert!(Section::of(&now, 0, Some(&now)).unwrap().needed.is_empty());
         assert_eq!(Section::of(&now, 0, None).unwrap().needed, [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn a_known_section_is_described_field_by_field() {
-        let regs = crate::x86::Regs { rip: 0xfff0, ..crate::x86::Regs::default() };
-        let fields = describe_known(&Section::of(&regs, 0, None).unwrap()).unwrap();
-        assert_eq!(fields.len(), 18);
-        assert_eq!(fields[16], ("rip".into(), "0xfff0".into()));
-        let foreign = Section { name: "device/x".into(), index: 0, needed: vec![], body: vec![0xa0] };
-        assert!(describe_known(&foreign).is_err());
     }
 
     #[test]

@@ -47,15 +47,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let churn = Payload::Churn { rate_bytes_per_second: 100 << 20, working_set_bytes: 64 << 20 };
-    for payload in [Payload::Idle, churn] {
-        println!("{}, {} MiB, 1 vCPU", payload.name(), MEMORY_BYTES >> 20);
-        measure(&GuestConfig { memory_bytes: MEMORY_BYTES, cpus: 1, payload })?;
+    for (payload, cpus) in
+        [(Payload::Idle, 1), (churn, 1), (Payload::Idle, 4), (churn, 4), (Payload::Ticks, 4)]
+    {
+        println!("{}, {} MiB, vCPUs: {cpus}", payload.name(), MEMORY_BYTES >> 20);
+        measure(&GuestConfig { memory_bytes: MEMORY_BYTES, cpus, payload })?;
     }
     Ok(())
 }
 
 fn measure(config: &GuestConfig) -> Result<(), Box<dyn Error>> {
-    let mut guest = ferry_vmm::create_on_kvm(config, ferry_vmm::fresh_seed(), None)?;
+    let mut guest = ferry_vmm::create_on_kvm(config, ferry_vmm::Birth::plain(ferry_vmm::fresh_seed()), None)?;
     guest.resume(Custody::born("bench".parse()?))?;
     guest.verify(Duration::from_secs(60))?;
     measure_log(&mut guest)?;

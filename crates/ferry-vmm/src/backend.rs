@@ -5,20 +5,21 @@
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_contract::Verdict;
+use ferry_contract::{Contract, Verdict};
 use ferry_memory::{GuestRam, PageSet};
 use ferry_migrate::{Builder, Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
-use ferry_protocol::MachineDescription;
+use ferry_protocol::{GuestId, MachineDescription};
 use ferry_sim::{SimBuilder, SimOptions};
-use ferry_state::MachineState;
+use ferry_state::{MachineState, Resources};
 
 use crate::kvm_guest::KvmBuilder;
-use crate::{CheckReport, Guest, GuestConfig, GuestReport, VmmError};
+use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, SerialPort, VmmError};
 
 /// What a guest is to run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,17 +94,36 @@ pub fn fresh_seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
+/// What a guest is born with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Birth<'a> {
+    /// Makes the guest's pages its own.
+    pub seed: u64,
+    /// What it may see of its processors; without one all that the host offers. Only KVM keeps one.
+    pub contract: Option<&'a Contract>,
+    /// What a payload [`Image`](crate::Payload::Image) runs. Only KVM runs one.
+    pub image: Option<&'a Image>,
+}
+
+impl Birth<'_> {
+    /// With all that the host offers, and a built-in payload.
+    pub fn plain(seed: u64) -> Self {
+        Self { seed, contract: None, image: None }
+    }
+}
+
 /// Makes a guest that is born here, with its payload loaded and its vCPUs stopped: it runs once
-/// [`resume`](Machine::resume) gets its custody. `seed` makes its pages its own.
+/// [`resume`](Machine::resume) gets its custody.
 pub fn create(
     chosen: &Chosen,
     config: &GuestConfig,
-    seed: u64,
+    birth: Birth<'_>,
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<AnyGuest, VmmError> {
     match chosen {
-        Chosen::Kvm => crate::kvm_guest::create(config, seed, watch).map(AnyGuest::new),
-        Chosen::Sim { .. } => crate::sim_guest::create(config, seed, watch).map(AnyGuest::new),
+        Chosen::Kvm => crate::kvm_guest::create(config, birth, watch).map(AnyGuest::new),
+        Chosen::Sim { .. } if birth.contract.is_some() => Err(VmmError::NoContract),
+        Chosen::Sim { .. } => crate::sim_guest::create(config, birth.seed, watch).map(AnyGuest::new),
     }
 }
 
@@ -130,6 +150,10 @@ impl Guest for AnyGuest {
 
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
         self.0.verify(timeout)
+    }
+
+    fn serial(&self) -> Option<&SerialPort> {
+        self.0.serial()
     }
 }
 
@@ -178,12 +202,12 @@ impl Machine for AnyGuest {
         self.0.restore_devices(state)
     }
 
-    fn release_resources(&mut self) -> Result<(), MachineError> {
+    fn release_resources(&mut self) -> Result<Resources, MachineError> {
         self.0.release_resources()
     }
 
-    fn take_resources(&mut self) -> Result<(), MachineError> {
-        self.0.take_resources()
+    fn take_resources(&mut self, guest: &GuestId, resources: &Resources) -> Result<(), MachineError> {
+        self.0.take_resources(guest, resources)
     }
 
     fn announce(&mut self) {
@@ -207,6 +231,16 @@ impl AnyBuilder {
             Chosen::Kvm => Self::Kvm(KvmBuilder::new()?.with_watch(watch)),
             Chosen::Sim { .. } => Self::Sim(SimBuilder::new(SimOptions { watch, ..SimOptions::default() })),
         })
+    }
+
+    /// The same with a file for what guests write to their serial port; those in the simulated machine
+    /// have none.
+    #[must_use]
+    pub fn with_serial_output(self, file: Option<Arc<File>>) -> Self {
+        match self {
+            Self::Kvm(builder) => Self::Kvm(builder.with_serial_output(file)),
+            sim @ Self::Sim(_) => sim,
+        }
     }
 }
 
@@ -257,7 +291,7 @@ mod tests {
             Err(error) => println!("skipped on KVM: {error}"),
         }
         for chosen in kinds {
-            let mut guest = create(&chosen, &config, fresh_seed(), None).unwrap();
+            let mut guest = create(&chosen, &config, Birth::plain(fresh_seed()), None).unwrap();
             guest.resume(Custody::born("guest".parse().unwrap())).unwrap();
             let check = guest.verify(Duration::from_secs(20)).unwrap();
             assert_eq!((check.pages, check.faults), (512, 0), "{chosen:?}");
@@ -265,7 +299,7 @@ mod tests {
             assert_eq!((report.payload.as_str(), report.stopped), ("idle", None));
             drop(guest.pause().unwrap());
             let mut builder = AnyBuilder::new(&chosen, None).unwrap();
-            assert_eq!(builder.judge(&guest.description()), Verdict::accept());
+            assert!(!builder.judge(&guest.description()).is_refusal());
             let built = builder.build(&guest.description()).unwrap();
             assert_eq!(built.description(), guest.description());
         }

@@ -1,8 +1,10 @@
-//! The guest's first state: what lies in low memory, and what its first vCPU's registers hold.
+//! The guest's first state: what lies in low memory, and what its vCPUs' registers hold.
 //!
-//! No firmware and no kernel run: the vCPU begins in 64-bit mode at privilege level 3 with IOPL 3.
-//! The descriptors are those that a GDT in memory has, so that the entry checks of VMX and SVM pass
-//! and nothing is at odds. The IDT is empty: an exception ends the guest, and the VMM says so.
+//! No firmware and no kernel run: every vCPU begins in 64-bit mode, with the same program, at privilege
+//! level 3 with IOPL 3 or at level 0. The descriptors are those that a GDT in memory has, so that the
+//! entry checks of VMX and SVM pass and nothing is at odds. The IDT has the vectors that the program
+//! handles, at level 0; any other exception ends the guest, and the VMM says so. The APIC is in x2APIC mode,
+//! so that no device needs a mapping.
 //!
 //! IOPL 3 lets the program use its ports on VMX and SVM. `kvm_pvm` runs level 3 natively and loses IOPL
 //! at the first exit, but its emulation of `IN` and `OUT` honours the TSS's I/O permission bitmap; so
@@ -13,30 +15,30 @@
 //! | guest-physical | what |
 //! |---|---|
 //! | 0x1000 | GDT |
-//! | 0x2000 | TSS with its I/O permission bitmap |
-//! | 0x7000 | the end of the stack, which grows down from here |
+//! | 0x3000 | IDT |
 //! | 0x8000 | the program |
 //! | 0x10000 | PML4, PDPT, then one page directory for each GiB |
+//! | 0x112000 | a page for each vCPU: TSS with its I/O permission bitmap, stacks of level 0 and level 3 |
 //! | [`WORKING_SET_START`] | working set |
 //!
 //! Facts: Intel SDM volume 3, 4.5 "4-level paging", 3.4.5 "Segment descriptors", 8.2 "Task
 //! management data structures"; volume 1, 19.5.2 "I/O permission bit map"; volume 3, 27.3.1 "Checks on the guest state area".
 
 use ferry_kvm::{HOLE_END, HOLE_START};
-use ferry_memory::{GuestRam, RamError};
+use ferry_memory::{GuestRam, PAGE_SIZE, RamError};
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
 use crate::payload::{self, Parameters};
-use crate::{VmmError, ports};
+use crate::{GuestConfig, Image, Level, Payload, VmmError, ports};
 
 /// Where the working set begins, as an offset into guest memory. All that comes before belongs to
 /// the boot.
 pub(crate) const WORKING_SET_START: u64 = 2 << 20;
 
 const GDT: u64 = 0x1000;
-const TSS: u64 = 0x2000;
-const STACK_END: u64 = 0x7000;
+const IDT: u64 = 0x3000;
 const CODE: u64 = 0x8000;
+const CODE_BYTES: usize = 0x8000;
 const PML4: u64 = 0x1_0000;
 const PDPT: u64 = 0x1_1000;
 const DIRECTORIES: u64 = 0x1_2000;
@@ -48,8 +50,19 @@ const TABLE_BYTES: u64 = 4096;
 const DIRECTORY_SPAN: u64 = 1 << 30;
 const LARGE_PAGE: u64 = 2 << 20;
 
-/// The most memory that page tables below the working set can map.
-pub(crate) const MAX_MEMORY_BYTES: u64 = (WORKING_SET_START - DIRECTORIES) / TABLE_BYTES * DIRECTORY_SPAN;
+/// Where the vCPUs' own pages begin.
+const CPU_AREAS: u64 = 0x11_2000;
+
+/// How many vCPUs have room for their own page.
+#[expect(clippy::cast_possible_truncation, reason = "it is 238")]
+pub(crate) const CPU_AREAS_MAX: u32 = ((WORKING_SET_START - CPU_AREAS) / TABLE_BYTES) as u32;
+
+/// In a vCPU's page: the TSS begins it, the stack of level 0 ends here and that of level 3 with the page.
+const STACK_0_END: u64 = 0xa00;
+const STACK_3_END: u64 = 0x1000;
+
+/// The most memory that page tables below the vCPUs' pages can map.
+pub(crate) const MAX_MEMORY_BYTES: u64 = (CPU_AREAS - DIRECTORIES) / TABLE_BYTES * DIRECTORY_SPAN;
 
 // Page-table entries: present, writable, user, accessed; and for a large page dirty and size. With
 // accessed and dirty set beforehand the processor writes no table.
@@ -57,6 +70,8 @@ const TABLE_ENTRY: u64 = 0x27;
 const LARGE_ENTRY: u64 = 0xe7;
 
 // Selectors into the GDT, with the requested privilege level.
+const KERNEL_CODE: u16 = 0x08;
+const KERNEL_DATA: u16 = 0x10;
 const USER_DATA: u16 = 0x18 | 3;
 const USER_CODE: u16 = 0x20 | 3;
 const TASK: u16 = 0x28;
@@ -66,10 +81,23 @@ const CR0: u64 = 0x8001_0033;
 const CR4: u64 = 0x620;
 const EFER: u64 = 0x500;
 
-/// The ports that the payload may use.
-const IO_PORTS: std::ops::RangeInclusive<usize> = ports::FIRST as usize..=ports::LAST as usize;
+// CR4 where CPUID has what they are for: FSGSBASE, OSXSAVE.
+const CR4_FSGSBASE: u64 = 1 << 16;
+const CR4_OSXSAVE: u64 = 1 << 18;
 
-/// Offsets into the TSS: where the offset of the I/O permission bitmap stands, and the bitmap.
+/// `IA32_APIC_BASE`: x2APIC mode, enabled.
+const X2APIC: u64 = 0xc00;
+
+/// Whether the payload may use this port.
+fn is_open(port: usize) -> bool {
+    u16::try_from(port).is_ok_and(|port| {
+        (ports::SERIAL..=ports::SERIAL_LAST).contains(&port) || (ports::FIRST..=ports::LAST).contains(&port)
+    })
+}
+
+/// Offsets into the TSS: the stack of level 0, where the offset of the I/O permission bitmap stands, and
+/// the bitmap.
+const RSP0: usize = 4;
 const IO_MAP_POINTER: usize = 0x66;
 const IO_MAP_OFFSET: u16 = 0x68;
 const IO_MAP: usize = IO_MAP_OFFSET as usize;
@@ -81,26 +109,74 @@ const TASK_BYTES: usize = TASK_LIMIT as usize + 1;
 /// The last byte of the GDT, which has seven entries.
 const GDT_LIMIT: u16 = 7 * 8 - 1;
 
-/// RFLAGS: the bit that is always 1, and IOPL 3.
+/// RFLAGS: the bit that is always 1, and IOPL 3; interrupts are closed.
 const RFLAGS: u64 = 0x3002;
 
-/// Writes the program and its tables into the guest's memory of `memory_bytes`.
-pub(crate) fn load(ram: &GuestRam, memory_bytes: u64) -> Result<(), VmmError> {
-    let code = payload::assemble(CODE).map_err(|error| VmmError::Payload(error.to_string()))?;
-    let failed = |source| VmmError::Load { source };
-    ram.write(CODE, &code).map_err(failed)?;
-    write_words(ram, GDT, &descriptors()).map_err(failed)?;
-    ram.write(TSS, &task_state()).map_err(failed)?;
-    write_page_tables(ram, memory_bytes).map_err(failed)
+/// A gate of the IDT: present, an interrupt gate of level 0, without a stack of its own.
+const GATE: u64 = 0x8e00_0000_0000 | (KERNEL_CODE as u64) << 16;
+
+/// Bytes of a gate, and of the whole IDT.
+const GATE_BYTES: u64 = 16;
+const IDT_LIMIT: u16 = 0xfff;
+
+/// Writes the program and its tables into the memory of a guest.
+pub(crate) fn load(ram: &GuestRam, config: &GuestConfig, image: Option<&Image>) -> Result<(), VmmError> {
+    let program = payload::assemble(&config.payload, CODE).map_err(|e| VmmError::Payload(e.to_string()))?;
+    if program.code.len() > CODE_BYTES {
+        return Err(VmmError::Payload(format!("it has {} bytes", program.code.len())));
+    }
+    let write = || {
+        ram.write(CODE, &program.code)?;
+        write_words(ram, GDT, &descriptors())?;
+        for (vector, handler) in &program.handlers {
+            write_words(ram, IDT + u64::from(*vector) * GATE_BYTES, &gate(*handler))?;
+        }
+        for cpu in 0..config.cpus {
+            ram.write(area(cpu), &task_state(cpu))?;
+            if config.payload == Payload::Features {
+                ram.write(
+                    WORKING_SET_START + config.share(cpu).start * PAGE_SIZE,
+                    &payload::features::table(),
+                )?;
+            }
+        }
+        for (address, bytes) in image.iter().flat_map(|image| image.pieces()) {
+            ram.write(address, bytes)?;
+        }
+        write_page_tables(ram, config.memory_bytes)
+    };
+    write().map_err(|source| VmmError::Load { source })
 }
 
-/// The special registers of a vCPU that begins at privilege level 3, on top of what it has.
-pub(crate) fn special_registers(mut sregs: kvm_sregs) -> kvm_sregs {
-    let data = segment(USER_DATA, 3, false);
-    (sregs.cs, sregs.ss) = (segment(USER_CODE, 11, true), data);
+/// Where a vCPU's own page lies.
+fn area(cpu: u32) -> u64 {
+    CPU_AREAS + u64::from(cpu) * TABLE_BYTES
+}
+
+/// What a vCPU's CPUID has that its first registers depend on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Extensions {
+    /// Leaf 7 EBX bit 0.
+    pub(crate) fsgsbase: bool,
+    /// Leaf 1 ECX bit 26.
+    pub(crate) xsave: bool,
+}
+
+/// The special registers of a vCPU that begins with the program, on top of what it has.
+pub(crate) fn special_registers(
+    mut sregs: kvm_sregs,
+    cpu: u32,
+    level: Level,
+    extensions: Extensions,
+) -> kvm_sregs {
+    let (code, data) = match level {
+        Level::Kernel => (segment(KERNEL_CODE, 11, 0, true), segment(KERNEL_DATA, 3, 0, false)),
+        Level::User => (segment(USER_CODE, 11, 3, true), segment(USER_DATA, 3, 3, false)),
+    };
+    (sregs.cs, sregs.ss) = (code, data);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs) = (data, data, data, data);
     sregs.tr = kvm_segment {
-        base: TSS,
+        base: area(cpu),
         limit: TASK_LIMIT.into(),
         selector: TASK,
         type_: 11, // a busy 64-bit TSS
@@ -109,18 +185,27 @@ pub(crate) fn special_registers(mut sregs: kvm_sregs) -> kvm_sregs {
     };
     sregs.ldt = kvm_segment { unusable: 1, ..Default::default() };
     sregs.gdt = kvm_dtable { base: GDT, limit: GDT_LIMIT, ..Default::default() };
-    sregs.idt = kvm_dtable::default();
+    sregs.idt = kvm_dtable { base: IDT, limit: IDT_LIMIT, ..Default::default() };
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, PML4, CR4, EFER);
+    sregs.cr4 |= if extensions.fsgsbase { CR4_FSGSBASE } else { 0 };
+    sregs.cr4 |= if extensions.xsave { CR4_OSXSAVE } else { 0 };
+    sregs.apic_base |= X2APIC;
     sregs
 }
 
-/// The registers with which the program starts.
-pub(crate) fn registers(parameters: &Parameters) -> kvm_regs {
+/// The registers with which a vCPU begins; an image has its own entry.
+pub(crate) fn registers(parameters: &Parameters, level: Level, entry: Option<u64>) -> kvm_regs {
+    let stack = match level {
+        Level::Kernel => STACK_0_END,
+        Level::User => STACK_3_END,
+    };
     kvm_regs {
-        rip: CODE,
-        rsp: STACK_END,
+        rip: entry.unwrap_or(CODE),
+        rsp: CPU_AREAS + parameters.cpu * TABLE_BYTES + stack,
         rflags: RFLAGS,
         rbx: parameters.working_set,
+        rdi: parameters.cpu,
+        rsi: parameters.cpus,
         r8: parameters.pages,
         r11: parameters.burst_pages,
         r12: u64::from(parameters.wait_us),
@@ -129,29 +214,38 @@ pub(crate) fn registers(parameters: &Parameters) -> kvm_regs {
     }
 }
 
-/// The TSS: empty but for its I/O permission bitmap, in which a clear bit opens a port. The processor
-/// reads two bytes at a time, so a byte of ones follows the last.
-fn task_state() -> [u8; TASK_BYTES] {
+/// A gate of the IDT.
+fn gate(handler: u64) -> [u64; 2] {
+    [handler & 0xffff | GATE | (handler >> 16 & 0xffff) << 48, handler >> 32]
+}
+
+/// A vCPU's TSS: the stack of level 0 and its I/O permission bitmap, in which a clear bit opens a port.
+/// The processor reads two bytes at a time, so a byte of ones follows the last.
+fn task_state(cpu: u32) -> [u8; TASK_BYTES] {
     let mut bytes = [0; TASK_BYTES];
     for (place, byte) in bytes.iter_mut().enumerate().skip(IO_MAP) {
-        let closed = (0..8).filter(|bit| !IO_PORTS.contains(&((place - IO_MAP) * 8 + bit)));
+        let closed = (0..8).filter(|bit| !is_open((place - IO_MAP) * 8 + bit));
         *byte = closed.fold(0, |ones, bit| ones | 1 << bit);
     }
-    for (byte, value) in bytes.iter_mut().skip(IO_MAP_POINTER).zip(IO_MAP_OFFSET.to_le_bytes()) {
-        *byte = value;
+    let stack = (area(cpu) + STACK_0_END).to_le_bytes();
+    let fields = [(RSP0, &stack[..]), (IO_MAP_POINTER, &IO_MAP_OFFSET.to_le_bytes()[..])];
+    for (place, value) in fields {
+        for (byte, value) in bytes.iter_mut().skip(place).zip(value) {
+            *byte = *value;
+        }
     }
     bytes
 }
 
-/// A flat segment of privilege level 3.
-fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
+/// A flat segment.
+fn segment(selector: u16, type_: u8, dpl: u8, code: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: u32::MAX,
         selector,
         type_,
         present: 1,
-        dpl: 3,
+        dpl,
         db: u8::from(!code),
         s: 1,
         l: u8::from(code),
@@ -160,12 +254,14 @@ fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
     }
 }
 
-/// The GDT: null, level 0 code and data, level 3 data and code, and the TSS in two entries.
+/// The GDT: null, level 0 code and data, level 3 data and code, and vCPU 0's TSS in two entries. The others
+/// have theirs in TR from the start, and nothing loads it anew.
 fn descriptors() -> [u64; 7] {
+    let tss = CPU_AREAS;
     let task = 0x0000_8b00_0000_0000
         | (u64::from(TASK_LIMIT))
-        | (TSS & 0x00ff_ffff) << 16
-        | (TSS >> 24 & 0xff) << 56;
+        | (tss & 0x00ff_ffff) << 16
+        | (tss >> 24 & 0xff) << 56;
     [
         0,
         0x00af_9b00_0000_ffff,
@@ -173,7 +269,7 @@ fn descriptors() -> [u64; 7] {
         0x00cf_f300_0000_ffff,
         0x00af_fb00_0000_ffff,
         task,
-        TSS >> 32,
+        tss >> 32,
     ]
 }
 
@@ -205,8 +301,15 @@ mod tests {
 
     #[test]
     fn the_gdt_says_what_the_registers_say() {
-        let sregs = special_registers(kvm_sregs::default());
-        for (segment, name) in [(sregs.cs, "cs"), (sregs.ss, "ss"), (sregs.tr, "tr")] {
+        let of = |level| special_registers(kvm_sregs::default(), 0, level, Extensions::default());
+        let (sregs, kernel) = (of(Level::User), of(Level::Kernel));
+        for (segment, name) in [
+            (sregs.cs, "cs"),
+            (sregs.ss, "ss"),
+            (sregs.tr, "tr"),
+            (kernel.cs, "level 0 cs"),
+            (kernel.ss, "level 0 ss"),
+        ] {
             let entry = descriptors()[usize::from(segment.selector >> 3)];
             assert_eq!((entry >> 40 & 0xf) as u8, segment.type_, "{name} type");
             assert_eq!((entry >> 44 & 1) as u8, segment.s, "{name} s");
@@ -220,18 +323,26 @@ mod tests {
 
     #[test]
     fn the_tss_opens_the_payloads_ports_and_no_others() {
-        let tss = task_state();
+        let tss = task_state(2);
+        assert_eq!(tss[RSP0..RSP0 + 8], (0x11_4000_u64 + 0xa00).to_le_bytes());
         let open = |port: usize| tss.get(IO_MAP + port / 8).is_some_and(|byte| byte >> (port % 8) & 1 == 0);
         assert_eq!(tss[IO_MAP_POINTER..IO_MAP], [0x68, 0]);
-        assert!((0..=0xffff).all(|port| open(port) == IO_PORTS.contains(&port)));
+        let expected = |port| (0x3f8..0x400).contains(&port) || (0xf00..0xf3c).contains(&port);
+        assert!((0..=0xffff).all(|port| open(port) == expected(port)));
         assert_eq!(tss[TASK_BYTES - 1], 0xff);
-        const { assert!(TASK_BYTES <= 4096) };
+        const { assert!(TASK_BYTES <= 0x400) };
     }
 
     #[test]
-    fn tables_end_before_the_working_set() {
+    fn a_gate_leads_to_its_handler() {
+        assert_eq!(gate(0x0123_4567_89ab_cdef), [0x89ab_8e00_0008_cdef, 0x0123_4567]);
+    }
+
+    #[test]
+    fn tables_end_before_the_vcpus_pages_and_these_before_the_working_set() {
         let end = DIRECTORIES + MAX_MEMORY_BYTES.div_ceil(DIRECTORY_SPAN) * TABLE_BYTES;
-        assert!(end <= WORKING_SET_START);
+        assert!(end <= CPU_AREAS);
+        assert!(area(CPU_AREAS_MAX) <= WORKING_SET_START);
         assert!(MAX_MEMORY_BYTES.div_ceil(DIRECTORY_SPAN) <= 512, "one PDPT holds them");
         const { assert!(MAX_MEMORY_BYTES >= 256 << 30) };
     }

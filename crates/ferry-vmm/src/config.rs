@@ -4,6 +4,8 @@
 //! as the `config` of the machine description: a CBOR map with numbered fields. A form that this
 //! build would not write itself is refused, for what it skipped could be what the guest needs.
 
+use std::ops::Range;
+
 use ferry_memory::PAGE_SIZE;
 use ferry_protocol::RegionSpan;
 use minicbor::{Decode, Encode};
@@ -14,11 +16,18 @@ use crate::payload::{self, Parameters};
 /// The least memory of a guest, in bytes.
 pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
 
+/// The most vCPUs of a guest: as many as the boot has room for, and no more than have an APIC id of
+/// eight bits.
+pub const MAX_CPUS: u32 = boot::CPU_AREAS_MAX;
+
 /// The most bytes that `idle` fills with its pattern.
 const IDLE_WORKING_SET_BYTES: u64 = 16 << 20;
 
 /// The fastest `churn`, in bytes a second.
 pub const MAX_RATE_BYTES_PER_SECOND: u64 = 64 << 30;
+
+/// An odd number that sets the seeds of vCPUs apart.
+const SEED_STEP: u64 = 0xd6e8_feb8_6659_fd93;
 
 /// The longest wire form of a configuration, in bytes.
 const MAX_ENCODED_BYTES: usize = 64;
@@ -30,7 +39,7 @@ pub struct GuestConfig {
     /// Bytes of memory, a multiple of the page size.
     #[n(0)]
     pub memory_bytes: u64,
-    /// Number of vCPUs; so far 1.
+    /// Number of vCPUs, 1 to [`MAX_CPUS`].
     #[n(1)]
     pub cpus: u32,
     /// What it does.
@@ -55,6 +64,41 @@ pub enum Payload {
         #[n(1)]
         working_set_bytes: u64,
     },
+    /// Looks at the time: it never goes back, nor leaps further than this.
+    #[n(2)]
+    Clock {
+        /// The largest step of time allowed, in milliseconds; at least 1.
+        #[n(0)]
+        jump_limit_ms: u32,
+    },
+    /// Asks CPUID for every leaf, and holds the answers against those at birth.
+    #[n(3)]
+    Features,
+    /// Uses one instruction of every feature that CPUID promised at birth.
+    #[n(4)]
+    Exercise,
+    /// Counts interrupts at privilege level 0: the LAPIC's timer, the PIT, IPIs.
+    #[n(5)]
+    Ticks,
+    /// A program from a file.
+    #[n(6)]
+    Image {
+        /// Where it begins.
+        #[n(0)]
+        level: Level,
+    },
+}
+
+/// The privilege level at which an image begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Level {
+    /// Level 0, as a kernel; `kvm_pvm` emulates it, slowly.
+    #[n(0)]
+    Kernel,
+    /// Level 3 with IOPL 3, as the built-in payloads.
+    #[n(1)]
+    User,
 }
 
 /// A configuration that cannot be, and what to do.
@@ -81,12 +125,27 @@ pub enum ConfigError {
         /// The most.
         max: u64,
     },
-    /// A number of vCPUs that this build does not run.
-    #[error("{cpus} vCPUs are not to be had: this version runs guests with 1 vCPU")]
+    /// A number of vCPUs that no guest has.
+    #[error("{cpus} vCPUs are not to be had: give 1 to {MAX_CPUS}")]
     Cpus {
         /// vCPUs asked for.
         cpus: u32,
     },
+    /// Too few pages for so many vCPUs.
+    #[error(
+        "{pages} pages are too few for {cpus} vCPUs with {least} each: give more memory or a larger working set"
+    )]
+    Shares {
+        /// Pages of the working set.
+        pages: u64,
+        /// vCPUs.
+        cpus: u32,
+        /// The least pages of each.
+        least: u64,
+    },
+    /// A step of time that no look at it keeps within.
+    #[error("clock cannot allow steps of 0 ms: give at least 1")]
+    JumpLimit,
     /// A rate that is no rate.
     #[error("churn cannot write {rate} bytes a second: give a rate from 4K to 64G")]
     Rate {
@@ -115,11 +174,33 @@ pub enum ConfigError {
 }
 
 impl Payload {
-    /// The payload's name: `idle` or `churn`.
+    /// The payload's name.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Churn { .. } => "churn",
+            Self::Clock { .. } => "clock",
+            Self::Features => "features",
+            Self::Exercise => "exercise",
+            Self::Ticks => "ticks",
+            Self::Image { .. } => "image",
+        }
+    }
+
+    /// The privilege level at which its vCPUs begin.
+    pub(crate) fn level(&self) -> Level {
+        match self {
+            Self::Ticks => Level::Kernel,
+            Self::Image { level } => *level,
+            _ => Level::User,
+        }
+    }
+
+    /// The least pages of a vCPU's share.
+    fn pages_min(&self) -> u64 {
+        match self {
+            Self::Features => payload::features::pages(),
+            _ => 1,
         }
     }
 }
@@ -142,10 +223,16 @@ impl GuestConfig {
         if bytes > boot::MAX_MEMORY_BYTES {
             return Err(ConfigError::MemoryTooLarge { bytes, max: boot::MAX_MEMORY_BYTES });
         }
-        if self.cpus != 1 {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(ConfigError::Cpus { cpus: self.cpus });
         }
-        self.validate_payload()
+        self.validate_payload()?;
+        let (pages, cpus, least) =
+            (self.working_set_bytes() / PAGE_SIZE, self.cpus, self.payload.pages_min());
+        if pages / u64::from(cpus) < least {
+            return Err(ConfigError::Shares { pages, cpus, least });
+        }
+        Ok(())
     }
 
     /// The wire form.
@@ -169,11 +256,17 @@ impl GuestConfig {
         Ok(config)
     }
 
+    /// The same with so many vCPUs.
+    #[must_use]
+    pub fn with_cpus(self, cpus: u32) -> Self {
+        Self { cpus, ..self }
+    }
+
     /// Bytes that the payload writes and verifies.
     pub fn working_set_bytes(&self) -> u64 {
         match self.payload {
-            Payload::Idle => IDLE_WORKING_SET_BYTES.min(self.memory_bytes / 2 / PAGE_SIZE * PAGE_SIZE),
             Payload::Churn { working_set_bytes, .. } => working_set_bytes,
+            _ => IDLE_WORKING_SET_BYTES.min(self.memory_bytes / 2 / PAGE_SIZE * PAGE_SIZE),
         }
     }
 
@@ -187,17 +280,48 @@ impl GuestConfig {
         ferry_kvm::x86_layout(self.memory_bytes)
     }
 
-    /// What the program is told on KVM.
-    pub(crate) fn parameters(&self, seed: u64) -> Parameters {
-        let (burst_pages, wait_us) = match self.payload {
-            Payload::Idle => (0, 0),
-            Payload::Churn { rate_bytes_per_second, .. } => payload::burst(rate_bytes_per_second),
-        };
+    /// The pages of the working set that are a vCPU's share: together they are all, none twice.
+    pub(crate) fn share(&self, cpu: u32) -> Range<u64> {
         let pages = self.working_set_bytes() / PAGE_SIZE;
-        Parameters { working_set: WORKING_SET_START, pages, burst_pages, wait_us, seed }
+        let begin = |cpu: u32| pages * u64::from(cpu) / u64::from(self.cpus.max(1));
+        begin(cpu)..begin(cpu.saturating_add(1))
+    }
+
+    /// What a vCPU's program is told on KVM, whose TSC counts so fast.
+    pub(crate) fn parameters(&self, seed: u64, cpu: u32, tsc_khz: u32) -> Parameters {
+        let share = self.share(cpu);
+        let (burst_pages, wait_us) = match self.payload {
+            Payload::Idle | Payload::Image { .. } => (0, 0),
+            Payload::Churn { rate_bytes_per_second, .. } => {
+                payload::pages::burst(rate_bytes_per_second / u64::from(self.cpus.max(1)))
+            }
+            Payload::Clock { jump_limit_ms } => {
+                (u64::from(jump_limit_ms) * u64::from(tsc_khz), payload::clock::WAIT_US)
+            }
+            Payload::Features => (0, payload::features::WAIT_US),
+            Payload::Exercise => (0, payload::exercise::WAIT_US),
+            Payload::Ticks => (payload::ticks::PATIENCE_MS * u64::from(tsc_khz), payload::ticks::WAIT_US),
+        };
+        let pages = match self.payload {
+            Payload::Features => payload::features::entries(),
+            _ => share.end - share.start,
+        };
+        Parameters {
+            working_set: WORKING_SET_START + share.start * PAGE_SIZE,
+            pages,
+            burst_pages,
+            wait_us,
+            // vCPU 0 has the guest's; the others' are as far apart as pages are.
+            seed: seed ^ u64::from(cpu).wrapping_mul(SEED_STEP),
+            cpu: cpu.into(),
+            cpus: self.cpus.into(),
+        }
     }
 
     fn validate_payload(&self) -> Result<(), ConfigError> {
+        if self.payload == (Payload::Clock { jump_limit_ms: 0 }) {
+            return Err(ConfigError::JumpLimit);
+        }
         let Payload::Churn { rate_bytes_per_second: rate, working_set_bytes: bytes } = self.payload else {
             return Ok(());
         };
@@ -231,7 +355,13 @@ mod tests {
             (idle(4097, 1), "4097 bytes of memory are no multiple"),
             (idle(4096, 1), "4096 bytes of memory are too few"),
             (idle(1 << 50, 1), "1125899906842624 bytes of memory are more"),
-            (idle(8 << 20, 2), "2 vCPUs are not to be had"),
+            (idle(8 << 20, MAX_CPUS + 1), "239 vCPUs are not to be had: give 1 to 238"),
+            (churn(8 << 20, 4096, 4096).with_cpus(2), "1 pages are too few for 2 vCPUs"),
+            (GuestConfig { payload: Payload::Features, ..idle(4 << 20, 200) }, "512 pages are too few"),
+            (
+                GuestConfig { payload: Payload::Clock { jump_limit_ms: 0 }, ..idle(8 << 20, 1) },
+                "clock cannot",
+            ),
             (idle(8 << 20, 0), "0 vCPUs"),
             (churn(8 << 20, 1, 4096), "churn cannot write 1 bytes"),
             (churn(8 << 20, u64::MAX, 4096), "churn cannot write"),
@@ -248,9 +378,16 @@ mod tests {
 
     #[test]
     fn the_wire_form_returns_and_nothing_else_is_taken() {
-        for config in
-            [churn(8 << 20, 4096, 4096), GuestConfig { payload: Payload::Idle, ..churn(8 << 20, 1, 1) }]
-        {
+        let with = |payload| GuestConfig { payload, ..churn(8 << 20, 1, 1) };
+        for config in [
+            churn(8 << 20, 4096, 8192).with_cpus(2),
+            with(Payload::Idle),
+            with(Payload::Clock { jump_limit_ms: 7 }),
+            with(Payload::Features),
+            with(Payload::Exercise),
+            with(Payload::Ticks),
+            with(Payload::Image { level: Level::Kernel }),
+        ] {
             let bytes = config.to_bytes();
             assert!(bytes.len() <= MAX_ENCODED_BYTES);
             assert_eq!(GuestConfig::from_bytes(&bytes), Ok(config));
@@ -262,6 +399,25 @@ mod tests {
             assert_eq!(GuestConfig::from_bytes(&longer), Err(ConfigError::Encoding));
         }
         assert_eq!(GuestConfig::from_bytes(&[0x9f; 65]), Err(ConfigError::Encoding));
+    }
+
+    #[test]
+    fn shares_are_the_whole_working_set_and_the_rate_is_shared() {
+        for cpus in [1, 3, 4, 7] {
+            let config = churn(64 << 20, 40 << 20, 10 << 20).with_cpus(cpus);
+            let mut next = 0;
+            for cpu in 0..cpus {
+                let share = config.share(cpu);
+                assert_eq!(share.start, next);
+                assert!(share.end > share.start);
+                next = share.end;
+            }
+            assert_eq!(next, 2560);
+        }
+        let parameters = churn(64 << 20, 40 << 20, 16 << 20).with_cpus(4).parameters(9, 3, 0);
+        assert_eq!(parameters.working_set, WORKING_SET_START + (12 << 20));
+        assert_eq!((parameters.pages, parameters.cpu, parameters.cpus), (1024, 3, 4));
+        assert_eq!((parameters.burst_pages, parameters.wait_us), payload::pages::burst(10 << 20));
     }
 
     #[test]

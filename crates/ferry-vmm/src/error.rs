@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use ferry_kvm::{KickError, MemoryError, OpenError};
+use ferry_contract::{BirthError, Finding, FindingKind, Layer};
+use ferry_kvm::probe::ProbeError;
+use ferry_kvm::{ContractApplyError, KickError, MemoryError, OpenError};
 use ferry_memory::RamError;
 use ferry_migrate::MachineError;
 
-use crate::ConfigError;
+use crate::{ConfigError, ImageError};
 
 /// A guest could not be made, asked or run.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,18 @@ pub enum VmmError {
         /// What KVM said.
         source: vmm_sys_util::errno::Error,
     },
+    /// This host could not be probed.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The guest cannot be born with the contract that it was asked to have.
+    #[error(transparent)]
+    Birth(#[from] BirthError),
+    /// KVM did not keep what the contract says.
+    #[error(transparent)]
+    Contract(#[from] ContractApplyError),
+    /// A contract was given for a guest in the simulated machine.
+    #[error("the simulated machine shows a guest no processor: a contract needs KVM (`--backend kvm`)")]
+    NoContract,
     /// A vCPU's thread could not be made interruptible.
     #[error(transparent)]
     Kick(#[from] KickError),
@@ -48,6 +62,35 @@ pub enum VmmError {
     /// The built-in payload did not assemble.
     #[error("the built-in payload does not assemble: {0}")]
     Payload(String),
+    /// The simulated machine does not have this payload.
+    #[error("the simulated machine has no payload `{payload}`: choose idle or churn, or a host with KVM")]
+    NotSimulated {
+        /// The payload's name.
+        payload: &'static str,
+    },
+    /// The simulated machine has one vCPU.
+    #[error("the simulated machine has 1 vCPU, not {cpus}: ask for 1, or choose a host with KVM")]
+    OneSimulated {
+        /// vCPUs asked for.
+        cpus: u32,
+    },
+    /// KVM runs fewer vCPUs.
+    #[error("{cpus} vCPUs are more than this host's KVM runs: give at most {max}")]
+    TooManyVcpus {
+        /// vCPUs asked for.
+        cpus: u32,
+        /// The most.
+        max: u64,
+    },
+    /// An image is not what it must be.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The configuration has an image as payload and none was given, or the other way round.
+    #[error("the payload `{payload}` and the image that was given do not belong together")]
+    ImageMismatch {
+        /// The payload's name.
+        payload: &'static str,
+    },
     /// The payload does not fit into guest memory.
     #[error("the built-in payload does not fit into the guest's memory: {source}")]
     Load {
@@ -69,4 +112,31 @@ pub enum VmmError {
         /// Why.
         reason: String,
     },
+}
+
+impl VmmError {
+    /// The findings behind it: why a guest cannot be born here.
+    pub fn findings(&self) -> Vec<Finding> {
+        match self {
+            Self::Birth(error) => error.findings().to_vec(),
+            Self::Contract(error) => vec![error.to_finding()],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The same as a finding: why an offered guest cannot come here.
+    pub(crate) fn to_finding(&self) -> Finding {
+        match self {
+            Self::Contract(error) => error.to_finding(),
+            error => Finding {
+                kind: FindingKind::Refusal,
+                subject: "KVM".to_owned(),
+                layer: Layer::Kernel,
+                guest: "a VM with its vCPUs".to_owned(),
+                target: format!("cannot make them: {error}"),
+                effect: "nothing would run".to_owned(),
+                remedy: "look at the target's kernel log, or choose another target".to_owned(),
+            },
+        }
+    }
 }

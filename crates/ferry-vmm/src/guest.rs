@@ -5,39 +5,49 @@ use std::time::Duration;
 
 use ferry_migrate::Machine;
 
-use crate::VmmError;
+use crate::{SerialPort, VmmError};
 
 /// A machine whose payload reports.
 pub trait Guest: Machine {
     /// Facts for `status`.
     fn report(&self) -> GuestReport;
 
-    /// Asks the running guest to verify all its pages itself, and waits for its answer.
+    /// Asks the running guest to verify itself all that its payload verifies, and waits for its answer.
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError>;
+
+    /// The guest's serial port, if it has one: those in the simulated machine do not.
+    fn serial(&self) -> Option<&SerialPort> {
+        None
+    }
 }
 
 /// How a guest is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct GuestReport {
-    /// The payload's name: `idle` or `churn`.
+    /// The payload's name.
     pub payload: String,
     /// Turns of the payload's main loop since the guest's birth; it moves with the guest.
     pub progress: u64,
-    /// Pages that the guest has held against what they should contain.
+    /// Pages that the guest has held against what they should contain; for payloads without pages, what
+    /// else they check.
     pub pages_checked: u64,
-    /// Pages that it found otherwise.
+    /// Times that it found otherwise.
     pub faults: u64,
     /// The first of them, as a sentence.
     pub first_fault: Option<String>,
+    /// The largest step between two looks at the time, in microseconds, for payloads that look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_jump_us: Option<u64>,
     /// Why the guest ended by itself, if it did.
     pub stopped: Option<String>,
 }
 
 /// A guest's answer to a check that it was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CheckReport {
-    /// Pages that it verified: all that it has written.
+    /// Pages that it verified: all that it has written. For payloads without pages, what else they
+    /// check: looks at the time, CPUID leaves, instructions, sources of ticks.
     pub pages: u64,
-    /// Pages that did not hold what they should.
+    /// What was not as it should be.
     pub faults: u64,
 }

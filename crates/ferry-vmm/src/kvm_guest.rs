@@ -1,4 +1,4 @@
-//! A guest on KVM: VM, memory, vCPU, debug port, payload.
+//! A guest on KVM: VM, memory, vCPUs, devices, payload.
 //!
 //! [`create`] makes one that is born here; [`KvmBuilder`] makes the machine on the target of a
 //! migration. Either way it is a [`KvmGuest`] whose vCPUs are stopped: it runs once
@@ -6,24 +6,27 @@
 //!
 //! Facts from the kernel's Documentation/virt/kvm/api.rst: 4.24 `KVM_CREATE_IRQCHIP`, 4.37
 //! `KVM_SET_TSS_ADDR` and 4.41 `KVM_SET_IDENTITY_MAP_ADDR` (both needed on Intel; unused guest-physical
-//! pages below 4 GiB), 4.20 `KVM_SET_CPUID2`.
+//! pages below 4 GiB), 4.20 `KVM_SET_CPUID2`, 4.39 `KVM_SET_MP_STATE`, 4.71 `KVM_CREATE_PIT2`.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_contract::{Finding, FindingKind, Layer, Verdict};
-use ferry_kvm::{Devices, HostLimits, KvmMachine, MemorySlots, OpenError};
-use ferry_memory::PageSet;
+use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
+use ferry_kvm::{HostLimits, KvmMachine, MemorySlots, OpenError};
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
-use ferry_state::MachineState;
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_PIT_SPEAKER_DUMMY, kvm_mp_state, kvm_pit_config,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
+use crate::backend::Birth;
 use crate::debug_port::DebugPort;
-use crate::payload::Parameters;
+use crate::devices::{KvmDevices, SerialPort};
+use crate::shell::Shell;
 use crate::vcpu_threads::VcpuThreads;
-use crate::{CheckReport, Guest, GuestConfig, GuestReport, VmmError, boot};
+use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, Payload, VmmError, boot};
 
 /// Three pages for a TSS that Intel's KVM needs, in the hole below 4 GiB.
 const TSS_ADDRESS: u64 = 0xfffb_d000;
@@ -31,98 +34,137 @@ const TSS_ADDRESS: u64 = 0xfffb_d000;
 /// One page for an identity map that Intel's KVM needs, before the TSS.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
+/// Bits 17 and 18 of XCR0: AMX's components, for which a process must ask its kernel first.
+const XCR0_AMX: u64 = 0x6_0000;
+
 /// A guest on KVM.
 pub type KvmGuest = KvmMachine<VcpuThreads, KvmDevices>;
 
-/// The devices of a guest on KVM.
-#[derive(Debug)]
-pub struct KvmDevices {
-    port: Arc<DebugPort>,
-}
-
-impl KvmDevices {
-    /// The debug port. A clone answers other threads while the engine holds the machine.
-    pub fn port(&self) -> &Arc<DebugPort> {
-        &self.port
-    }
-}
-
-impl Devices for KvmDevices {
-    fn capture(&mut self) -> Result<MachineState, MachineError> {
-        self.port
-            .capture()
-            .map_err(|error| MachineError::with_source("the debug port's state cannot be captured", error))
-    }
-
-    fn restore(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        self.port
-            .restore(state)
-            .map_err(|error| MachineError::with_source("the debug port's state cannot be restored", error))
-    }
-
-    fn harvest_dirty(&mut self, _into: &mut PageSet) -> Result<(), MachineError> {
-        // The debug port reads and writes no guest memory.
-        Ok(())
-    }
-}
-
 impl Guest for KvmGuest {
     fn report(&self) -> GuestReport {
-        self.devices().port.report()
+        self.devices().port().report()
     }
 
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
-        self.devices().port.verify(timeout)
+        self.devices().port().verify(timeout)
+    }
+
+    fn serial(&self) -> Option<&SerialPort> {
+        Some(self.devices().serial())
     }
 }
 
-/// Makes a guest that is born here, with its payload loaded. `seed` makes its pages its own.
+/// Makes a guest that is born here, with its payload loaded and its vCPUs stopped.
 pub fn create(
     config: &GuestConfig,
-    seed: u64,
+    birth: Birth<'_>,
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<KvmGuest, VmmError> {
+    let Birth { seed, contract, image } = birth;
+    if let Some(image) = image {
+        image.check_fits(config.memory_bytes)?;
+    }
     config.validate()?;
+    if matches!(config.payload, Payload::Image { .. }) != image.is_some() {
+        return Err(VmmError::ImageMismatch { payload: config.payload.name() });
+    }
     let kvm = ferry_kvm::open()?;
-    if let Some(available) = HostLimits::probe(&kvm).memory_available_bytes
+    let limits = HostLimits::probe(&kvm);
+    if u64::from(config.cpus) > limits.vcpus_max {
+        return Err(VmmError::TooManyVcpus { cpus: config.cpus, max: limits.vcpus_max });
+    }
+    if let Some(available) = limits.memory_available_bytes
         && config.memory_bytes > available
     {
         return Err(VmmError::MemoryUnavailable { bytes: config.memory_bytes, available });
     }
-    let mut guest = Parts::build(&kvm, config)?.assemble(&kvm, config, watch)?;
-    boot::load(&guest.ram(), config.memory_bytes)?;
-    let parameters = config.parameters(seed);
+    let shell = Shell::born(&kvm, config.cpus, contract)?;
+    let mut guest = Parts::build(shell, config)?.assemble(&kvm, config, watch)?;
+    boot::load(&guest.ram(), config, image)?;
+    for cpu in 0..config.cpus {
+        guest.with_vcpu(cpu, &mut |vcpu| {
+            start_at(vcpu, cpu, config, seed, image).map_err(|error| {
+                MachineError::with_source("the guest's first registers cannot be set", error)
+            })
+        })?;
+    }
+    let mut tsc_khz = 0;
     guest.with_vcpu(0, &mut |vcpu| {
-        start_at(vcpu, &parameters)
-            .map_err(|error| MachineError::with_source("the guest's first registers cannot be set", error))
+        tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
+        Ok(())
     })?;
+    guest.devices().port().born_with(tsc_khz);
     Ok(guest)
 }
 
 /// Makes a vCPU begin with the program.
-fn start_at(vcpu: &VcpuFd, parameters: &Parameters) -> Result<(), VmmError> {
+fn start_at(
+    vcpu: &VcpuFd,
+    cpu: u32,
+    config: &GuestConfig,
+    seed: u64,
+    image: Option<&Image>,
+) -> Result<(), VmmError> {
+    let cpuid = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|source| step("say which CPUID a vCPU has", source))?;
+    let leaf = |function, index| {
+        cpuid.as_slice().iter().find(|entry| (entry.function, entry.index) == (function, index)).copied()
+    };
+    let extensions = boot::Extensions {
+        fsgsbase: leaf(7, 0).is_some_and(|entry| entry.ebx & 1 != 0),
+        xsave: leaf(1, 0).is_some_and(|entry| entry.ecx >> 26 & 1 != 0),
+    };
+    let level = config.payload.level();
     let sregs = vcpu.get_sregs().map_err(|source| step("read special registers", source))?;
-    vcpu.set_sregs(&boot::special_registers(sregs))
+    vcpu.set_sregs(&boot::special_registers(sregs, cpu, level, extensions))
         .map_err(|source| step("set special registers", source))?;
-    vcpu.set_regs(&boot::registers(parameters)).map_err(|source| step("set registers", source))
+    if let Some(components) = leaf(0xd, 0).filter(|_| extensions.xsave) {
+        open_components(vcpu, u64::from(components.eax) | u64::from(components.edx) << 32)?;
+    }
+    let parameters = config.parameters(seed, cpu, vcpu.get_tsc_khz().unwrap_or(0));
+    vcpu.set_regs(&boot::registers(&parameters, level, image.map(Image::entry)))
+        .map_err(|source| step("set registers", source))?;
+    // vCPUs beyond the first wait for a start-up IPI else, which nobody sends.
+    let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+    vcpu.set_mp_state(runnable).map_err(|source| step("make a vCPU runnable", source))
+}
+
+/// Opens the extended state components that the vCPU's CPUID has (leaf 0xd), but AMX's.
+fn open_components(vcpu: &VcpuFd, offered: u64) -> Result<(), VmmError> {
+    let mut xcrs = vcpu.get_xcrs().map_err(|source| step("read XCR0", source))?;
+    if let Some(xcr0) = xcrs.xcrs.first_mut() {
+        xcr0.value = offered & !XCR0_AMX;
+    }
+    vcpu.set_xcrs(&xcrs).map_err(|source| step("set XCR0", source))
 }
 
 /// Makes guests on the target of a migration.
 pub struct KvmBuilder {
     kvm: Kvm,
     watch: Option<Arc<dyn RunWatch>>,
+    /// What was built while the last offer was judged, and for which offer.
+    prepared: Option<Box<(MachineDescription, Shell)>>,
+    serial: Option<Arc<File>>,
 }
 
 impl KvmBuilder {
     /// Opens KVM.
     pub fn new() -> Result<Self, OpenError> {
-        Ok(Self { kvm: ferry_kvm::open()?, watch: None })
+        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None, serial: None })
     }
 
     /// The same with someone who is told when a guest starts and stops to run.
     #[must_use]
     pub fn with_watch(mut self, watch: Option<Arc<dyn RunWatch>>) -> Self {
         self.watch = watch;
+        self
+    }
+
+    /// The same with a file for what guests write to their serial port.
+    #[must_use]
+    pub fn with_serial_output(mut self, file: Option<Arc<File>>) -> Self {
+        self.serial = file;
         self
     }
 }
@@ -137,22 +179,41 @@ impl Builder for KvmBuilder {
     type Machine = KvmGuest;
 
     fn judge(&mut self, machine: &MachineDescription) -> Verdict {
+        self.prepared = None;
         let mut findings = ferry_kvm::judge(&HostLimits::probe(&self.kvm), machine);
         if machine.kind == ferry_kvm::KIND {
             findings.extend(judge_config(machine));
+        }
+        // Nothing is built for a guest that cannot come: its numbers are its own word.
+        if findings.iter().all(|finding| finding.kind == FindingKind::Notice) {
+            match Shell::offered(&self.kvm, machine) {
+                Ok((shell, notices)) => {
+                    self.prepared = Some(Box::new((machine.clone(), shell)));
+                    findings.extend(notices);
+                }
+                Err(refusals) => findings.extend(refusals),
+            }
         }
         Verdict { findings }
     }
 
     fn build(&mut self, machine: &MachineDescription) -> Result<KvmGuest, MachineError> {
-        let verdict = self.judge(machine);
-        if let Some(finding) = verdict.findings.iter().find(|finding| finding.kind == FindingKind::Refusal) {
-            return Err(MachineError::new(format!("this machine cannot be built here: {finding}")));
-        }
+        let judged = self.prepared.as_ref().is_some_and(|prepared| prepared.0 == *machine);
+        let verdict = if judged { Verdict::accept() } else { self.judge(machine) };
+        let refusal = verdict.findings.iter().find(|finding| finding.kind == FindingKind::Refusal);
+        let (None, Some(prepared)) = (refusal, self.prepared.take()) else {
+            let why = refusal.map_or_else(String::new, |finding| format!(": {finding}"));
+            return Err(MachineError::new(format!("this machine cannot be built here{why}")));
+        };
         let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
-            Parts::build(&self.kvm, &config)?.assemble(&self.kvm, &config, self.watch.clone())
+            Parts::build(prepared.1, &config)?.assemble(&self.kvm, &config, self.watch.clone())
         });
-        built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))
+        let guest =
+            built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))?;
+        if let Some(file) = &self.serial {
+            guest.devices().serial().write_to(Arc::clone(file));
+        }
+        Ok(guest)
     }
 }
 
@@ -182,14 +243,13 @@ fn judge_config(machine: &MachineDescription) -> Option<Finding> {
 struct Parts {
     memory: MemorySlots,
     vcpus: Vec<VcpuFd>,
+    contract: Contract,
 }
 
 impl Parts {
-    fn build(kvm: &Kvm, config: &GuestConfig) -> Result<Self, VmmError> {
-        let vm = Arc::new(create_vm(kvm)?);
-        let memory = MemorySlots::register(Arc::clone(&vm), ferry_kvm::allocate(&config.regions())?)?;
-        let vcpus = (0..config.cpus).map(|index| create_vcpu(kvm, &vm, index)).collect::<Result<_, _>>()?;
-        Ok(Self { memory, vcpus })
+    fn build(shell: Shell, config: &GuestConfig) -> Result<Self, VmmError> {
+        let memory = MemorySlots::register(shell.vm, ferry_kvm::allocate(&config.regions())?)?;
+        Ok(Self { memory, vcpus: shell.vcpus, contract: shell.contract })
     }
 
     fn assemble(
@@ -198,10 +258,12 @@ impl Parts {
         config: &GuestConfig,
         watch: Option<Arc<dyn RunWatch>>,
     ) -> Result<KvmGuest, VmmError> {
-        let port = Arc::new(DebugPort::new(config.payload.name()));
-        let vcpus = VcpuThreads::start(self.vcpus, Arc::clone(&port))?;
-        let machine =
-            KvmMachine::new(kvm, self.memory, vcpus, KvmDevices { port })?.with_config(config.to_bytes());
+        let serial = SerialPort::new(Arc::clone(self.memory.vm()));
+        let devices = KvmDevices::new(Arc::new(DebugPort::new(config)), config.cpus, serial)?;
+        let vcpus = VcpuThreads::start(self.vcpus, devices.ports())?;
+        let machine = KvmMachine::new(kvm, self.memory, vcpus, devices)?
+            .with_config(config.to_bytes())
+            .with_contract(&self.contract);
         Ok(match watch {
             Some(watch) => machine.with_watch(watch),
             None => machine,
@@ -209,7 +271,7 @@ impl Parts {
     }
 }
 
-fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
     let vm = kvm.create_vm().map_err(|source| step("create a VM", source))?;
     if vm.check_extension(Cap::SetIdentityMapAddr) {
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
@@ -220,26 +282,10 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
         vm.set_tss_address(address).map_err(|source| step("place the TSS", source))?;
     }
     vm.create_irq_chip().map_err(|source| step("create the interrupt controllers", source))?;
+    // After the controllers, whose line 0 it drives. With the speaker's port answered in the kernel.
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(|source| step("create the interval timer", source))?;
     Ok(vm)
-}
-
-/// A vCPU that has what this KVM supports.
-fn create_vcpu(kvm: &Kvm, vm: &VmFd, index: u32) -> Result<VcpuFd, VmmError> {
-    let vcpu = vm.create_vcpu(index.into()).map_err(|source| step("create a vCPU", source))?;
-    let mut cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(|source| step("say which CPUID it supports", source))?;
-    for entry in cpuid.as_mut_slice() {
-        // What belongs to one vCPU is the host processor's own in KVM's answer (Intel SDM volume 2,
-        // CPUID: leaf 1 EBX bits 31:24, leaves 0xb and 0x1f EDX).
-        match entry.function {
-            1 => entry.ebx = entry.ebx & 0x00ff_ffff | index << 24,
-            0xb | 0x1f => entry.edx = index,
-            _ => {}
-        }
-    }
-    vcpu.set_cpuid2(&cpuid).map_err(|source| step("set CPUID", source))?;
-    Ok(vcpu)
 }
 
 fn step(step: &'static str, source: vmm_sys_util::errno::Error) -> VmmError {

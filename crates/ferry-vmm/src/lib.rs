@@ -1,4 +1,4 @@
-//! Ferry's reference VMM: vCPU threads, a debug port, built-in payloads.
+//! Ferry's reference VMM: vCPU threads, a debug port, a serial port, built-in payloads.
 //!
 //! It is as small as a VMM can be that shows what a migration must keep: a guest whose payload writes
 //! memory, knows what it wrote, and says on being asked whether all is still there. [`create()`] makes
@@ -16,21 +16,28 @@ mod backend;
 mod boot;
 mod config;
 mod debug_port;
+mod devices;
 mod error;
 mod guest;
+mod image;
 mod kvm_guest;
 pub mod payload;
 pub mod ports;
 mod run_log;
+mod shell;
 mod sim_guest;
 mod vcpu_threads;
 
-pub use backend::{AnyBuilder, AnyGuest, Backend, BackendError, Chosen, create, fresh_seed};
-pub use config::{ConfigError, GuestConfig, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload};
+pub use backend::{AnyBuilder, AnyGuest, Backend, BackendError, Birth, Chosen, create, fresh_seed};
+pub use config::{
+    ConfigError, GuestConfig, Level, MAX_CPUS, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload,
+};
 pub use debug_port::DebugPort;
+pub use devices::{KvmDevices, SerialPort};
 pub use error::VmmError;
 pub use guest::{CheckReport, Guest, GuestReport};
-pub use kvm_guest::{KvmBuilder, KvmDevices, KvmGuest, create as create_on_kvm};
+pub use image::{FLAT_ADDRESS, Image, ImageError, MAX_IMAGE_BYTES};
+pub use kvm_guest::{KvmBuilder, KvmGuest, create as create_on_kvm};
 pub use run_log::{RunEvent, RunLine, RunLog};
 pub use sim_guest::create as create_in_sim;
 pub use vcpu_threads::VcpuThreads;

@@ -1,105 +1,66 @@
-//! The built-in payloads: one program, assembled here, whose parameters make it `idle` or `churn`.
+//! The built-in payloads: programs assembled here, one module each, and what they share.
 //!
-//! The program fills its working set, then turns in a loop: look for a command, write a burst of
-//! pages, wait. `idle` has bursts of no page and waits until it is asked. `churn` goes through its
-//! working set again and again; a page holds the number of the pass in which it was written, so the
-//! guest knows from its own registers what each page must hold: pages before the position the
-//! current pass, the others the pass before. It checks a page before it writes it again, and all of
-//! them when asked. A page that is stale, foreign or torn in a single byte is a fault.
-//!
-//! A page of sequence `s` at index `p` of the working set holds 512 words of 64 bits: `s`, `p`, and
-//! from word 2 on `h + k * (h | 1)` for k = 0, 1, …, where `h` mixes the guest's seed, `p` and `s`
-//! ([`page_word`] is the same in Rust).
-//!
-//! The program runs in 64-bit mode at privilege level 3 with IOPL 3 from its first instruction, and
-//! gets its parameters in registers (`Parameters`). It uses no interrupt, no exception and no
-//! `HLT`. Facts: Intel SDM volume 1, 19.5 "I/O privilege level"; volume 2, `IN` and `OUT`.
+//! A program runs in 64-bit mode from its first instruction, gets its parameters in registers
+//! (`Parameters`), and speaks with the host through [`ports`]. Most run at privilege level 3 with
+//! IOPL 3: the level that every KVM runs at full speed. Each vCPU runs the same program on a share of
+//! the working set. Facts: Intel SDM volume 1, 19.5 "I/O privilege level"; volume 2, `IN` and `OUT`.
 
-use iced_x86::IcedError;
-use iced_x86::code_asm::{
-    AsmRegister32, CodeAssembler, CodeLabel, dx, eax, ebp, ecx, edx, esi, qword_ptr, r8, r8d, r9, r10, r11,
-    r12d, r13, r14, r14d, r15, r15d, rax, rbp, rbx, rcx, rdi, rdx, rsi,
-};
+pub(crate) mod clock;
+pub(crate) mod exercise;
+pub(crate) mod features;
+pub(crate) mod pages;
+pub(crate) mod ticks;
 
-use crate::ports;
+pub use pages::{PAGE_BYTES, PAGE_WORDS, page_word};
 
-/// Bytes of a page, as the program counts them.
-pub const PAGE_BYTES: u64 = 4096;
+use iced_x86::code_asm::{AsmRegister32, CodeAssembler, CodeLabel, dx, eax, ecx, edx, rax, rcx};
+use iced_x86::{BlockEncoderOptions, IcedError};
 
-/// 64-bit words of a page.
-pub const PAGE_WORDS: i32 = 512;
+use crate::{Payload, ports};
 
-/// Odd constants of the mixing function (the golden ratio's and one of the usual finalizers).
-const MIX_PAGE: u64 = 0x9e37_79b9_7f4a_7c15;
-const MIX_SEQUENCE: u64 = 0xbf58_476d_1ce4_e5b9;
-
-/// Bursts of `churn` come about so often; a burst is whole pages, so the time follows from the rate.
-const BURSTS_PER_SECOND: u64 = 200;
-
-/// What the program is told in its registers when it starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a vCPU's program is told in its registers when it starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Parameters {
-    /// RBX: linear address of the working set.
+    /// RBX: linear address of the vCPU's share of the working set.
     pub(crate) working_set: u64,
-    /// R8: pages of the working set; at least 1, fewer than 2^32.
+    /// R8: pages of the share, at least 1, fewer than 2^32; for `features`, entries of its table.
     pub(crate) pages: u64,
-    /// R11: pages of a burst.
+    /// R11: pages of a burst; for `clock` and `ticks`, a length of time in TSC ticks.
     pub(crate) burst_pages: u64,
-    /// R12: microseconds from burst to burst; 0 waits until asked.
+    /// R12: microseconds from turn to turn; 0 waits until asked.
     pub(crate) wait_us: u32,
-    /// R13: the guest's seed.
+    /// R13: the seed of the vCPU's pages.
     pub(crate) seed: u64,
+    /// RDI: the vCPU's index.
+    pub(crate) cpu: u64,
+    /// RSI: how many vCPUs there are.
+    pub(crate) cpus: u64,
 }
 
-/// How many pages to write how often: whole pages, and the microseconds that they stand for.
-pub(crate) fn burst(rate_bytes_per_second: u64) -> (u64, u32) {
-    let pages = (rate_bytes_per_second / PAGE_BYTES / BURSTS_PER_SECOND).max(1);
-    let bytes = u128::from(pages * PAGE_BYTES);
-    let wait_us = bytes * 1_000_000 / u128::from(rate_bytes_per_second.max(1));
-    (pages, u32::try_from(wait_us).unwrap_or(u32::MAX).max(1))
+/// A program for one linear address.
+#[derive(Debug, Default)]
+pub(crate) struct Program {
+    /// Its machine code; it begins with its first instruction.
+    pub(crate) code: Vec<u8>,
+    /// Vectors and the linear addresses of their handlers, which run at privilege level 0.
+    pub(crate) handlers: Vec<(u8, u64)>,
 }
 
-/// What word `word` of page `page` holds after it was written with `sequence`.
-pub fn page_word(seed: u64, page: u64, sequence: u64, word: u32) -> u64 {
-    let mut mixed = page.wrapping_mul(MIX_PAGE) ^ sequence.wrapping_mul(MIX_SEQUENCE);
-    mixed = mixed.wrapping_add(seed);
-    mixed = (mixed ^ mixed >> 29).wrapping_mul(MIX_PAGE);
-    mixed ^= mixed >> 32;
-    match word {
-        0 => sequence,
-        1 => page,
-        _ => mixed.wrapping_add(u64::from(word - 2).wrapping_mul(mixed | 1)),
-    }
-}
-
-/// The program's machine code, for the linear address at which it lies.
-///
-/// Registers that live as long as the program: RBX, R8, R11, R12, R13 as in [`Parameters`]; R9 the
-/// next page to write, R10 the pass, R15 the faults of the check under way, RBP a loop's own.
-pub(crate) fn assemble(address: u64) -> Result<Vec<u8>, IcedError> {
+/// The program of a payload; none for an image, which is one itself.
+pub(crate) fn assemble(payload: &Payload, address: u64) -> Result<Program, IcedError> {
     let mut a = CodeAssembler::new(64)?;
-    let mut routines = Routines { write: a.create_label(), verify: a.create_label(), mix: a.create_label() };
-    fill(&mut a, &routines)?;
-    let mut turn = a.create_label();
-    a.set_label(&mut turn)?;
-    answer_command(&mut a, &routines)?;
-    write_burst(&mut a, &routines)?;
-    a.mov(ecx, 1_u32)?;
-    out(&mut a, ports::PROGRESS, ecx)?;
-    out(&mut a, ports::WAIT, r12d)?;
-    a.jmp(turn)?;
-    write_page(&mut a, &mut routines)?;
-    verify_page(&mut a, &mut routines)?;
-    mix(&mut a, &mut routines)?;
-    a.assemble(address)
-}
-
-/// The program's subroutines. Each takes the page's index in RSI and its sequence in RDX, and
-/// changes RAX, RCX, RDX, RDI and R14.
-struct Routines {
-    write: CodeLabel,
-    verify: CodeLabel,
-    mix: CodeLabel,
+    let handlers = match payload {
+        Payload::Idle | Payload::Churn { .. } => pages::program(&mut a).map(|()| Vec::new())?,
+        Payload::Clock { .. } => clock::program(&mut a).map(|()| Vec::new())?,
+        Payload::Features => features::program(&mut a).map(|()| Vec::new())?,
+        Payload::Exercise => exercise::program(&mut a)?,
+        Payload::Ticks => ticks::program(&mut a)?,
+        Payload::Image { .. } => return Ok(Program::default()),
+    };
+    let assembled = a.assemble_options(address, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+    let handlers: Result<Vec<(u8, u64)>, IcedError> =
+        handlers.iter().map(|(vector, label)| Ok((*vector, assembled.label_ip(label)?))).collect();
+    Ok(Program { handlers: handlers?, code: assembled.inner.code_buffer })
 }
 
 /// Writes a register to a port; changes EAX and EDX.
@@ -109,198 +70,56 @@ fn out(a: &mut CodeAssembler, port: u16, value: AsmRegister32) -> Result<(), Ice
     a.out(dx, eax)
 }
 
-/// Writes every page with sequence 0; then the position is 0 and the pass is 1.
-fn fill(a: &mut CodeAssembler, routines: &Routines) -> Result<(), IcedError> {
-    a.xor(r9, r9)?;
-    let mut next = a.create_label();
-    a.set_label(&mut next)?;
-    a.mov(rsi, r9)?;
-    a.xor(edx, edx)?;
-    a.call(routines.write)?;
-    a.inc(r9)?;
-    a.cmp(r9, r8)?;
-    a.jb(next)?;
-    a.xor(r9, r9)?;
-    a.mov(r10, 1_u64)
+/// Counts a turn of the main loop and waits; changes RAX, RCX and RDX.
+fn turn_over(a: &mut CodeAssembler, wait_us: AsmRegister32) -> Result<(), IcedError> {
+    a.mov(ecx, 1_u32)?;
+    out(a, ports::PROGRESS, ecx)?;
+    out(a, ports::WAIT, wait_us)
 }
 
-/// If the host asks for a check: verifies every page and answers with the ticket.
-fn answer_command(a: &mut CodeAssembler, routines: &Routines) -> Result<(), IcedError> {
+/// If the host asks for a check: does this, which ends with [`answer`]; changes RAX and RDX beside.
+fn if_asked(
+    a: &mut CodeAssembler,
+    check: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Result<(), IcedError> {
     let mut nothing = a.create_label();
     a.mov(edx, u32::from(ports::COMMAND))?;
     a.in_(eax, dx)?;
     a.test(eax, eax)?;
     a.jz(nothing)?;
     a.push(rax)?;
-    a.xor(r15, r15)?;
-    a.xor(ebp, ebp)?;
-    let mut next = a.create_label();
-    a.set_label(&mut next)?;
-    a.mov(rsi, rbp)?;
-    // Pages before the position were written in this pass: the borrow of the comparison says so.
-    a.mov(rdx, r10)?;
-    a.cmp(rbp, r9)?;
-    a.cmc()?;
-    a.sbb(rdx, 0)?;
-    a.call(routines.verify)?;
-    a.inc(rbp)?;
-    a.cmp(rbp, r8)?;
-    a.jb(next)?;
-    out(a, ports::PAGES_CHECKED, r8d)?;
-    out(a, ports::CHECK_PAGES, r8d)?;
-    out(a, ports::CHECK_FAULTS, r15d)?;
-    a.pop(rcx)?;
-    out(a, ports::CHECK_DONE, ecx)?;
+    check(a)?;
     a.set_label(&mut nothing)
 }
 
-/// Verifies and writes the next R11 pages.
-fn write_burst(a: &mut CodeAssembler, routines: &Routines) -> Result<(), IcedError> {
-    let mut none = a.create_label();
-    let mut next = a.create_label();
-    let mut same_pass = a.create_label();
-    a.test(r11, r11)?;
-    a.jz(none)?;
-    a.mov(rbp, r11)?;
-    a.set_label(&mut next)?;
-    a.mov(rsi, r9)?;
-    a.lea(rdx, r10 - 1)?;
-    a.call(routines.verify)?;
-    a.mov(rsi, r9)?;
-    a.mov(rdx, r10)?;
-    a.call(routines.write)?;
-    a.inc(r9)?;
-    a.cmp(r9, r8)?;
-    a.jb(same_pass)?;
-    a.xor(r9, r9)?;
-    a.inc(r10)?;
-    a.set_label(&mut same_pass)?;
-    a.dec(rbp)?;
-    a.jnz(next)?;
-    a.mov(rcx, r11)?;
-    out(a, ports::PAGES_CHECKED, ecx)?;
-    a.set_label(&mut none)
+/// Answers a check, whose ticket lies on the stack; changes RAX, RCX and RDX.
+fn answer(a: &mut CodeAssembler, checked: AsmRegister32, faults: AsmRegister32) -> Result<(), IcedError> {
+    out(a, ports::CHECK_PAGES, checked)?;
+    out(a, ports::CHECK_FAULTS, faults)?;
+    a.pop(rcx)?;
+    out(a, ports::CHECK_DONE, ecx)
 }
 
-/// Subroutine: writes a page.
-fn write_page(a: &mut CodeAssembler, routines: &mut Routines) -> Result<(), IcedError> {
-    a.set_label(&mut routines.write)?;
-    a.call(routines.mix)?;
-    a.mov(qword_ptr(rdi), rdx)?;
-    a.mov(qword_ptr(rdi + 8), rsi)?;
-    a.mov(r14, 2_u64)?;
-    let mut word = a.create_label();
-    a.set_label(&mut word)?;
-    a.mov(qword_ptr(rdi + r14 * 8), rax)?;
-    a.add(rax, rcx)?;
-    a.inc(r14)?;
-    a.cmp(r14, PAGE_WORDS)?;
-    a.jb(word)?;
-    a.ret()
-}
-
-/// Subroutine: verifies a page; a fault is reported and counted in R15, once a page.
-fn verify_page(a: &mut CodeAssembler, routines: &mut Routines) -> Result<(), IcedError> {
-    let mut fault = a.create_label();
-    let mut word = a.create_label();
-    let mut body = a.create_label();
-    a.set_label(&mut routines.verify)?;
-    a.call(routines.mix)?;
-    a.push(rax)?;
-    a.xor(r14, r14)?;
-    a.mov(rax, rdx)?;
-    a.cmp(qword_ptr(rdi), rax)?;
-    a.jne(fault)?;
-    a.inc(r14)?;
-    a.mov(rax, rsi)?;
-    a.cmp(qword_ptr(rdi + 8), rax)?;
-    a.jne(fault)?;
-    a.pop(rax)?;
-    a.push(rax)?;
-    a.inc(r14)?;
-    a.set_label(&mut word)?;
-    a.cmp(qword_ptr(rdi + r14 * 8), rax)?;
-    a.jne(fault)?;
-    a.add(rax, rcx)?;
-    a.inc(r14)?;
-    a.cmp(r14, PAGE_WORDS)?;
-    a.jb(word)?;
-    a.set_label(&mut body)?;
-    a.pop(rax)?;
-    a.ret()?;
-    a.set_label(&mut fault)?;
-    report_fault(a)?;
-    a.jmp(body)
-}
-
-/// Reports the fault of page RSI, word R14, which should hold RAX and lies in the page at RDI.
-fn report_fault(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    a.inc(r15)?;
-    a.mov(rcx, rax)?;
-    out(a, ports::FAULT_PAGE, esi)?;
-    out(a, ports::FAULT_WORD, r14d)?;
-    out(a, ports::FAULT_EXPECTED_LOW, ecx)?;
-    a.shr(rcx, 32)?;
-    out(a, ports::FAULT_EXPECTED_HIGH, ecx)?;
-    a.mov(rcx, qword_ptr(rdi + r14 * 8))?;
-    out(a, ports::FAULT_FOUND_LOW, ecx)?;
-    a.shr(rcx, 32)?;
-    out(a, ports::FAULT_FOUND_HIGH, ecx)
-}
-
-/// Subroutine: the page's address in RDI, its first patterned word in RAX, the step to the next in
-/// RCX. Leaves RSI and RDX as they are.
-fn mix(a: &mut CodeAssembler, routines: &mut Routines) -> Result<(), IcedError> {
-    a.set_label(&mut routines.mix)?;
-    a.mov(rdi, rsi)?;
-    a.shl(rdi, PAGE_BYTES.trailing_zeros())?;
-    a.add(rdi, rbx)?;
-    a.mov(r14, MIX_PAGE)?;
-    a.mov(rax, rsi)?;
-    a.imul_2(rax, r14)?;
-    a.mov(rcx, MIX_SEQUENCE)?;
-    a.imul_2(rcx, rdx)?;
-    a.xor(rax, rcx)?;
-    a.add(rax, r13)?;
-    a.mov(rcx, rax)?;
-    a.shr(rcx, 29)?;
-    a.xor(rax, rcx)?;
-    a.imul_2(rax, r14)?;
-    a.mov(rcx, rax)?;
-    a.shr(rcx, 32)?;
-    a.xor(rax, rcx)?;
-    a.mov(rcx, rax)?;
-    a.or(rcx, 1)?;
-    a.ret()
-}
+/// Handlers by their vectors.
+type Handlers = Vec<(u8, CodeLabel)>;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_program_fits_its_page() {
-        let code = assemble(0x8000).unwrap();
-        assert!(!code.is_empty() && code.len() <= 4096, "{} bytes", code.len());
-    }
-
-    #[test]
-    fn bursts_keep_the_rate() {
-        for rate in [4096, 10_000, 1 << 20, 200 << 20, 3 << 30] {
-            let (pages, wait_us) = burst(rate);
-            let got = pages * 4096 * 1_000_000 / u64::from(wait_us);
-            assert!(got.abs_diff(rate) <= rate / 100, "{rate}: {pages} pages in {wait_us} us");
+    fn every_program_fits_its_place() {
+        for payload in [
+            Payload::Idle,
+            Payload::Clock { jump_limit_ms: 1 },
+            Payload::Features,
+            Payload::Exercise,
+            Payload::Ticks,
+        ] {
+            let Program { code, handlers } = assemble(&payload, 0x8000).unwrap();
+            assert!(!code.is_empty() && code.len() <= 0x8000, "{payload:?}: {} bytes", code.len());
+            let end = 0x8000 + code.len() as u64;
+            assert!(handlers.iter().all(|(_, address)| (0x8000..end).contains(address)));
         }
-        assert_eq!(burst(200 << 20), (256, 5000));
-    }
-
-    #[test]
-    fn pages_differ_by_seed_index_and_sequence() {
-        let words = [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]
-            .map(|(seed, page, sequence)| page_word(seed, page, sequence, 2));
-        let distinct: std::collections::BTreeSet<_> = words.iter().collect();
-        assert_eq!(distinct.len(), words.len());
-        assert_eq!(page_word(1, 7, 9, 0), 9);
-        assert_eq!(page_word(1, 7, 9, 1), 7);
     }
 }

@@ -1,6 +1,6 @@
-//! The ports through which the built-in payloads and the debug port speak: all they share.
+//! The ports through which payloads and devices speak: all they share.
 //!
-//! Every access is 32 bits wide. The payload writes with `OUT DX, EAX` and reads with `IN EAX, DX`.
+//! Every access to the debug port is 32 bits wide. The payload writes with `OUT DX, EAX` and reads with `IN EAX, DX`.
 //! Values that belong together are written one after the other; the last one counts them. What was
 //! written but not yet counted is part of the device's state, so that a guest can be moved in
 //! between.
@@ -20,7 +20,8 @@ pub const PROGRESS: u16 = 0xf08;
 /// Write: so many pages were held against what they should contain.
 pub const PAGES_CHECKED: u16 = 0xf0c;
 
-/// Write: the page of a fault, counted from the working set's first.
+/// Write: the page of a fault, counted from the first of the vCPU's share of the working set. Payloads
+/// without pages say here and in the next ports what else is at fault.
 pub const FAULT_PAGE: u16 = 0xf10;
 
 /// Write: the word of a fault, counted in 64-bit words from the page's first.
@@ -47,8 +48,20 @@ pub const CHECK_FAULTS: u16 = 0xf2c;
 /// Write: the ticket of the check that ends. Answers the host.
 pub const CHECK_DONE: u16 = 0xf30;
 
-/// The first port of all.
+/// Write: the low half of the largest step of time so far, in TSC ticks.
+pub const JUMP_LOW: u16 = 0xf34;
+
+/// Write: the high half.
+pub const JUMP_HIGH: u16 = 0xf38;
+
+/// The serial port's first register, of eight; each is a byte.
+pub const SERIAL: u16 = 0x3f8;
+
+/// The serial port's last register.
+pub const SERIAL_LAST: u16 = SERIAL + 7;
+
+/// The debug port's first port.
 pub const FIRST: u16 = WAIT;
 
-/// The last byte of the last port.
-pub const LAST: u16 = CHECK_DONE + 3;
+/// The last byte of the debug port's last port.
+pub const LAST: u16 = JUMP_HIGH + 3;

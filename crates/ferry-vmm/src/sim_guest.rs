@@ -15,11 +15,15 @@ pub fn create(
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<SimMachine, VmmError> {
     config.validate()?;
+    if config.cpus != SimConfig::VCPUS {
+        return Err(VmmError::OneSimulated { cpus: config.cpus });
+    }
     let workload = match config.payload {
         Payload::Idle => Workload::Idle { patterned_bytes: config.working_set_bytes() },
         Payload::Churn { rate_bytes_per_second, working_set_bytes } => {
             Workload::Churn { working_set_bytes, rate_bytes_per_second }
         }
+        other => return Err(VmmError::NotSimulated { payload: other.name() }),
     };
     let config = SimConfig { seed, memory_bytes: config.memory_bytes, workload };
     Ok(SimMachine::born(config, SimOptions { watch, ..SimOptions::default() })?)
@@ -34,6 +38,7 @@ impl Guest for SimMachine {
             pages_checked: report.pages_checked,
             faults: report.faults,
             first_fault: report.first_fault.map(|fault| fault.to_string()),
+            largest_jump_us: None,
             stopped: report.stopped,
         }
     }

@@ -17,7 +17,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::io::Errno;
 
 use crate::VmmError;
-use crate::debug_port::DebugPort;
+use crate::devices::PortDevices;
 
 /// How long a vCPU may take to stop. It takes a fraction of a millisecond; only a host that hangs
 /// takes longer.
@@ -36,7 +36,7 @@ struct Shared {
     control: Mutex<Control>,
     changed: Condvar,
     kicks: Vec<Kick>,
-    port: Arc<DebugPort>,
+    ports: PortDevices,
 }
 
 #[derive(Debug)]
@@ -57,10 +57,10 @@ enum Order {
 
 impl VcpuThreads {
     /// Starts a thread for each vCPU; none runs its vCPU yet.
-    pub(crate) fn start(vcpus: Vec<VcpuFd>, port: Arc<DebugPort>) -> Result<Self, VmmError> {
+    pub(crate) fn start(vcpus: Vec<VcpuFd>, ports: PortDevices) -> Result<Self, VmmError> {
         let kicks = vcpus.iter().map(Kick::new).collect::<Result<Vec<_>, _>>()?;
         let control = Mutex::new(Control { order: Order::Stop, running: 0, ended: None });
-        let shared = Arc::new(Shared { control, changed: Condvar::new(), kicks, port });
+        let shared = Arc::new(Shared { control, changed: Condvar::new(), kicks, ports });
         let mut all = Self { shared, vcpus: Vec::new(), threads: Vec::new() };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let vcpu = Arc::new(Mutex::new(vcpu));
@@ -136,13 +136,13 @@ impl Shared {
     fn order_stop(&self, control: &mut Control, order: Order) {
         control.order = order;
         self.kicks.iter().for_each(Kick::kick);
-        self.port.interrupt();
+        self.ports.interrupt();
         self.changed.notify_all();
     }
 
     /// Orders every thread to run.
     fn order_run(&self, control: &mut Control) {
-        self.port.allow();
+        self.ports.allow();
         control.order = Order::Run;
         self.changed.notify_all();
     }
@@ -179,7 +179,7 @@ impl Shared {
         control.running -= 1;
         if let Err(reason) = outcome {
             tracing::warn!(%reason, "the guest has ended");
-            self.port.guest_ended(&reason);
+            self.ports.guest_ended(&reason);
             control.ended.get_or_insert(reason);
             if control.order == Order::Run {
                 self.order_stop(&mut control, Order::Stop);
@@ -205,7 +205,7 @@ fn thread_main(index: usize, shared: &Shared, vcpu: &Mutex<VcpuFd>) {
     while shared.wait_for_order(kick) {
         let outcome = {
             let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
-            run_until_stopped(&mut vcpu, kick, shared)
+            run_until_stopped(index, &mut vcpu, kick, shared)
         };
         shared.stopped(outcome);
     }
@@ -213,17 +213,15 @@ fn thread_main(index: usize, shared: &Shared, vcpu: &Mutex<VcpuFd>) {
 
 /// Runs the vCPU until it is ordered to stop, with no exit left half done; or says why the guest
 /// ended.
-fn run_until_stopped(vcpu: &mut VcpuFd, kick: &Kick, shared: &Shared) -> Result<(), String> {
+fn run_until_stopped(index: usize, vcpu: &mut VcpuFd, kick: &Kick, shared: &Shared) -> Result<(), String> {
     loop {
         let ended = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                if let Ok(bytes) = <[u8; 4]>::try_from(data) {
-                    shared.port.write(port, u32::from_le_bytes(bytes));
-                }
+                shared.ports.write(index, port, data);
                 continue;
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                answer_read(&shared.port, port, data);
+                shared.ports.read(index, port, data);
                 continue;
             }
             // A signal, or the kick: the exit before it was completed first.
@@ -239,12 +237,5 @@ fn run_until_stopped(vcpu: &mut VcpuFd, kick: &Kick, shared: &Shared) -> Result<
         };
         let place = vcpu.get_regs().map_or_else(|_| String::new(), |regs| format!(" at {:#x}", regs.rip));
         return Err(ended + &place);
-    }
-}
-
-fn answer_read(port_device: &DebugPort, port: u16, data: &mut [u8]) {
-    match <&mut [u8; 4]>::try_from(&mut *data) {
-        Ok(word) => *word = port_device.read(port).to_le_bytes(),
-        Err(_) => data.fill(u8::MAX),
     }
 }

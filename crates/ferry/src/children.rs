@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ferry_vmm::Level;
 use serde_json::Value;
 
 use crate::cli::{Format, GuestArgs};
 use crate::control::client::Client;
 use crate::control::{Reply, Request};
 use crate::error::{CliError, Kind};
-use crate::form::MigrationReport;
+use crate::form::{ArrivalForm, MigrationReport};
 use crate::verbs::migrate::wait;
 
 /// How long the guest may take to fill its working set and start its work.
@@ -51,7 +52,9 @@ impl Process {
         let id = format!("{verb}-{}", std::process::id());
         let mut flags = vec!["run".into(), format!("--id={id}"), format!("--memory={}", guest.memory.0)];
         flags.push(format!("--cpus={}", guest.cpus));
-        flags.push(format!("--payload={}", guest.payload.name()));
+        flags.push(format!("--payload={}", guest.payload));
+        flags.push(format!("--jump-limit={}", guest.jump_limit.0.as_millis()));
+        flags.push(format!("--image-level={}", if guest.image_level == Level::Kernel { 0 } else { 3 }));
         flags.push(format!("--rate={}", guest.rate.0));
         flags.push(format!("--backend={backend}"));
         flags.extend(guest.working_set.map(|size| format!("--working-set={}", size.0)));
@@ -109,6 +112,12 @@ impl Process {
     pub(crate) fn progress(&mut self) -> Result<u64, CliError> {
         let status = self.client.status()?;
         status.progress.ok_or_else(|| CliError::plain("no guest is in the process that should have it"))
+    }
+
+    /// How the guest arrived in this process.
+    pub(crate) fn arrival(&mut self) -> Result<ArrivalForm, CliError> {
+        let arrival = self.client.status()?.arrival;
+        arrival.ok_or_else(|| CliError::plain("the guest is in a process where it did not arrive"))
     }
 
     /// Waits until the guest filled its pages and works on them: its own check finds them whole.

@@ -1,13 +1,15 @@
 //! The command line: verbs, flags and their help.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferry_migrate::Address;
 use ferry_migrate::oneway::Place;
 use ferry_protocol::GuestId;
-use ferry_vmm::{Backend, GuestConfig, Payload};
+use ferry_vmm::{Backend, GuestConfig, Level, Payload};
 
 use crate::size::{Millis, Seconds, Size};
 
@@ -37,11 +39,18 @@ pub(crate) enum Verb {
     Migrate(MigrateArgs),
     /// Show the guests of this machine, or one of them.
     Status(StatusArgs),
+    /// Measure, beside the limit of the same machine in the same run.
+    Bench(BenchArgs),
     /// Follow the migration of a guest to its end.
     Watch(OneGuestArgs),
     /// End the migration of a guest before custody passes; the guest runs on here.
     Cancel(OneGuestArgs),
-    /// Look into a file that `migrate --to file:PATH` wrote, without taking anything from it.
+    /// Write down what this host's KVM can offer a guest: its profile.
+    Probe(ProbeArgs),
+    /// Say whether a guest could be moved to a host, with every reason.
+    Check(CheckArgs),
+    /// Show what a file holds: a profile, a contract, or a guest that `migrate --to file:PATH` wrote.
+    /// Nothing is taken from it.
     Inspect(InspectArgs),
     /// Print the completions of a shell.
     Completions(CompletionsArgs),
@@ -61,12 +70,20 @@ pub(crate) struct GuestArgs {
     /// The guest's memory: a number with K, M, G or T; a bare number is bytes.
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub(crate) memory: Size,
-    /// How many vCPUs it has; so far 1.
+    /// How many vCPUs it has; the simulated machine has 1.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,
-    /// What it does: idle (waits) or churn (writes its working set again and again).
-    #[arg(long, value_enum, default_value = "churn")]
+    /// What it does: idle (waits), churn (writes its working set again and again), clock (time never goes
+    /// back nor leaps), features (CPUID shows what it showed at birth), exercise (uses an instruction of
+    /// every feature), ticks (counts interrupts); or a file, an ELF64 executable or a flat binary.
+    #[arg(long, value_name = "NAME|FILE", default_value = "churn")]
     pub(crate) payload: PayloadName,
+    /// The largest step of time that clock allows.
+    #[arg(long, value_name = "MS", default_value = "5000")]
+    pub(crate) jump_limit: Millis,
+    /// The privilege level at which a file's program begins: 0 or 3.
+    #[arg(long, value_name = "0|3", default_value = "3", value_parser = level)]
+    pub(crate) image_level: Level,
     /// Bytes that churn writes each second.
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub(crate) rate: Size,
@@ -78,18 +95,54 @@ pub(crate) struct GuestArgs {
     pub(crate) backend: Backend,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// A built-in payload's name, or a file; a file named like a payload is given with its folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PayloadName {
     Idle,
     Churn,
+    Clock,
+    Features,
+    Exercise,
+    Ticks,
+    File(PathBuf),
 }
 
-impl PayloadName {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
+fn level(text: &str) -> Result<Level, String> {
+    match text {
+        "0" => Ok(Level::Kernel),
+        "3" => Ok(Level::User),
+        _ => Err("a program begins at level 0 or 3".to_owned()),
+    }
+}
+
+impl FromStr for PayloadName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::Idle, Self::Churn, Self::Clock, Self::Features, Self::Exercise, Self::Ticks];
+        if let Some(payload) = known.into_iter().find(|payload| payload.to_string() == text) {
+            return Ok(payload);
+        }
+        let file = PathBuf::from(text);
+        if file.is_file() {
+            return Ok(Self::File(file));
+        }
+        Err("neither a payload nor a file: use idle, churn, clock, features, exercise or ticks, or an image's path"
+            .to_owned())
+    }
+}
+
+impl fmt::Display for PayloadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::Idle => "idle",
             Self::Churn => "churn",
-        }
+            Self::Clock => "clock",
+            Self::Features => "features",
+            Self::Exercise => "exercise",
+            Self::Ticks => "ticks",
+            Self::File(path) => return write!(f, "{}", path.display()),
+        })
     }
 }
 
@@ -99,8 +152,15 @@ impl GuestArgs {
 
     pub(crate) fn config(&self) -> GuestConfig {
         let quarter = (self.memory.0 / 4 / 4096 * 4096).min(Self::WORKING_SET_BYTES);
-        let payload = match self.payload {
+        let payload = match &self.payload {
             PayloadName::Idle => Payload::Idle,
+            PayloadName::Clock => Payload::Clock {
+                jump_limit_ms: u32::try_from(self.jump_limit.0.as_millis()).unwrap_or(u32::MAX),
+            },
+            PayloadName::Features => Payload::Features,
+            PayloadName::Exercise => Payload::Exercise,
+            PayloadName::Ticks => Payload::Ticks,
+            PayloadName::File(_) => Payload::Image { level: self.image_level },
             PayloadName::Churn => Payload::Churn {
                 rate_bytes_per_second: self.rate.0,
                 working_set_bytes: self.working_set.map_or(quarter, |size| size.0),
@@ -110,7 +170,15 @@ impl GuestArgs {
     }
 }
 
-/// Hooks of tests; they change nothing that a guest or a peer sees.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct SerialArgs {
+    /// Append what the guest writes to its serial port to this file; - is standard output. By
+    /// default it goes nowhere.
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) serial: Option<PathBuf>,
+}
+
+/// Hooks of tests and benchmarks; they change nothing of the protocol.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct TestArgs {
     /// Keep a journal of vCPU runs in this file.
@@ -122,6 +190,9 @@ pub(crate) struct TestArgs {
     /// Make every wait of a migration last this many milliseconds.
     #[arg(long, value_name = "MS", hide = true)]
     pub(crate) wait_limit: Option<Millis>,
+    /// Fill the guest's memory with random bytes before it starts.
+    #[arg(long, hide = true)]
+    pub(crate) fill_random: bool,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     pub(crate) die_with_parent: bool,
@@ -156,8 +227,17 @@ pub(crate) struct RunArgs {
     /// The guest's name; by default one is made up.
     #[arg(long)]
     pub(crate) id: Option<GuestId>,
+    /// What it may see of its processors: a contract; by default all that this host offers. Needs KVM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) contract: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) guest: GuestArgs,
+    /// A lock file that only one host may hold for the guest, on storage that the hosts share; made
+    /// if it is not there. Give it once for each lock: the target takes them before the guest moves.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) lock: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) serial: SerialArgs,
     #[command(flatten)]
     pub(crate) test: TestArgs,
 }
@@ -192,6 +272,8 @@ pub(crate) struct ReceiveArgs {
     /// What the guest will run on; it must be what it ran on before.
     #[arg(long, value_name = "auto|kvm|sim", default_value = "auto")]
     pub(crate) backend: Backend,
+    #[command(flatten)]
+    pub(crate) serial: SerialArgs,
     #[command(flatten)]
     pub(crate) test: TestArgs,
 }
@@ -235,12 +317,55 @@ pub(crate) struct MigrateArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// Write the profile to this file, as JSON.
+    #[arg(short = 'o', value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// A file with a contract, or with a profile (then a guest with all that host offers), or the name
+    /// of a guest that runs here.
+    pub(crate) guest: String,
+    /// The profile of the host to which it would be moved, made there with `ferry probe -o FILE`.
+    pub(crate) target: PathBuf,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ferry status
   ferry status web-1 --output json")]
 pub(crate) struct StatusArgs {
     /// The guest's name; all guests, if none is given.
     pub(crate) id: Option<GuestId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) what: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// How fast a guest of random memory moves, beside a raw loop from memory to memory over TCP.
+    Precopy(BenchPrecopyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchPrecopyArgs {
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
+    /// How many connections carry pages, and streams the raw loop.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) lanes: u8,
+    /// How many pairs of raw loop and migration are measured.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) pairs: u32,
+    /// Pause the guest when the rest is predicted to take at most this long.
+    #[arg(long, value_name = "MS", default_value = "30")]
+    pub(crate) downtime_limit: Millis,
 }
 
 #[derive(Debug, Args)]
@@ -313,6 +438,19 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_payload_is_a_name_or_a_file() {
+        let parse = |payload: &str| Cli::try_parse_from(["ferry", "run", "--payload", payload]);
+        let Verb::Run(args) = parse("ticks").unwrap().verb else { panic!() };
+        assert_eq!(args.guest.config().payload, Payload::Ticks);
+        let Verb::Run(args) = parse(file!().trim_start_matches("crates/ferry/")).unwrap().verb else {
+            panic!()
+        };
+        assert_eq!(args.guest.config().payload, Payload::Image { level: Level::User });
+        let error = parse("tocks").unwrap_err().to_string();
+        assert!(error.contains("neither a payload nor a file"), "{error}");
     }
 
     #[test]

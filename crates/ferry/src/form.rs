@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use ferry_contract::{Finding, Verdict};
-use ferry_migrate::{DowntimeParts, Progress, Report};
+use ferry_memory::PAGE_SIZE;
+use ferry_migrate::{Arrival, DowntimeParts, Progress, Report};
 use ferry_protocol::{Cause, SourceOutcome};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,37 @@ pub(crate) struct Status {
     pub(crate) listen: Option<String>,
     /// The last migration from here, however it ended.
     pub(crate) last_migration: Option<MigrationReport>,
+    /// How the guest arrived here, if it was not born here.
+    pub(crate) arrival: Option<ArrivalForm>,
+}
+
+/// A guest that arrived.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ArrivalForm {
+    pub(crate) rounds: u32,
+    pub(crate) data_bytes: u64,
+    pub(crate) zero_bytes: u64,
+    pub(crate) total_ms: f64,
+    pub(crate) build_ms: f64,
+    pub(crate) restore_ms: f64,
+    pub(crate) resume_ms: f64,
+    /// Processor time from the built machine to the running guest.
+    pub(crate) cpu_ms: f64,
+}
+
+impl ArrivalForm {
+    pub(crate) fn new(arrival: &Arrival) -> Self {
+        Self {
+            rounds: arrival.received.rounds,
+            data_bytes: arrival.received.data_pages * PAGE_SIZE,
+            zero_bytes: arrival.received.zero_pages * PAGE_SIZE,
+            total_ms: millis(arrival.total),
+            build_ms: millis(arrival.build),
+            restore_ms: millis(arrival.restore),
+            resume_ms: millis(arrival.resume),
+            cpu_ms: millis(arrival.cpu),
+        }
+    }
 }
 
 /// What a process does.
@@ -138,7 +170,11 @@ pub(crate) struct MigrationReport {
     pub(crate) rounds: u32,
     pub(crate) data_bytes: u64,
     pub(crate) zero_bytes: u64,
+    /// Never written before the move, and so neither read nor sent.
+    pub(crate) untouched_bytes: u64,
     pub(crate) throughput_bytes_per_second: u64,
+    /// Processor time of the source's process from the first page on, the guest's own included.
+    pub(crate) cpu_ms: f64,
     /// The status with which `ferry migrate --wait` ends.
     pub(crate) exit_status: u8,
 }
@@ -214,7 +250,9 @@ impl MigrationReport {
             rounds: report.rounds,
             data_bytes: report.data_bytes,
             zero_bytes: report.zero_bytes,
+            untouched_bytes: report.untouched_bytes,
             throughput_bytes_per_second: report.throughput_bytes_per_second,
+            cpu_ms: millis(report.cpu),
             exit_status: report.outcome.exit_status(),
         }
     }

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod artefact;
+mod bench;
 mod children;
 mod cli;
 mod control;
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Verb};
+use crate::cli::{Bench, BenchArgs, Cli, Verb};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -33,7 +35,10 @@ fn main() -> ExitCode {
         Verb::Run(args) => verbs::run::run(&args, format),
         Verb::Receive(args) => verbs::receive::receive(&args, format),
         Verb::Migrate(args) => verbs::migrate::migrate(&args, format),
+        Verb::Probe(args) => verbs::probe::probe(&args, format),
+        Verb::Check(args) => verbs::check::check(&args, format),
         Verb::Status(args) => verbs::status::status(&args, format),
+        Verb::Bench(BenchArgs { what: Bench::Precopy(args) }) => bench::precopy(&args, format),
         Verb::Watch(args) => verbs::watch::watch(&args, format),
         Verb::Inspect(args) => verbs::inspect::inspect(&args, format),
         Verb::Completions(args) => Ok(verbs::completions::completions(&args)),

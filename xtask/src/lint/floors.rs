@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["ferry-protocol"],
     &["ferry-migrate"],
     &["ferry-kvm", "ferry-sim"],
-    &["ferry-vmm"],
+    &["ferry-vmm", "embed"], // the example is a VMM of its own, not on Ferry's
     &["ferry"],
 ];
 
@@ -78,6 +78,7 @@ mod tests {
     #[test]
     fn arrows_run_down_only() {
         assert_eq!(found("ferry-vmm", &["ferry-kvm", "ferry-sim", "ferry-contract", "clap"]), 0);
+        assert_eq!(found("embed", &["ferry-kvm", "ferry-vmm"]), 1);
         assert_eq!(found("ferry-contract", &["ferry-state"]), 1);
         assert_eq!(found("ferry-kvm", &["ferry-sim"]), 1);
         assert_eq!(found("ferry-memory", &["ferry-contract", "ferry"]), 2);

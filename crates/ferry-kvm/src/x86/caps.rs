@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_SREGS2, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CAP_XSAVE2,
-    kvm_enable_cap, kvm_xsave,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_NESTED_STATE, KVM_CAP_SREGS2, KVM_CAP_VCPU_ATTRIBUTES,
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CAP_XSAVE2, kvm_enable_cap, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
@@ -40,6 +40,10 @@ pub struct X86Caps {
     pub(super) exception_payload: bool,
     pub(super) triple_fault: bool,
     pub(super) kvmclock_ctrl: bool,
+    /// The most bytes of a nested state; 0 where KVM has none.
+    pub(super) nested_bytes: usize,
+    /// vCPUs have attributes, the TSC's offset among them.
+    pub(super) tsc_offset: bool,
 }
 
 impl X86Caps {
@@ -48,7 +52,8 @@ impl X86Caps {
     /// a VMM that asks for dynamic XSAVE components (AMX, by `arch_prctl`) does so before.
     pub fn prepare(kvm: &Kvm, vm: &VmFd) -> Result<Self, StateIoError> {
         let has = |capability: u32| vm.check_extension_raw(capability.into()) > 0;
-        let xsave2_bytes = usize::try_from(vm.check_extension_raw(KVM_CAP_XSAVE2.into())).unwrap_or(0);
+        let bytes = |capability: u32| usize::try_from(vm.check_extension_raw(capability.into())).unwrap_or(0);
+        let xsave2_bytes = bytes(KVM_CAP_XSAVE2);
         Ok(Self {
             msrs: msrs_to_capture(kvm)?,
             unreadable: BTreeSet::new(),
@@ -59,6 +64,8 @@ impl X86Caps {
             exception_payload: turn_on(vm, KVM_CAP_EXCEPTION_PAYLOAD, "exception payloads")?,
             triple_fault: turn_on(vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT, "the triple fault event")?,
             kvmclock_ctrl: vm.check_extension(Cap::KvmclockCtrl),
+            nested_bytes: bytes(KVM_CAP_NESTED_STATE),
+            tsc_offset: has(KVM_CAP_VCPU_ATTRIBUTES),
         })
     }
 

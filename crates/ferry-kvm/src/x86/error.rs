@@ -85,6 +85,16 @@ pub enum StateIoError {
         /// What is there here.
         kept: Box<VcpuEvents>,
     },
+    /// KVM took a nested state apart and could not enter the nested guest.
+    #[error(
+        "KVM_SET_NESTED_STATE: this host's KVM cannot enter the nested guest of vCPU {index} (its reason {code}); choose a host whose KVM has the same nested features"
+    )]
+    NestedEntry {
+        /// The vCPU's index.
+        index: u32,
+        /// What the ioctl returned, a positive number of KVM's own.
+        code: i32,
+    },
     /// The guest's TSC frequency cannot be had here.
     #[error(
         "KVM_SET_TSC_KHZ: vCPU {index} counts at {guest_khz} kHz, this host at {host_khz} kHz and cannot scale; choose a host of the guest's frequency or with TSC scaling"
@@ -182,6 +192,15 @@ pub enum Notice {
         /// The value that it has here.
         reads: u64,
     },
+    /// KVM took the offset of a vCPU's TSC and dropped it, as `kvm_pvm` does.
+    TscOffsetNotKept {
+        /// The vCPU's index.
+        index: u32,
+        /// How far the guest's TSC was from vCPU 0's, modulo 2^64.
+        wanted: u64,
+        /// How far it is here.
+        kept: u64,
+    },
 }
 
 impl fmt::Display for Notice {
@@ -192,6 +211,10 @@ impl fmt::Display for Notice {
             }
             Self::SectionSkipped { section, index } => {
                 write!(f, "section {section}, index {index} was left as this host made it")
+            }
+            Self::TscOffsetNotKept { index, wanted, kept } => {
+                let (wanted, kept) = (wanted.cast_signed(), kept.cast_signed());
+                write!(f, "the TSC of vCPU {index} is {kept} from vCPU 0's instead of {wanted}")
             }
             Self::TscNotKept { index, value, reads } => {
                 write!(f, "the TSC of vCPU {index} leaps from {value} to {reads}: this host's KVM sets none")

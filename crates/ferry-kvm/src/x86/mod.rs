@@ -5,8 +5,8 @@
 //! exit completed:
 //!
 //! ```text
-//! source: capture_vcpu for each vCPU, then capture_vm
-//! target: check_sections, restore_vcpu for each vCPU, then restore_vm, then the first run
+//! source: capture_vcpu for each vCPU from 0 on, then capture_vm
+//! target: check_sections, restore_vcpu for each vCPU from 0 on, then restore_vm, then the first run
 //! ```
 //!
 //! What one call does in which order, and which fact of the kernel sets each place, stands at each
@@ -19,7 +19,9 @@ mod convert;
 mod error;
 mod ioctls;
 mod msrs;
+mod nested;
 mod restore;
+mod tsc;
 mod vm;
 
 #[cfg(test)]
@@ -29,4 +31,5 @@ pub use caps::X86Caps;
 pub use capture::{VcpuBaseline, capture_vcpu};
 pub use error::{Notice, StateIoError};
 pub use restore::{check_sections, note_pause, restore_vcpu};
+pub use tsc::FirstTsc;
 pub use vm::{VmBaseline, capture_vm, restore_vm};

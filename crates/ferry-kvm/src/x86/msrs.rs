@@ -26,28 +26,34 @@ fn is_feature_msr(msr: u32) -> bool {
     matches!(msr, 0x3a | 0x8b | 0xce | 0x10a | 0x345 | 0x480..=0x491 | 0xc001_1029)
 }
 
-/// Which of the two batches of a restore.
+/// Which batch of a restore; they are set in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Batch {
     /// MSRs that say what the others, the special registers and a nested state may be.
     Features,
-    /// Everything else; the TSC, then its deadline, come last.
+    /// Everything else but time.
     Rest,
+    /// The TSC.
+    Tsc,
+    /// Its deadline, which counts in TSC units: after the TSC, and both as late as can be.
+    Deadline,
 }
 
 impl Batch {
-    /// The MSRs of this batch in the order in which they are set.
+    /// The batch of an MSR.
+    fn with(msr: u32) -> Self {
+        match msr {
+            IA32_TSC => Self::Tsc,
+            IA32_TSC_DEADLINE => Self::Deadline,
+            _ if is_feature_msr(msr) => Self::Features,
+            _ => Self::Rest,
+        }
+    }
+
+    /// The MSRs of this batch.
     fn of(self, msrs: &Msrs) -> Vec<(u32, u64)> {
-        let is_mine = |msr: u32| is_feature_msr(msr) == (self == Self::Features);
-        let mut mine: Vec<(u32, u64)> =
-            msrs.values.iter().map(|(msr, value)| (*msr, *value)).filter(|(msr, _)| is_mine(*msr)).collect();
-        mine.sort_by_key(|(msr, _)| match *msr {
-            // The deadline counts in TSC units: it is set when the TSC is, and both as late as can be.
-            IA32_TSC_DEADLINE => 2,
-            IA32_TSC => 1,
-            _ => 0,
-        });
-        mine
+        let all = msrs.values.iter().map(|(msr, value)| (*msr, *value));
+        all.filter(|(msr, _)| Self::with(*msr) == self).collect()
     }
 }
 
@@ -153,11 +159,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_come_first_and_the_deadline_last() {
+    fn features_and_time_have_batches_of_their_own() {
         let order = [0x3a, 0x480, 0x491, 0x10, 0x174, 0x6e0, 0xc000_0102];
         let msrs = Msrs { values: order.map(|msr| (msr, u64::from(msr))).into() };
         let of = |batch: Batch| batch.of(&msrs).iter().map(|(msr, _)| *msr).collect::<Vec<_>>();
         assert_eq!(of(Batch::Features), [0x3a, 0x480, 0x491]);
-        assert_eq!(of(Batch::Rest), [0x174, 0xc000_0102, IA32_TSC, IA32_TSC_DEADLINE]);
+        assert_eq!(of(Batch::Rest), [0x174, 0xc000_0102]);
+        assert_eq!((of(Batch::Tsc), of(Batch::Deadline)), (vec![IA32_TSC], vec![IA32_TSC_DEADLINE]));
     }
 }

@@ -4,8 +4,8 @@
 //! checks MSRs, special registers and XSAVE components against it.
 
 use ferry_state::x86::{
-    Clock, DebugRegs, Irqchip, KNOWN_SECTIONS, Lapic, MpState, Msrs, Regs, SREGS_PDPTRS_VALID, Sregs,
-    TscFrequency, VcpuEvents, Xcrs, Xsave,
+    Clock, DebugRegs, Irqchip, KNOWN_SECTIONS, Lapic, MpState, Msrs, Nested, Pit, Regs, SREGS_PDPTRS_VALID,
+    Sregs, TscFrequency, TscOffset, VcpuEvents, Xcrs, Xsave,
 };
 use ferry_state::{MachineState, Part, StateError};
 use kvm_bindings::{KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_TRIPLE_FAULT, kvm_mp_state};
@@ -13,13 +13,13 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
 use super::msrs::Batch;
-use super::{Notice, StateIoError, X86Caps, capture, convert, ioctls, msrs};
+use super::{FirstTsc, Notice, StateIoError, X86Caps, capture, convert, ioctls, msrs, nested, tsc};
 
 /// Refuses a state that has needed sections of unknown parts, or of vCPUs beyond `vcpus`: nothing
 /// would apply them. For the state of vCPUs and VM, without that of devices.
 pub fn check_sections(state: &MachineState, vcpus: u32) -> Result<(), StateIoError> {
     state.refuse_unknown(KNOWN_SECTIONS)?;
-    let is_vm_wide = |name: &str| name == Irqchip::NAME || name == Clock::NAME;
+    let is_vm_wide = |name: &str| [Irqchip::NAME, Pit::NAME, Clock::NAME].contains(&name);
     for section in state.sections.iter().filter(|section| !section.needed.is_empty()) {
         let bound = if is_vm_wide(&section.name) { 1 } else { vcpus };
         if section.index >= bound {
@@ -31,12 +31,14 @@ pub fn check_sections(state: &MachineState, vcpus: u32) -> Result<(), StateIoErr
 }
 
 /// Puts the sections of one index into a fresh vCPU, and says what is worth a notice. After an error
-/// the vCPU holds half a state: discard its VM.
+/// the vCPU holds half a state: discard its VM. The vCPUs of a VM are restored from 0 on with the same
+/// `first`.
 pub fn restore_vcpu(
     vcpu: &VcpuFd,
     index: u32,
     state: &MachineState,
     caps: &X86Caps,
+    first: &mut FirstTsc,
 ) -> Result<Vec<Notice>, StateIoError> {
     let mut notices = Vec::new();
     let to = Writer { vcpu, index, caps };
@@ -55,18 +57,29 @@ pub fn restore_vcpu(
     {
         return Err(StateIoError::NotInState { section: Lapic::NAME, index });
     }
-    // After the LAPIC; the TSC and then the deadline last: see `Batch`. Then what is needed is read back.
+    // After the LAPIC. The TSC, then the deadline, which counts in its units, come last; the TSC also
+    // before a nested state, whose preemption timer has its deadline in L1's TSC and starts at once. Then
+    // what is needed is read back, before a nested state, because L2's values may be read after it.
     to.msrs(state, Batch::Rest, &mut notices)?;
+    to.tsc(state, first, &mut notices)?;
+    to.msrs(state, Batch::Deadline, &mut notices)?;
+    to.check_msrs(state, &mut notices)?;
     // The selftests' order; KVM does not check XSAVE against XCR0.
     apply_if_there(state, index, &mut notices, |part| to.xcrs(part))?;
     apply(state, index, &mut notices, |part| to.xsave(part))?;
-    // Before the events, whose pending exception may have DR6 as its payload.
+    // Before the events, whose pending exception may have DR6 as its payload; before a nested state, which
+    // may take DR7 from the vmcs12.
     apply(state, index, &mut notices, |part| to.debug_regs(part))?;
-    // Before the events: it drops a pending exception (__set_regs).
+    // Before the events: it drops a pending exception (__set_regs). Before a nested state: on SVM that
+    // moves the current registers into L2's VMCB, and on VMX it sets RIP, RSP and RFLAGS itself.
     apply(state, index, &mut notices, |part| to.regs(part))?;
-    // Before a nested state, because SMM forces the vCPU out of it; before MP_STATE, because a state of
+    // Before a nested state, because a change of SMM forces the vCPU out of it, and it is checked against
+    // SMM; before MP_STATE, because a state of
     // INIT or SIPI is refused or kept by what the events say of SMM.
     apply(state, index, &mut notices, |part| to.events(part))?;
+    // After CPUID, memory, VMX MSRs, SREGS2 with EFER.SVME, TSC, registers and events: see there. Never read
+    // back before the first run: with enlightened or shadow VMCS that GET overwrites what was just set.
+    apply_if_there(state, index, &mut notices, |part| to.nested(part))?;
     // Last: with what was set before it the vCPU is whole, and KVM would else wake it on the way.
     apply(state, index, &mut notices, |part| to.mp_state(part))?;
     // After the MSR that turns the kvmclock on.
@@ -158,11 +171,72 @@ impl Writer<'_> {
         let missing = || StateError::MissingSection { section: Msrs::NAME, index };
         let section = state.section(Msrs::NAME, index)?.ok_or_else(missing)?;
         let values: Msrs = section.read()?;
-        msrs::write(self.vcpu, section, &values, batch, notices)?;
-        match batch {
-            Batch::Features => Ok(()),
-            Batch::Rest => msrs::check_kept(self.vcpu, section, &values, notices),
+        msrs::write(self.vcpu, section, &values, batch, notices)
+    }
+
+    /// Reads back the MSRs that are needed.
+    fn check_msrs(&self, state: &MachineState, notices: &mut Vec<Notice>) -> Result<(), StateIoError> {
+        let Some(section) = state.section(Msrs::NAME, self.index)? else { return Ok(()) };
+        msrs::check_kept(self.vcpu, section, &section.read()?, notices)
+    }
+
+    /// vCPU 0's TSC by its value, the others' by how far they are from it: see `tsc.rs`.
+    fn tsc(
+        &self,
+        state: &MachineState,
+        first: &mut FirstTsc,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), StateIoError> {
+        let index = self.index;
+        let failed = |ioctl, source| {
+            self.failed::<TscOffset>(ioctl, "KVM has the attribute and refuses it".to_owned(), source)
+        };
+        if index == 0 {
+            self.msrs(state, Batch::Tsc, notices)?;
+            if self.caps.tsc_offset {
+                let offset = tsc::offset(self.vcpu).map_err(|e| failed("KVM_GET_DEVICE_ATTR", e))?;
+                first.offset = Some(offset);
+            }
+            return Ok(());
         }
+        let section = state.section(TscOffset::NAME, index)?;
+        match (section, first.offset) {
+            (Some(section), Some(first)) => {
+                let wanted = section.read::<TscOffset>()?.from_first;
+                tsc::set_offset(self.vcpu, first.wrapping_add(wanted))
+                    .map_err(|e| failed("KVM_SET_DEVICE_ATTR", e))?;
+                let reads = tsc::offset(self.vcpu).map_err(|e| failed("KVM_GET_DEVICE_ATTR", e))?;
+                let kept = reads.wrapping_sub(first);
+                if kept != wanted {
+                    notices.push(Notice::TscOffsetNotKept { index, wanted, kept });
+                }
+                Ok(())
+            }
+            (Some(section), None) if !section.needed.is_empty() => Err(StateIoError::Lacking {
+                capability: "KVM_CAP_VCPU_ATTRIBUTES",
+                section: TscOffset::NAME,
+                index,
+            }),
+            _ => self.msrs(state, Batch::Tsc, notices),
+        }
+    }
+
+    fn nested(&self, part: &Nested) -> Result<(), StateIoError> {
+        let index = self.index;
+        if self.caps.nested_bytes == 0 {
+            let section = Nested::NAME;
+            return Err(StateIoError::Lacking { capability: "KVM_CAP_NESTED_STATE", section, index });
+        }
+        nested::write(self.vcpu, part, self.caps.nested_bytes).map_err(|refusal| match refusal {
+            nested::Refusal::Entry(code) => StateIoError::NestedEntry { index, code },
+            nested::Refusal::Errno(source) => {
+                let fact = format!(
+                    "this host's KVM or the vCPU's CPUID does not allow a nested state of format {} with flags {:#x} and {} bytes",
+                    part.format(), part.flags(), part.data().len()
+                );
+                self.failed::<Nested>("KVM_SET_NESTED_STATE", fact, source)
+            }
+        })
     }
 
     fn sregs(&self, part: &Sregs) -> Result<(), StateIoError> {

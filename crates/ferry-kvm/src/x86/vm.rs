@@ -1,6 +1,7 @@
-//! What a VM holds beside its vCPUs: the in-kernel interrupt controllers and the kvmclock.
+//! What a VM holds beside its vCPUs: the in-kernel interrupt controllers, the in-kernel PIT and
+//! the kvmclock.
 
-use ferry_state::x86::{Clock, Irqchip};
+use ferry_state::x86::{Clock, Irqchip, Pit};
 use ferry_state::{MachineState, Part, Section};
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip};
 use kvm_ioctls::VmFd;
@@ -9,16 +10,18 @@ use vmm_sys_util::errno;
 use super::restore::{apply, apply_if_there};
 use super::{Notice, StateIoError, convert};
 
-/// What a VM held right after its creation, with its irqchip.
+/// What a VM held right after its creation, with its irqchip and its PIT.
 #[derive(Debug, Clone)]
 pub struct VmBaseline {
     irqchip: Option<Irqchip>,
+    pit: Option<Pit>,
 }
 
 impl VmBaseline {
-    /// Captures a VM that has just been created and got its irqchip, if it gets one.
+    /// Captures a VM that has just been created and got its irqchip and its PIT, if it gets
+    /// them.
     pub fn capture(vm: &VmFd) -> Result<Self, StateIoError> {
-        Ok(Self { irqchip: irqchip(vm)? })
+        Ok(Self { irqchip: irqchip(vm)?, pit: pit(vm)? })
     }
 }
 
@@ -29,6 +32,11 @@ pub fn capture_vm(vm: &VmFd, baseline: Option<&VmBaseline>) -> Result<Vec<Sectio
     if let Some(irqchip) = irqchip(vm)? {
         let created = baseline.and_then(|baseline| baseline.irqchip.as_ref());
         sections.push(Section::of(&irqchip, 0, created)?);
+    }
+    // After the irqchip, whose lines it drives, so that a tick in between is seen rather than lost.
+    if let Some(pit) = pit(vm)? {
+        let created = baseline.and_then(|baseline| baseline.pit.as_ref());
+        sections.push(Section::of(&pit, 0, created)?);
     }
     let clock = vm.get_clock().map_err(|e| failed::<Clock>("KVM_GET_CLOCK", "the VM cannot be read", e))?;
     let clock = convert::clock_from_kvm(&clock);
@@ -46,6 +54,11 @@ pub fn restore_vm(vm: &VmFd, state: &MachineState) -> Result<Vec<Notice>, StateI
     // (kvm_ioapic_inject_all).
     if !apply_if_there(state, 0, &mut notices, |part| set_irqchip(vm, part))? && irqchip(vm)?.is_some() {
         return Err(StateIoError::NotInState { section: Irqchip::NAME, index: 0 });
+    }
+    // After the irqchip: it starts to tick at once, and the irqchip's state would overwrite the tick
+    // (kvm_vm_ioctl_set_pit2).
+    if !apply_if_there(state, 0, &mut notices, |part| set_pit(vm, part))? && pit(vm)?.is_some() {
+        return Err(StateIoError::NotInState { section: Pit::NAME, index: 0 });
     }
     // After the vCPUs' TSCs, from which KVM counts it on; as late as can be, because it runs.
     apply(state, 0, &mut notices, |part: &Clock| {
@@ -89,6 +102,20 @@ fn set_irqchip(vm: &VmFd, part: &Irqchip) -> Result<(), StateIoError> {
         })?;
     }
     Ok(())
+}
+
+/// The interval timer; None in a VM without an in-kernel one, where KVM says ENXIO.
+fn pit(vm: &VmFd) -> Result<Option<Pit>, StateIoError> {
+    match vm.get_pit2() {
+        Ok(pit) => Ok(Some(convert::pit_from_kvm(&pit))),
+        Err(error) if error.errno() == libc::ENXIO => Ok(None),
+        Err(error) => Err(failed::<Pit>("KVM_GET_PIT2", "the VM cannot be read", error)),
+    }
+}
+
+fn set_pit(vm: &VmFd, part: &Pit) -> Result<(), StateIoError> {
+    vm.set_pit2(&convert::pit_to_kvm(part))
+        .map_err(|e| failed::<Pit>("KVM_SET_PIT2", "the VM needs an in-kernel PIT", e))
 }
 
 fn failed<T: Part>(ioctl: &'static str, fact: &str, source: errno::Error) -> StateIoError {

@@ -17,7 +17,6 @@ use ferry_protocol::{
     Cause, Epoch, GuestId, InstanceId, LinkFault, LinkId, Target, TargetAction, TargetEvent, TargetOutcome,
     TargetPhase, Time, Timeouts,
 };
-use ferry_state::MachineState;
 use rustix::event::PollFlags;
 use rustix::fs::FlockOperation;
 
@@ -26,7 +25,7 @@ use super::descriptor::Stream;
 use super::reader::{Damage, Next, Reader};
 use super::survey::survey_file;
 use crate::framing::parse_message;
-use crate::intake::{Intake, Received};
+use crate::intake::{ArrivedState, Intake, Received};
 use crate::link::{Socket, is_ready};
 use crate::target::{Answering, Arrived, Desk, Pump};
 use crate::{Builder, Custody, MachineError, Observer};
@@ -348,7 +347,11 @@ impl Desk for Table {
         self.intake.close();
     }
 
-    fn state(&self, sections: u32) -> Result<(MachineState, MachineState), String> {
+    fn guest(&self) -> Option<GuestId> {
+        self.clone_as.clone().or_else(|| self.target.session_guest().cloned())
+    }
+
+    fn state(&self, sections: u32) -> Result<ArrivedState, String> {
         self.intake.state(sections)
     }
 

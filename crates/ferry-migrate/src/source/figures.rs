@@ -6,7 +6,7 @@ use ferry_contract::Verdict;
 use ferry_memory::PAGE_SIZE;
 use ferry_protocol::{Epoch, SourceAction, SourceOutcome, Time};
 
-use crate::report::{DowntimeParts, Report};
+use crate::report::{DowntimeParts, Report, cpu_time};
 use crate::send::Sent;
 
 /// What the pump measures while it works.
@@ -14,6 +14,7 @@ use crate::send::Sent;
 pub(super) struct Figures {
     began: Instant,
     first_page: Option<Instant>,
+    cpu_at_first_page: Duration,
     paused: Option<Instant>,
     runs_again: Option<Instant>,
     state_sent: Option<Instant>,
@@ -26,6 +27,7 @@ pub(super) struct Figures {
     rounds: u32,
     last_harvest: Option<Instant>,
     dirty_pages: Option<(u64, Duration)>,
+    untouched_pages: u64,
     parts: DowntimeParts,
 }
 
@@ -34,6 +36,7 @@ impl Figures {
         Self {
             began: Instant::now(),
             first_page: None,
+            cpu_at_first_page: Duration::ZERO,
             paused: None,
             runs_again: None,
             state_sent: None,
@@ -45,6 +48,7 @@ impl Figures {
             rounds: 0,
             last_harvest: None,
             dirty_pages: None,
+            untouched_pages: 0,
             parts: DowntimeParts::default(),
         }
     }
@@ -60,7 +64,10 @@ impl Figures {
 
     pub(super) fn round_starts(&mut self, last: bool) {
         let now = Instant::now();
-        self.first_page.get_or_insert(now);
+        if self.first_page.is_none() {
+            self.first_page = Some(now);
+            self.cpu_at_first_page = cpu_time();
+        }
         self.last_harvest.get_or_insert(now);
         self.round_began = Some(now);
         self.round_is_last = last;
@@ -82,6 +89,11 @@ impl Figures {
         if let Some(before) = self.last_harvest.replace(now) {
             self.dirty_pages = Some((dirty_pages, now - before));
         }
+    }
+
+    /// Pages that were never written, and so are not sent.
+    pub(super) fn untouched(&mut self, pages: u64) {
+        self.untouched_pages = pages;
     }
 
     pub(super) fn pause_ordered(&mut self) {
@@ -154,7 +166,11 @@ impl Figures {
             rounds: self.rounds,
             data_bytes: self.sent.data_pages * PAGE_SIZE,
             zero_bytes: self.sent.zero_pages * PAGE_SIZE,
+            untouched_bytes: self.untouched_pages * PAGE_SIZE,
             throughput_bytes_per_second: per_second(self.sent.data_pages, self.sending),
+            cpu: self
+                .first_page
+                .map_or(Duration::ZERO, |_| cpu_time().saturating_sub(self.cpu_at_first_page)),
         }
     }
 }

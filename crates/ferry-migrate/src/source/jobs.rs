@@ -6,10 +6,11 @@ use crossbeam_channel::never;
 use ferry_protocol::frame::{FrameKind, encode};
 use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{LinkFault, SourceAction, SourceEvent};
-use ferry_state::MachineState;
+use ferry_state::{MachineState, Part, Resources, Section};
 
 use super::{Harvest, Holder, Machine, Pump, Route};
 use crate::MachineError;
+use crate::device::PREFIX;
 use crate::framing::io_fault;
 use crate::lane::{LaneTerms, Lanes};
 
@@ -35,9 +36,10 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             }
             SourceAction::Harvest { last } => self.harvest(*last),
             SourceAction::Pause => self.pause(),
-            SourceAction::ReleaseResources => {
-                self.machine.release_resources().map(|()| Some(SourceEvent::ResourcesReleased))
-            }
+            SourceAction::ReleaseResources => self.machine.release_resources().map(|released| {
+                self.released = released;
+                Some(SourceEvent::ResourcesReleased)
+            }),
             SourceAction::HashMemory => Ok(Some(SourceEvent::Hashed(self.ram.hash()))),
             SourceAction::SendState => self.send_state(),
             SourceAction::Seal => self.seal(),
@@ -142,7 +144,8 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     fn retake_resources(&mut self) -> Result<(), MachineError> {
         let until = Instant::now() + LETTING_GO;
         loop {
-            let Err(error) = self.machine.take_resources() else { return Ok(()) };
+            let taken = self.machine.take_resources(&self.options.config.guest, &self.released);
+            let Err(error) = taken else { return Ok(()) };
             if let Some(peer) = &self.peer {
                 peer.end_stream();
             }
@@ -173,9 +176,10 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
         let state = self.machine.capture()?;
         let devices = self.machine.capture_devices()?;
+        let resources = resources_section(&self.released)?;
         let mut frames = Vec::new();
         let mut sections = 0_u32;
-        for section in state.sections.iter().chain(&devices.sections) {
+        for section in [&resources].into_iter().chain(&state.sections).chain(&devices.sections) {
             frames.extend_from_slice(&encode(FrameKind::Section, &section.to_bytes()));
             sections += 1;
         }
@@ -193,15 +197,26 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     }
 }
 
-/// The target tells devices from the rest by their sections' names.
+/// What the target must take. Needed unless there is nothing to take.
+fn resources_section(released: &Resources) -> Result<Section, MachineError> {
+    released.check().map_err(|problem| {
+        MachineError::new(format!("what was released cannot be told to the target: {problem}"))
+    })?;
+    Section::of(released, 0, Some(&Resources::default()))
+        .map_err(|error| MachineError::with_source("what was released cannot be told to the target", error))
+}
+
+/// The target tells the parts of the state from each other by their sections' names.
 fn check_names(state: &MachineState, devices: &MachineState) -> Result<(), MachineError> {
-    let is_device = |name: &str| name.starts_with("device/");
-    let wrong = (state.sections.iter().find(|section| is_device(&section.name)))
+    let is_device = |name: &str| name.starts_with(PREFIX);
+    let wrong = (state.sections.iter())
+        .find(|section| is_device(&section.name) || section.name == Resources::NAME)
         .or_else(|| devices.sections.iter().find(|section| !is_device(&section.name)));
     wrong.map_or(Ok(()), |section| {
         let name = &section.name;
         Err(MachineError::new(format!(
-            "section `{name}`: devices' sections, and no others, are named `device/…`"
+            "section `{name}`: devices' sections, and no others, are named `device/…`, and `{}` is the engine's",
+            Resources::NAME
         )))
     })
 }

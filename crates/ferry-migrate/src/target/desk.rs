@@ -4,10 +4,9 @@
 use ferry_memory::GuestRam;
 use ferry_protocol::message::ToSource;
 use ferry_protocol::{Epoch, GuestId, LinkId, TargetAction, TargetEvent, TargetOutcome, TargetPhase};
-use ferry_state::MachineState;
 
 use super::{Answering, Doors};
-use crate::intake::Received;
+use crate::intake::{ArrivedState, Received};
 use crate::{Custody, MachineError};
 
 /// Brings events, takes messages, and holds what arrived.
@@ -21,7 +20,9 @@ pub(crate) trait Desk: Sized {
     fn take_lane(&mut self, link: LinkId);
     fn open_intake(&mut self, ram: GuestRam);
     fn drop_intake(&mut self);
-    fn state(&self, sections: u32) -> Result<(MachineState, MachineState), String>;
+    /// The guest of the present session, under the name that it has here.
+    fn guest(&self) -> Option<GuestId>;
+    fn state(&self, sections: u32) -> Result<ArrivedState, String>;
     fn received(&self) -> Received;
     /// The one custody that the decision to run the guest becomes.
     fn custody(&self, guest: GuestId, epoch: Epoch) -> Custody {
@@ -64,7 +65,11 @@ impl Desk for Doors {
         Doors::drop_intake(self);
     }
 
-    fn state(&self, sections: u32) -> Result<(MachineState, MachineState), String> {
+    fn guest(&self) -> Option<GuestId> {
+        Doors::guest(self)
+    }
+
+    fn state(&self, sections: u32) -> Result<ArrivedState, String> {
         Doors::state(self, sections)
     }
 

@@ -12,12 +12,11 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use ferry_memory::GuestRam;
 use ferry_protocol::frame::FrameKind;
 use ferry_protocol::message::{ToSource, ToTarget};
-use ferry_protocol::{LinkFault, LinkId, Target, TargetAction, TargetEvent, TargetPhase, Time};
-use ferry_state::MachineState;
+use ferry_protocol::{GuestId, LinkFault, LinkId, Target, TargetAction, TargetEvent, TargetPhase, Time};
 
 use crate::MachineError;
 use crate::framing::{parse_message, read_frame, send_message};
-use crate::intake::{Intake, Received};
+use crate::intake::{ArrivedState, Intake, Received};
 use crate::link::{Listener, Socket};
 
 /// Events that may wait for the pump; readers wait when it is full.
@@ -258,7 +257,12 @@ impl Doors {
         }
     }
 
-    pub(super) fn state(&self, sections: u32) -> Result<(MachineState, MachineState), String> {
+    /// The guest of the present session.
+    pub(super) fn guest(&self) -> Option<GuestId> {
+        self.target.session_guest().cloned()
+    }
+
+    pub(super) fn state(&self, sections: u32) -> Result<ArrivedState, String> {
         self.intake.as_ref().ok_or("no state came")?.state(sections)
     }
 

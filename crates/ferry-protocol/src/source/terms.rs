@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::message::{OfEpoch, ToSource, ToTarget};
 use crate::outcome::LinkFault;
-use crate::{Epoch, GuestId, MachineDescription, SessionId, SourceOutcome, Timeouts};
+use crate::{Epoch, GuestId, MachineDescription, RegionSpan, SessionId, SourceOutcome, Timeouts};
 
 /// What one migration is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -17,6 +17,8 @@ pub struct SourceConfig {
     pub epoch: Epoch,
     /// What the target must build.
     pub machine: MachineDescription,
+    /// Where memory was ever written, if that is known: a hint for the target.
+    pub written: Vec<RegionSpan>,
     /// Whether both sides hash all memory after the pause.
     pub verify: bool,
     /// How many links carry pages: 1 to [`MAX_LANES`](crate::message::MAX_LANES); others count as the
@@ -46,6 +48,7 @@ impl SourceConfig {
             session,
             epoch,
             machine,
+            written: Vec::new(),
             verify: false,
             lanes: 1,
             one_way: false,

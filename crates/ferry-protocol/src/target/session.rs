@@ -6,6 +6,7 @@ use super::{
     Cause, HashCheck, LinkFault, Refused, Session, Target, TargetAction, TargetEvent, TargetOutcome,
     TargetPhase, Time, Timeouts, TimerName, ToSource, ToTarget,
 };
+use crate::message::RoundTaken;
 use crate::source::reason_of;
 
 impl Target {
@@ -31,7 +32,9 @@ impl Target {
                 } else {
                     (now.after(silence), TimerName::Silence)
                 });
-                if end.last { self.on_last_round() } else { Vec::new() }
+                let taken = RoundTaken { round: end.round };
+                let word = TargetAction::Send(session.link, ToSource::RoundTaken(taken));
+                if end.last { self.on_last_round() } else { vec![word] }
             }
             (TargetPhase::Receive, ToTarget::MemoryHash(hash))
                 if session.last_round_done && session.verifies() && session.hash.expected.is_none() =>
@@ -150,7 +153,10 @@ impl Target {
                 }
                 session.phase = TargetPhase::Build;
                 session.job = true;
-                let build = session.offer.as_ref().map(|offer| TargetAction::Build(offer.machine.clone()));
+                let build = session.offer.as_ref().map(|offer| TargetAction::Build {
+                    machine: offer.machine.clone(),
+                    written: offer.written.clone(),
+                });
                 [Some(answer), build].into_iter().flatten().collect()
             }
             (TargetPhase::Build, TargetEvent::Built) => {

@@ -1,7 +1,7 @@
 //! Single decisions of the source that the table does not show.
 
 use ferry_contract::Verdict;
-use ferry_protocol::message::{OfEpoch, Reason, ReasonKind, Refused, TargetHello, ToSource};
+use ferry_protocol::message::{OfEpoch, Reason, ReasonKind, Refused, RoundTaken, TargetHello, ToSource};
 use ferry_protocol::{
     Cause, Epoch, InstanceId, LinkFault, SessionId, Source, SourceAction, SourceConfig, SourceEvent,
     SourceOutcome, SourcePhase, Time,
@@ -33,6 +33,7 @@ fn pausing() -> Source {
         SourceEvent::Received(ToSource::Built),
         SourceEvent::LogStarted,
         SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
+        SourceEvent::Received(ToSource::RoundTaken(RoundTaken { round: 0 })),
         SourceEvent::Harvested { dirty_pages: 0 },
     ];
     assert_eq!(step(&mut source, events), [SourceAction::Pause]);
@@ -102,6 +103,25 @@ fn nothing_but_its_own_refusal_resumes_a_source_that_gave_custody() {
         let actions = step(&mut source, [refused(OF)]);
         assert_eq!(actions, [SourceAction::TakeBack, SourceAction::Resume { take_resources: true }]);
     }
+}
+
+#[test]
+fn a_pause_waits_until_the_live_round_has_arrived() {
+    let mut source = source();
+    let sent = SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 };
+    let events = [
+        SourceEvent::Connected,
+        target_hello(1),
+        SourceEvent::Received(ToSource::Verdict(Verdict::accept())),
+        SourceEvent::Received(ToSource::Built),
+        SourceEvent::LogStarted,
+        sent,
+    ];
+    assert!(matches!(step(&mut source, events)[..], [SourceAction::Send(_)]), "nothing is harvested yet");
+    let taken = |round| SourceEvent::Received(ToSource::RoundTaken(RoundTaken { round }));
+    let wrong = source.clone().step(Time::ZERO, taken(1));
+    assert!(matches!(wrong.last(), Some(SourceAction::Finish(_))), "another round's word is misbehaviour");
+    assert_eq!(source.step(Time::ZERO, taken(0)), [SourceAction::Harvest { last: false }]);
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn state_end() -> TargetEvent {
 fn receiving(verify: bool) -> Target {
     let mut target = target();
     say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
-    let offer = Offer { machine: description("sim"), verify, lanes: 1 };
+    let offer = Offer { machine: description("sim"), verify, lanes: 1, written: Vec::new() };
     let events =
         [on_link(ToTarget::Offer(offer)), TargetEvent::Judged(Verdict::accept()), TargetEvent::Built];
     feed(&mut target, events);
@@ -286,20 +286,24 @@ fn idle_links_are_bounded_and_end() {
 fn answers_of_an_ended_session_are_not_those_of_the_next() {
     let mut target = target();
     say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
-    let offer = || ToTarget::Offer(Offer { machine: description("sim"), verify: false, lanes: 1 });
+    let offer = || {
+        ToTarget::Offer(Offer { machine: description("sim"), verify: false, lanes: 1, written: Vec::new() })
+    };
     feed(&mut target, [on_link(offer()), TargetEvent::LinkLost(LINK, LinkFault::Closed)]);
     let next = OfEpoch { session: SessionId(6), epoch: OF.epoch.next() };
     say(&mut target, OTHER_LINK, ToTarget::Hello(hello(&guest(), next)));
     feed(&mut target, [TargetEvent::Received(OTHER_LINK, offer())]);
     assert_eq!(feed(&mut target, [TargetEvent::Failed("of the first session".into())]), []);
     let actions = feed(&mut target, [TargetEvent::Judged(Verdict::accept())]);
-    assert!(matches!(actions[..], [TargetAction::Send(OTHER_LINK, _), TargetAction::Build(_)]));
+    assert!(matches!(actions[..], [TargetAction::Send(OTHER_LINK, _), TargetAction::Build { .. }]));
 }
 
 #[test]
 fn jobs_of_ended_sessions_do_not_pile_up() {
     let mut target = target();
-    let offer = || ToTarget::Offer(Offer { machine: description("sim"), verify: false, lanes: 1 });
+    let offer = || {
+        ToTarget::Offer(Offer { machine: description("sim"), verify: false, lanes: 1, written: Vec::new() })
+    };
     let busy = (1..100).find(|&number| {
         let of = OfEpoch { session: SessionId(number), epoch: Epoch(number) };
         let link = LinkId(number);

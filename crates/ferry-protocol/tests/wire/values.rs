@@ -2,8 +2,8 @@
 
 use ferry_contract::{Finding, FindingKind, Layer, Verdict};
 use ferry_protocol::message::{
-    Ask, Hello, Lane, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd, Taken,
-    TargetHello, ToSource, ToTarget,
+    Ask, Hello, Lane, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, RoundTaken,
+    StateEnd, Taken, TargetHello, ToSource, ToTarget,
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use proptest::prelude::*;
@@ -15,7 +15,13 @@ pub(crate) fn of() -> OfEpoch {
 pub(crate) fn machine() -> MachineDescription {
     let region = |start, length| RegionSpan { start, length };
     let regions = vec![region(0, 0xc000_0000), region(0x1_0000_0000, 0x4000_0000)];
-    MachineDescription { kind: "kvm-x86_64".into(), vcpus: 2, regions, config: b"{}".to_vec() }
+    MachineDescription {
+        kind: "kvm-x86_64".into(),
+        vcpus: 2,
+        regions,
+        config: b"{}".to_vec(),
+        contract: vec![0xa0],
+    }
 }
 
 fn guest() -> GuestId {
@@ -41,7 +47,7 @@ pub(crate) fn to_target() -> Vec<ToTarget> {
     let OfEpoch { session, epoch } = of();
     vec![
         ToTarget::Hello(Hello { version_min: 1, version_max: 1, session, guest: guest(), epoch, program }),
-        ToTarget::Offer(Offer { machine: machine(), verify: true, lanes: 1 }),
+        ToTarget::Offer(Offer { machine: machine(), verify: true, lanes: 1, written: Vec::new() }),
         ToTarget::RoundEnd(RoundEnd { round: 3, data_pages: 1000, zero_pages: 70_000, last: true }),
         ToTarget::MemoryHash(MemoryHash { blake3: [0xa5; 32] }),
         ToTarget::StateEnd(StateEnd { sections: 12 }),
@@ -74,6 +80,7 @@ pub(crate) fn to_source() -> Vec<ToSource> {
         ToSource::Unknown(of()),
         ToSource::Abort(Reason::new(ReasonKind::Busy, "this target is taking the guest `db-1`")),
         ToSource::LaneTaken,
+        ToSource::RoundTaken(RoundTaken { round: 3 }),
     ]
 }
 
@@ -106,15 +113,23 @@ fn any_reason() -> impl Strategy<Value = Reason> {
 
 fn any_machine() -> impl Strategy<Value = MachineDescription> {
     let regions = prop::collection::vec((0..4_u64, 1..1_u64 << 20), 1..9);
-    ("[!-~]{1,64}", 1..=4096_u32, regions, any::<Vec<u8>>()).prop_map(|(kind, vcpus, gaps, config)| {
-        let mut free_from = 0;
-        let region = |(gap, pages)| {
-            let start = free_from + gap * 4096;
-            free_from = start + pages * 4096;
-            RegionSpan { start, length: pages * 4096 }
-        };
-        MachineDescription { kind, vcpus, regions: gaps.into_iter().map(region).collect(), config }
-    })
+    ("[!-~]{1,64}", 1..=4096_u32, regions, any::<[Vec<u8>; 2]>()).prop_map(
+        |(kind, vcpus, gaps, [config, contract])| {
+            let mut free_from = 0;
+            let region = |(gap, pages)| {
+                let start = free_from + gap * 4096;
+                free_from = start + pages * 4096;
+                RegionSpan { start, length: pages * 4096 }
+            };
+            MachineDescription {
+                kind,
+                vcpus,
+                regions: gaps.into_iter().map(region).collect(),
+                config,
+                contract,
+            }
+        },
+    )
 }
 
 fn any_finding() -> impl Strategy<Value = Finding> {
@@ -138,8 +153,9 @@ pub(crate) fn any_to_target() -> impl Strategy<Value = ToTarget> {
     });
     prop_oneof![
         hello,
-        (any_machine(), any::<bool>(), 1..=16_u8)
-            .prop_map(|(machine, verify, lanes)| ToTarget::Offer(Offer { machine, verify, lanes })),
+        (any_machine(), any::<bool>(), 1..=16_u8).prop_map(|(machine, verify, lanes)| ToTarget::Offer(
+            Offer { machine, verify, lanes, written: Vec::new() }
+        )),
         (any_of(), any::<u8>()).prop_map(|(of, number)| ToTarget::Lane(Lane { of, number })),
         round_end,
         any::<[u8; 32]>().prop_map(|blake3| ToTarget::MemoryHash(MemoryHash { blake3 })),
@@ -169,5 +185,6 @@ pub(crate) fn any_to_source() -> impl Strategy<Value = ToSource> {
         any_of().prop_map(ToSource::Unknown),
         any_reason().prop_map(ToSource::Abort),
         Just(ToSource::LaneTaken),
+        any::<u32>().prop_map(|round| ToSource::RoundTaken(RoundTaken { round })),
     ]
 }

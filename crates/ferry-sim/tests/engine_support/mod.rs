@@ -19,17 +19,18 @@ use std::time::{Duration, Instant};
 
 use ferry_memory::PAGE_SIZE;
 use ferry_migrate::{
-    Address, Arrived, Builder, Custody, Listener, Machine, MachineError, MigrateOptions, Migration,
-    ReceiveOptions, Reception, Report,
+    Address, Arrived, Builder, Custody, FileLock, FileLockError, Listener, Machine, MachineError,
+    MigrateOptions, Migration, ReceiveOptions, Reception, Report,
 };
 use ferry_protocol::{Cause, Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome, Timeouts};
 use ferry_sim::{SimBuilder, SimConfig, SimCore, SimMachine, SimOptions, Workload};
+use ferry_state::Resources;
 
 pub(crate) use journal::Journal;
 pub(crate) use leaks::{Leaks, alone};
 pub(crate) use proxy::{Direction, Fate, Pass, Proxy};
 pub(crate) use raw::{Frame, Raw, RawListener, frame, hello, pages, target_hello, to_target, zeros};
-pub(crate) use victim::{TINY, Victim, data, round_end, transfer};
+pub(crate) use victim::{TINY, Victim, data, released, round_end, transfer};
 pub(crate) use watching::Watching;
 
 /// How long anything that must happen may take on a busy machine.
@@ -97,6 +98,19 @@ pub(crate) fn running(config: SimConfig, options: SimOptions) -> SimMachine {
     let filled = config.checked_pages();
     until("the filling of the pages", || machine.report().progress >= filled);
     machine
+}
+
+/// Lets the guest hold the locks of two disks.
+pub(crate) fn hold_disks(machine: &mut SimMachine, folder: &Path) {
+    let released =
+        ["disk.lock", "data.lock"].map(|name| FileLock::prepare(&folder.join(name)).unwrap()).to_vec();
+    machine.take_resources(&"guest".parse().unwrap(), &Resources { released }).unwrap();
+}
+
+/// Takes the lock of the second disk as somebody else would.
+pub(crate) fn steal(folder: &Path) -> Result<FileLock, FileLockError> {
+    let mut lock = FileLock::new(&folder.join("data.lock")).unwrap();
+    lock.lock(&"thief".parse().unwrap()).map(|()| lock)
 }
 
 /// The guest runs: it makes steps, and its pages are what it wrote.

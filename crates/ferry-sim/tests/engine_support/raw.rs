@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use ferry_contract::Verdict;
 use ferry_migrate::Address;
 use ferry_protocol::frame::{FrameKind, HEADER_BYTES, Header, PageHead, WireRange, encode};
-use ferry_protocol::message::{Hello, Message, TargetHello, ToSource, ToTarget};
+use ferry_protocol::message::{Hello, Message, RoundEnd, RoundTaken, TargetHello, ToSource, ToTarget};
 use ferry_protocol::{Epoch, InstanceId, SessionId};
 
 use super::PATIENCE;
@@ -131,18 +131,28 @@ impl Raw {
         Some(Frame { kind: header.kind, head, data })
     }
 
-    /// The target's next message.
+    /// The target's next message; that a round was taken is passed over.
     pub(crate) fn hear(&mut self) -> Option<ToSource> {
-        self.next().map(|frame| ToSource::from_bytes(&frame.head).unwrap())
+        loop {
+            let message = self.next().map(|frame| ToSource::from_bytes(&frame.head).unwrap());
+            if !matches!(message, Some(ToSource::RoundTaken(_))) {
+                return message;
+            }
+        }
     }
 
-    /// The source's next message; data is passed over.
+    /// The source's next message; data is passed over, and live rounds are taken.
     pub(crate) fn listen(&mut self) -> Option<ToTarget> {
         loop {
             let frame = self.next()?;
-            if frame.kind == FrameKind::ToTarget {
-                return Some(ToTarget::from_bytes(&frame.head).unwrap());
+            if frame.kind != FrameKind::ToTarget {
+                continue;
             }
+            let message = ToTarget::from_bytes(&frame.head).unwrap();
+            if let ToTarget::RoundEnd(RoundEnd { round, last: false, .. }) = message {
+                self.answer(&ToSource::RoundTaken(RoundTaken { round }));
+            }
+            return Some(message);
         }
     }
 

@@ -6,6 +6,7 @@ use ferry_protocol::frame::FrameKind;
 use ferry_protocol::message::{MemoryHash, Offer, RoundEnd, StateEnd, ToSource, ToTarget};
 use ferry_protocol::{Cause, Timeouts};
 use ferry_sim::{SimConfig, SimMachine, SimOptions, Workload};
+use ferry_state::{ResourceName, Resources, Section};
 
 use super::{
     CHURN, Leaks, Raw, Transport, Waiting, frame, fresh_address, hello, is_a_sentence, is_undisturbed,
@@ -56,7 +57,12 @@ impl Victim {
     /// A session in which the machine stands and pages are awaited.
     pub(crate) fn built(&mut self, verify: bool) -> Raw {
         let mut peer = self.greeted();
-        peer.tell(&ToTarget::Offer(Offer { machine: self.guest.description(), verify, lanes: 1 }));
+        peer.tell(&ToTarget::Offer(Offer {
+            machine: self.guest.description(),
+            verify,
+            lanes: 1,
+            written: Vec::new(),
+        }));
         assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
         assert_eq!(peer.hear(), Some(ToSource::Built));
         peer
@@ -107,8 +113,17 @@ pub(crate) fn transfer(guest: &mut SimMachine) -> Vec<Vec<u8>> {
         to_target(&ToTarget::MemoryHash(MemoryHash { blake3 })),
     ];
     let state = [guest.capture().unwrap(), guest.capture_devices().unwrap()];
+    frames.push(released(&[]));
     let sections = state.iter().flat_map(|state| &state.sections);
     frames.extend(sections.map(|section| frame(FrameKind::Section, &section.to_bytes())));
-    frames.push(to_target(&ToTarget::StateEnd(StateEnd { sections: 2 })));
+    frames.push(to_target(&ToTarget::StateEnd(StateEnd { sections: 3 })));
     frames
+}
+
+/// What the source let go of, as kinds and names.
+pub(crate) fn released(names: &[(&str, &str)]) -> Vec<u8> {
+    let name = |(kind, name): &(&str, &str)| ResourceName { kind: (*kind).into(), name: (*name).into() };
+    let released = Resources { released: names.iter().map(name).collect() };
+    let section = Section::of(&released, 0, Some(&Resources::default())).unwrap();
+    frame(FrameKind::Section, &section.to_bytes())
 }

@@ -1,6 +1,6 @@
-//! Whether a vCPU runs, halts or waits to be started, and how fast its TSC counts.
+//! Whether a vCPU runs, halts or waits to be started.
 //!
-//! `KVM_GET_MP_STATE` and `KVM_GET_TSC_KHZ` in the kernel's Documentation/virt/kvm/api.rst.
+//! `KVM_GET_MP_STATE` in the kernel's Documentation/virt/kvm/api.rst.
 
 use minicbor::{Decode, Encode};
 
@@ -17,21 +17,5 @@ pub struct MpState {
 
 impl Part for MpState {
     const NAME: &'static str = "x86.mp_state";
-    const FIELDS: Fields = Fields::These(&[0]);
-}
-
-/// How fast a vCPU's time stamp counter counts.
-/// A new vCPU counts as fast as its host, so there is no value that stands for "as created": this part
-/// is always needed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
-pub struct TscFrequency {
-    /// The frequency in kHz.
-    #[n(0)]
-    pub khz: u32,
-}
-
-impl Part for TscFrequency {
-    const NAME: &'static str = "x86.tsc_frequency";
     const FIELDS: Fields = Fields::These(&[0]);
 }

@@ -12,10 +12,13 @@ mod extended;
 mod irqchip;
 mod lapic;
 mod msrs;
+mod nested;
+mod pit;
 mod regs;
 mod sregs;
+mod tsc;
 
-pub use activity::{MpState, TscFrequency};
+pub use activity::MpState;
 pub use clock::Clock;
 pub use debug::DebugRegs;
 pub use events::{Exception, Interrupt, Nmi, Smi, VcpuEvents};
@@ -23,8 +26,11 @@ pub use extended::{MAX_XCRS, MAX_XSAVE_BYTES, MIN_XSAVE_BYTES, Xcr, Xcrs, Xsave}
 pub use irqchip::{IOAPIC_PINS, IoApic, Irqchip, Pic};
 pub use lapic::{LAPIC_BYTES, Lapic};
 pub use msrs::{MAX_MSRS, Msrs};
+pub use nested::{MAX_NESTED_BYTES, NESTED_HEADER_BYTES, Nested};
+pub use pit::{PIT_CHANNELS, Pit, PitChannel};
 pub use regs::Regs;
 pub use sregs::{DescriptorTable, SREGS_PDPTRS_VALID, Segment, Sregs};
+pub use tsc::{TscFrequency, TscOffset};
 
 use crate::{Part, Section, StateError};
 
@@ -52,4 +58,20 @@ macro_rules! parts {
     };
 }
 
-parts!(Regs, Sregs, VcpuEvents, MpState, Xcrs, Xsave, Lapic, DebugRegs, Msrs, TscFrequency, Irqchip, Clock,);
+parts!(
+    Regs,
+    Sregs,
+    VcpuEvents,
+    MpState,
+    Xcrs,
+    Xsave,
+    Lapic,
+    DebugRegs,
+    Nested,
+    Msrs,
+    TscFrequency,
+    TscOffset,
+    Irqchip,
+    Pit,
+    Clock,
+);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
-use ferry_state::{MachineState, Section, decode_known, x86};
+use ferry_state::{MACHINE_SECTIONS, MachineState, Section, decode_known, x86};
 
 use crate::parts;
 
@@ -25,7 +25,7 @@ fn as_text(section: &Section) -> String {
     text
 }
 
-/// One CBOR item in diagnostic notation; the parts have maps, arrays, bytes, numbers and booleans.
+/// One CBOR item in diagnostic notation; the parts have maps, arrays, bytes, texts, numbers and booleans.
 fn diagnose(decoder: &mut minicbor::Decoder<'_>, text: &mut String) {
     use minicbor::data::Type;
     match decoder.datatype().unwrap() {
@@ -48,6 +48,7 @@ fn diagnose(decoder: &mut minicbor::Decoder<'_>, text: &mut String) {
             text.push(']');
         }
         Type::Bytes => write!(text, "h'({} bytes)'", decoder.bytes().unwrap().len()).unwrap(),
+        Type::String => write!(text, "{:?}", decoder.str().unwrap()).unwrap(),
         Type::Bool => write!(text, "{}", decoder.bool().unwrap()).unwrap(),
         _ => write!(text, "{:#x}", decoder.u64().unwrap()).unwrap(),
     }
@@ -72,7 +73,11 @@ fn bytes_of(text: &str) -> Vec<u8> {
 
 fn file_of(section: &Section) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    folder.join(format!("{}.txt", section.name))
+    folder.join(format!("{}.txt", section.name.replace('/', ".")))
+}
+
+fn known() -> Vec<&'static str> {
+    [x86::KNOWN_SECTIONS, MACHINE_SECTIONS].concat()
 }
 
 #[test]
@@ -95,8 +100,8 @@ fn every_part_keeps_its_wire_form() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap().trim_end_matches(".txt").to_owned())
         .collect();
     files.sort();
-    let mut names = x86::KNOWN_SECTIONS.to_vec();
-    names.sort_unstable();
+    let mut names: Vec<String> = known().iter().map(|name| name.replace('/', ".")).collect();
+    names.sort();
     assert_eq!(files, names, "a golden file without its part, or a part without its file");
 }
 
@@ -104,11 +109,11 @@ fn every_part_keeps_its_wire_form() {
 fn every_part_is_known() {
     let sections = parts::all();
     let names: Vec<&str> = sections.iter().map(|section| section.name.as_str()).collect();
-    assert_eq!(names, x86::KNOWN_SECTIONS);
+    assert_eq!(names, known());
     for section in &sections {
         decode_known(section).unwrap();
     }
-    MachineState::from_sections(sections.clone()).unwrap().refuse_unknown(x86::KNOWN_SECTIONS).unwrap();
+    MachineState::from_sections(sections.clone()).unwrap().refuse_unknown(&known()).unwrap();
 }
 
 /// The field numbers in the table under a part's heading.

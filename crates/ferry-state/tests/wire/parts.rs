@@ -1,10 +1,12 @@
 //! One distinctive value of every part, for the tests in this folder.
 
+use ferry_state::device::Serial;
 use ferry_state::x86::{
     Clock, DebugRegs, DescriptorTable, Exception, IOAPIC_PINS, Interrupt, IoApic, Irqchip, LAPIC_BYTES,
-    Lapic, MpState, Msrs, Nmi, Pic, Regs, Segment, Smi, Sregs, TscFrequency, VcpuEvents, Xcr, Xcrs, Xsave,
+    Lapic, MpState, Msrs, Nested, Nmi, PIT_CHANNELS, Pic, Pit, PitChannel, Regs, Segment, Smi, Sregs,
+    TscFrequency, TscOffset, VcpuEvents, Xcr, Xcrs, Xsave,
 };
-use ferry_state::{Part, Section};
+use ferry_state::{Part, ResourceName, Resources, Section};
 
 /// Gives a value that was not given before, so that no two fields can be mixed up unseen.
 #[derive(Debug, Default)]
@@ -149,6 +151,44 @@ pub(crate) fn tsc_frequency() -> TscFrequency {
     TscFrequency { khz: 2_900_000 }
 }
 
+pub(crate) fn tsc_offset() -> TscOffset {
+    TscOffset { from_first: 0xffff_ffff_ffff_fc18 }
+}
+
+/// VMX operation without a current VMCS: a header alone, with `vmxon_pa`.
+pub(crate) fn nested() -> Nested {
+    let mut data = vec![0; 128];
+    data[0] = 0x08;
+    data[4] = 128;
+    data[9] = 0x30;
+    data[16..24].fill(0xff);
+    Nested::from_bytes(data).unwrap()
+}
+
+fn pit_channel(c: &mut Counter) -> PitChannel {
+    PitChannel {
+        count: c.u32(),
+        latched_count: c.u16(),
+        count_latched: c.u8(),
+        status_latched: c.u8(),
+        status: c.u8(),
+        read_state: c.u8(),
+        write_state: c.u8(),
+        write_latch: c.u8(),
+        rw_mode: c.u8(),
+        mode: c.u8(),
+        bcd: c.u8(),
+        gate: c.u8(),
+    }
+}
+
+pub(crate) fn pit() -> Pit {
+    let mut c = Counter::default();
+    let mut channels = [PitChannel::default(); PIT_CHANNELS];
+    channels.fill_with(|| pit_channel(&mut c));
+    Pit { channels, flags: 2 }
+}
+
 fn pic(c: &mut Counter) -> Pic {
     Pic {
         last_irr: c.u8(),
@@ -185,6 +225,32 @@ pub(crate) fn clock() -> Clock {
     Clock { clock: c.u64(), flags: 14, realtime: c.u64(), host_tsc: c.u64() }
 }
 
+pub(crate) fn serial() -> Serial {
+    let mut c = Counter::default();
+    Serial {
+        baud_divisor_low: c.u8(),
+        baud_divisor_high: c.u8() + 1,
+        interrupt_enable: c.u8() + 2,
+        interrupt_identification: c.u8() + 3,
+        line_control: c.u8() + 4,
+        line_status: c.u8() + 5,
+        modem_control: c.u8() + 6,
+        modem_status: c.u8() + 7,
+        scratch: c.u8() + 8,
+        input: b"echo".to_vec(),
+    }
+}
+
+pub(crate) fn resources() -> Resources {
+    let resource = |kind: &str, name: &str| ResourceName { kind: kind.to_owned(), name: name.to_owned() };
+    Resources {
+        released: vec![
+            resource("file-lock", "/disks/web-1.lock"),
+            resource("file-lock", "/disks/web-1-data.lock"),
+        ],
+    }
+}
+
 fn section<T: Part>(value: &T) -> Section {
     Section::of(value, 1, None).unwrap()
 }
@@ -200,9 +266,14 @@ pub(crate) fn all() -> Vec<Section> {
         section(&xsave()),
         section(&lapic()),
         section(&debug_regs()),
+        section(&nested()),
         section(&msrs()),
         section(&tsc_frequency()),
+        section(&tsc_offset()),
         section(&irqchip()),
+        section(&pit()),
         section(&clock()),
+        section(&serial()),
+        section(&resources()),
     ]
 }

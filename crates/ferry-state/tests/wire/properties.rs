@@ -1,10 +1,11 @@
 //! Properties of the wire form that hold for every value and for any bytes at all.
 
+use ferry_state::device::{MAX_SERIAL_INPUT, Serial};
 use ferry_state::x86::{
-    Clock, DebugRegs, DescriptorTable, Exception, Interrupt, IoApic, Irqchip, Lapic, MpState, Msrs, Nmi, Pic,
-    Regs, Segment, Smi, Sregs, TscFrequency, VcpuEvents, Xcr, Xcrs, Xsave,
+    Clock, DebugRegs, DescriptorTable, Exception, Interrupt, IoApic, Irqchip, Lapic, MpState, Msrs, Nested,
+    Nmi, Pic, Pit, Regs, Segment, Smi, Sregs, TscFrequency, TscOffset, VcpuEvents, Xcr, Xcrs, Xsave,
 };
-use ferry_state::{Fields, Part, Section, StateError, decode_known};
+use ferry_state::{Fields, Part, Resources, Section, StateError, decode_known};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -245,7 +246,7 @@ proptest! {
 
     /// A field of a later build is skipped as long as the guest does not need it.
     #[test]
-    fn a_later_field_is_skipped_or_refused(which in 0_usize..12, field in 1000_u32.., value in any::<u64>()) {
+    fn a_later_field_is_skipped_or_refused(which in 0_usize..17, field in 1000_u32.., value in any::<u64>()) {
         let mut section = parts::all()[which].clone();
         if section.name == Msrs::NAME {
             return Ok(()); // any index is an MSR there
@@ -275,10 +276,15 @@ fn is_canonical(section: &Section) -> bool {
         || same::<Xsave>(section)
         || same::<Lapic>(section)
         || same::<DebugRegs>(section)
+        || same::<Nested>(section)
         || same::<Msrs>(section)
+        || same::<TscOffset>(section)
+        || same::<Pit>(section)
         || same::<TscFrequency>(section)
         || same::<Irqchip>(section)
         || same::<Clock>(section)
+        || same::<Serial>(section)
+        || same::<Resources>(section)
 }
 
 /// A body with one more field at its end; the parts have fewer than 23 fields.
@@ -295,8 +301,14 @@ fn bounds_of_lists_hold() {
     let xcrs = Xcrs { flags: 0, xcrs: vec![Xcr::default(); 17] };
     let short = Xsave { region: vec![0; 575] };
     let long = Xsave { region: vec![0; 64 * 1024 + 1] };
-    for section in [Section::of(&xcrs, 0, None), Section::of(&short, 0, None), Section::of(&long, 0, None)]
-        .map(Result::unwrap)
+    let input = Serial { input: vec![0; MAX_SERIAL_INPUT + 1], ..parts::serial() };
+    for section in [
+        Section::of(&xcrs, 0, None),
+        Section::of(&short, 0, None),
+        Section::of(&long, 0, None),
+        Section::of(&input, 0, None),
+    ]
+    .map(Result::unwrap)
     {
         assert!(matches!(decode_known(&section), Err(StateError::Invalid { .. })), "{}", section.name);
     }
@@ -336,9 +348,14 @@ fn every_part_lists_exactly_the_fields_that_it_writes() {
             || listed::<Xsave>(&section)
             || listed::<Lapic>(&section)
             || listed::<DebugRegs>(&section)
+            || listed::<Nested>(&section)
             || listed::<TscFrequency>(&section)
+            || listed::<TscOffset>(&section)
+            || listed::<Pit>(&section)
             || listed::<Irqchip>(&section)
-            || listed::<Clock>(&section);
+            || listed::<Clock>(&section)
+            || listed::<Serial>(&section)
+            || listed::<Resources>(&section);
         assert!(!differs, "{} writes fields {:?}", section.name, section.needed);
     }
 }

@@ -28,7 +28,7 @@ pub(crate) fn churn(memory_bytes: u64, rate_bytes_per_second: u64, working_set_b
 }
 
 pub(crate) fn born(config: &GuestConfig) -> KvmGuest {
-    ferry_vmm::create_on_kvm(config, ferry_vmm::fresh_seed(), None).unwrap()
+    ferry_vmm::create_on_kvm(config, ferry_vmm::Birth::plain(ferry_vmm::fresh_seed()), None).unwrap()
 }
 
 pub(crate) fn custody() -> Custody {

@@ -19,7 +19,7 @@ fn copy(pages: &PageSet, from: &GuestRam, to: &GuestRam) {
 }
 
 /// Moves a guest that runs, as a migration does it, and gives its new machine.
-fn cross(mut source: KvmGuest) -> KvmGuest {
+pub(crate) fn cross(mut source: KvmGuest) -> KvmGuest {
     let mut target = KvmBuilder::new().unwrap().build(&source.description()).unwrap();
     source.start_dirty_tracking().unwrap();
     copy(&PageSet::full(source.ram().layout()), &source.ram(), &target.ram());
@@ -43,7 +43,8 @@ fn a_guest_goes_on_in_another_machine_with_all_its_pages() {
     if !kvm_is_here() {
         return;
     }
-    for config in [IDLE, churn(16 << 20, 40 << 20, 8 << 20)] {
+    let churn = churn(16 << 20, 40 << 20, 8 << 20);
+    for config in [IDLE, churn, IDLE.with_cpus(4), churn.with_cpus(4)] {
         let mut guest = running(&config);
         for _ in 0..5 {
             nap(Duration::from_millis(7));
@@ -87,7 +88,7 @@ fn a_state_goes_only_into_a_machine_that_has_never_run_and_stands_still() {
     let mut guest = running(&IDLE);
     assert!(guest.capture().unwrap_err().to_string().contains("pause it first"));
     assert!(guest.capture_devices().is_err());
-    let _custody = guest.pause().unwrap();
+    let custody = guest.pause().unwrap();
     let state = guest.capture().unwrap();
     let error = guest.restore(&state).unwrap_err();
     assert!(error.to_string().contains("has run"), "{error}");
@@ -96,4 +97,9 @@ fn a_state_goes_only_into_a_machine_that_has_never_run_and_stands_still() {
     let mut partial = state;
     partial.sections.retain(|section| section.name != "x86.regs");
     assert!(target.restore(&partial).is_err());
+    // What is in it now is no guest: it takes no other state and runs nothing.
+    let error = target.restore(&guest.capture().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("discard this machine"), "{error}");
+    let refused = target.resume(custody).unwrap_err();
+    assert!(refused.source.to_string().contains("discard this machine"), "{}", refused.source);
 }

@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::common::{IDLE, PATIENCE, born, churn, custody, kvm_is_here, nap, progress, running, wait_until};
+use ferry_contract::{Contract, Finding};
 use ferry_migrate::{Builder, Custody, Machine, RunWatch};
-use ferry_vmm::{Guest, GuestConfig, KvmBuilder};
+use ferry_protocol::MachineDescription;
+use ferry_vmm::{Birth, Guest, GuestConfig, KvmBuilder};
 
 #[test]
 fn both_payloads_run_and_find_their_pages_whole() {
@@ -169,7 +171,7 @@ fn nothing_runs_without_its_own_custody_and_the_watch_sees_all() {
         return;
     }
     let watch = Arc::new(Watch::default());
-    let mut guest = ferry_vmm::create_on_kvm(&IDLE, 1, Some(Arc::clone(&watch) as _)).unwrap();
+    let mut guest = ferry_vmm::create_on_kvm(&IDLE, Birth::plain(1), Some(Arc::clone(&watch) as _)).unwrap();
     assert!(guest.pause().is_err(), "it does not run");
     guest.resume(custody()).unwrap();
     let second = guest.resume(custody()).unwrap_err();
@@ -191,7 +193,9 @@ fn a_builder_refuses_what_it_cannot_be() {
     let guest = born(&IDLE);
     let mut builder = KvmBuilder::new().unwrap();
     let good = guest.description();
-    assert_eq!(builder.judge(&good).name(), "accept");
+    assert!(!builder.judge(&good).is_refusal());
+    let mut unread = good.clone();
+    unread.contract.push(0);
     let mut garbled = good.clone();
     garbled.config.push(0);
     let mut larger = good.clone();
@@ -205,6 +209,7 @@ fn a_builder_refuses_what_it_cannot_be() {
         (larger, "guest configuration"),
         (vcpus, "guest configuration"),
         (foreign, "kind of machine"),
+        (unread, "contract"),
     ] {
         let verdict = builder.judge(&bad);
         assert!(verdict.is_refusal() && verdict.is_bounded());
@@ -212,4 +217,32 @@ fn a_builder_refuses_what_it_cannot_be() {
         let error = builder.build(&bad).unwrap_err().to_string();
         assert!(error.starts_with("this machine cannot be built here"), "{error}");
     }
+}
+
+#[test]
+fn a_guest_is_built_under_its_contract_and_no_other() {
+    if !kvm_is_here() {
+        return;
+    }
+    let guest = born(&IDLE);
+    let offer = guest.description();
+    let contract = Contract::from_bytes(&offer.contract).unwrap();
+    let mut builder = KvmBuilder::new().unwrap();
+    assert!(!builder.judge(&offer).is_refusal());
+    assert_eq!(builder.build(&offer).unwrap().description(), offer);
+
+    // One feature more than this host has: bit 31 of CPUID leaf 7 subleaf 1 ECX is reserved.
+    let mut promising = contract;
+    let entry = promising.cpuid.iter_mut().find(|entry| entry.key() == (7, 1)).unwrap();
+    entry.ecx |= 1 << 31;
+    let error =
+        ferry_vmm::create_on_kvm(&IDLE, Birth { contract: Some(&promising), ..Birth::plain(1) }, None)
+            .unwrap_err();
+    assert!(error.to_string().contains("CPUID.7.1:ECX"), "{error}");
+    assert!(error.findings().iter().all(Finding::is_bounded) && !error.findings().is_empty());
+    let offer = MachineDescription { contract: promising.to_bytes(), ..offer };
+    let verdict = builder.judge(&offer);
+    assert!(verdict.is_refusal());
+    assert!(verdict.findings.iter().any(|finding| finding.subject.starts_with("CPUID.7.1:ECX")));
+    assert!(builder.build(&offer).is_err());
 }

@@ -7,3 +7,5 @@ mod common;
 mod crossing;
 mod dirty;
 mod guest;
+mod payloads;
+mod serial;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use ferry_contract::Contract;
 use ferry_migrate::oneway::{Place, PlaceError};
 use ferry_migrate::{Answering, Canceller, Custody, Machine, Migration};
 use ferry_protocol::message::MAX_LANES;
@@ -21,7 +22,7 @@ use super::route::Route;
 use super::{Reply, Request};
 use crate::cli::TestArgs;
 use crate::error::{CliError, Kind};
-use crate::form::{MigrationReport, State, Status};
+use crate::form::{ArrivalForm, MigrationReport, State, Status};
 use crate::size::Millis;
 
 /// How long a guest may take to verify all its pages.
@@ -97,6 +98,7 @@ struct Facts {
     report: Option<GuestReport>,
     listen: Option<String>,
     last_migration: Option<MigrationReport>,
+    arrival: Option<ArrivalForm>,
 }
 
 impl Shared {
@@ -117,6 +119,7 @@ impl Shared {
             report: None,
             listen: None,
             last_migration: None,
+            arrival: None,
         };
         Arc::new(Self {
             facts: Mutex::new(facts),
@@ -148,6 +151,10 @@ impl Shared {
 
     pub(crate) fn listens(&self, address: String) {
         self.facts().listen = Some(address);
+    }
+
+    pub(crate) fn arrived(&self, arrival: ArrivalForm) {
+        self.facts().arrival = Some(arrival);
     }
 
     /// The socket's file at which a guest is awaited.
@@ -203,6 +210,7 @@ impl Shared {
             stopped: report.and_then(|report| report.stopped.clone()),
             listen: facts.listen.clone(),
             last_migration: facts.last_migration.clone(),
+            arrival: facts.arrival.clone(),
         }
     }
 
@@ -245,6 +253,17 @@ impl Shared {
             ));
         }
         if canceller.cancel() { Ok(()) } else { Err(none()) }
+    }
+
+    /// What the guest may see.
+    pub(crate) fn contract(&self) -> Result<Contract, CliError> {
+        let facts = self.facts();
+        let bytes = facts.machine.as_ref().map(|machine| machine.contract.as_slice()).unwrap_or_default();
+        if bytes.is_empty() {
+            let text = "no guest with a contract is here: one in the simulated machine sees no processor";
+            return Err(CliError::plain(text));
+        }
+        Contract::from_bytes(bytes).map_err(|error| CliError::of(&error))
     }
 
     /// Lets the guest verify itself.

@@ -11,6 +11,7 @@ pub(crate) mod passing;
 mod route;
 pub(crate) mod server;
 
+use ferry_contract::Contract;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Kind};
@@ -52,6 +53,8 @@ pub(crate) enum Request {
     Watch {},
     /// Asks the guest to verify its pages itself; answered by [`Reply::Checked`].
     Check {},
+    /// Asks for the guest's contract; answered by [`Reply::Contract`].
+    Contract {},
     /// Ends the guest and its process; answered by [`Reply::Stopped`].
     Stop {},
 }
@@ -89,6 +92,8 @@ pub(crate) enum Reply {
     },
     /// The migration was told to end; its report says how it ended.
     Cancelling,
+    /// What the guest may see, in the form of a contract file.
+    Contract(Box<Contract>),
     /// The guest is ended.
     Stopped,
     /// The request cannot be fulfilled.

@@ -145,6 +145,13 @@ fn answer(
                 Err(error) => Reply::error(&error),
             },
         ),
+        Request::Contract {} => write(
+            stream,
+            &match shared.contract() {
+                Ok(contract) => Reply::Contract(Box::new(contract)),
+                Err(error) => Reply::error(&error),
+            },
+        ),
         Request::Stop {} => {
             let (replies, answers) = bounded(1);
             // Dropped when the reply is written.

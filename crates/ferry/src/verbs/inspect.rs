@@ -1,4 +1,5 @@
-//! `ferry inspect`: what is in a file, without a machine and without taking anything from it.
+//! `ferry inspect`: what is in a file (a profile, a contract or a guest), without a machine and without
+//! taking anything from it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -8,6 +9,8 @@ use ferry_state::{Section, describe_known};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
+use super::check::show;
+use crate::artefact::Artefact;
 use crate::cli::{Format, InspectArgs};
 use crate::error::CliError;
 use crate::output;
@@ -16,13 +19,22 @@ use crate::output;
 const MAX_SHOWN: usize = 160;
 
 pub(crate) fn inspect(args: &InspectArgs, format: Format) -> Result<u8, CliError> {
+    // A profile or a contract says what it is; whatever is neither may hold a guest.
+    let neither = match Artefact::read(&args.file) {
+        Ok(artefact) => {
+            show(&artefact, format);
+            return Ok(0);
+        }
+        Err(error) => error,
+    };
     let path = args.file.display();
     let found =
         survey(&args.file).map_err(|error| CliError::plain(format!("{path} cannot be read: {error}")))?;
     if found.hello.is_none() {
         let why = found.damage.map_or_else(String::new, |damage| format!(": {damage}"));
+        let message = neither.message;
         return Err(CliError::plain(format!(
-            "{path} is no file with a guest that this build can decode{why}"
+            "{message}; nor can this build decode it as a guest's file{why}"
         )));
     }
     match format {

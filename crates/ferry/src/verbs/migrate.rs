@@ -178,11 +178,12 @@ pub(crate) fn lines(report: &MigrationReport, verified: Option<bool>) -> Vec<Str
         format!("downtime    {:.3} ms ({})", report.downtime_ms.unwrap_or(0.0), parts.join(", ")),
         format!("total       {:.1} ms, of it {:.1} ms setup", report.total_ms, report.setup_ms),
         format!(
-            "memory      {} of data and {} of zeros in {} rounds, {}/s",
+            "memory      {} of data and {} of zeros in {} rounds, {}/s; {} were never touched",
             HumanBytes(report.data_bytes),
             HumanBytes(report.zero_bytes),
             report.rounds,
-            HumanBytes(report.throughput_bytes_per_second)
+            HumanBytes(report.throughput_bytes_per_second),
+            HumanBytes(report.untouched_bytes)
         ),
     ];
     if report.hashes_equal == Some(true) {

@@ -2,20 +2,20 @@
 
 use crossbeam_channel::bounded;
 use ferry_migrate::oneway::{Direction, Origin, Place, Stream, TakeError, TakeOptions, take};
-use ferry_migrate::{Address, Arrival, Listener, ReceiveOptions, Reception};
+use ferry_migrate::{Address, Listener, ReceiveOptions, Reception};
 use ferry_protocol::InstanceId;
 use ferry_vmm::{AnyBuilder, Chosen, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::migrate::adopt;
-use super::{choose, say_end, watch};
+use super::{choose, say_end, serial_output, watch};
 use crate::cli::{Format, ReceiveArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::observer::ArrivalObserver;
 use crate::control::server;
 use crate::error::{CliError, Kind};
-use crate::form::millis;
+use crate::form::ArrivalForm;
 use crate::output;
 
 pub(crate) fn receive(args: &ReceiveArgs, format: Format) -> Result<u8, CliError> {
@@ -31,7 +31,9 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let origin = origin(place)?;
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
-    let mut builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
+    let serial = serial_output(&args.serial, &chosen, format)?;
+    let builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
+    let mut builder = builder.with_serial_output(serial);
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(args.id.clone(), chosen.name(), jobs, args.test.clone());
     let name = args.id.as_ref().map_or("receive", |id| id.as_str());
@@ -46,7 +48,9 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let observer = ArrivalObserver { shared: &shared };
     let arrived = take(origin, options, &mut builder, &observer).map_err(|error| error_of(&error))?;
     shared.adopt(arrived.machine, &arrived.guest, arrived.epoch);
-    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &arrived.arrival, socket.path());
+    let figures = ArrivalForm::new(&arrived.arrival);
+    shared.arrived(figures.clone());
+    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
     let end = serve(&shared, &wanted, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
@@ -81,7 +85,9 @@ fn error_of(error: &TakeError) -> CliError {
 fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliError> {
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
-    let mut builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
+    let serial = serial_output(&args.serial, &chosen, format)?;
+    let builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
+    let mut builder = builder.with_serial_output(serial);
     let listener = Listener::bind(listen, args.insecure).map_err(|error| CliError::of(&error))?;
     let address = listener.address().to_string();
     let (jobs, wanted) = bounded(8);
@@ -100,7 +106,9 @@ fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliE
         .wait(&mut builder, &ArrivalObserver { shared: &shared })
         .map_err(|error| CliError::of(&error))?;
     shared.adopt(arrived.machine, &arrived.guest, arrived.epoch);
-    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &arrived.arrival, socket.path());
+    let figures = ArrivalForm::new(&arrived.arrival);
+    shared.arrived(figures.clone());
+    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
     let end = serve(&shared, &wanted, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
@@ -118,20 +126,16 @@ fn say_waiting(format: Format, address: &str, chosen: &Chosen, socket: &std::pat
     }
 }
 
-fn say_arrived(format: Format, guest: &str, epoch: u64, arrival: &Arrival, socket: &std::path::Path) {
-    let received = arrival.received;
-    let (data, zeros) = (received.data_pages * 4096, received.zero_pages * 4096);
+fn say_arrived(format: Format, guest: &str, epoch: u64, arrival: &ArrivalForm, socket: &std::path::Path) {
     match format {
         Format::Json => output::json(&json!({ "arrived": {
-            "id": guest, "epoch": epoch, "control_socket": socket, "rounds": received.rounds, "data_bytes": data, "zero_bytes": zeros,
-            "total_ms": millis(arrival.total), "build_ms": millis(arrival.build),
-            "restore_ms": millis(arrival.restore), "resume_ms": millis(arrival.resume),
+            "id": guest, "epoch": epoch, "control_socket": socket, "figures": arrival,
         }})),
         Format::Text => output::line(&format!(
             "guest `{guest}` arrived and runs here under epoch {epoch}: {} of data and {} of zeros in {} rounds",
-            HumanBytes(data),
-            HumanBytes(zeros),
-            received.rounds
+            HumanBytes(arrival.data_bytes),
+            HumanBytes(arrival.zero_bytes),
+            arrival.rounds
         )),
     }
 }

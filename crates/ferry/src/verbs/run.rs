@@ -1,17 +1,25 @@
 //! `ferry run`: a guest is born here and runs until it is moved away or ended.
 
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
 use crossbeam_channel::bounded;
-use ferry_migrate::{Custody, Machine};
+use ferry_memory::{Classified, GuestRam, PAGE_SIZE, RamError};
+use ferry_migrate::{Custody, FileLock, Machine};
 use ferry_protocol::{Epoch, GuestId};
-use ferry_vmm::{create, fresh_seed};
+use ferry_state::Resources;
+use ferry_vmm::{AnyGuest, Birth, Guest, Image, MAX_IMAGE_BYTES, VmmError, create, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::{choose, say_end, watch};
-use crate::cli::{Format, RunArgs};
+use super::{choose, say_end, serial_output, watch};
+use crate::artefact::Artefact;
+use crate::cli::{Format, PayloadName, RunArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::{client, server};
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::form::{State, Status};
 use crate::output;
 
@@ -22,7 +30,21 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     refuse_a_namesake(&id)?;
     let watch = watch(&args.test)?;
     let chosen = choose(args.guest.backend)?;
-    let mut guest = create(&chosen, &config, fresh_seed(), watch).map_err(|error| CliError::of(&error))?;
+    let serial = serial_output(&args.serial, &chosen, format)?;
+    let contract = args.contract.as_deref().map(Artefact::read_contract).transpose()?;
+    let image = match &args.guest.payload {
+        PayloadName::File(path) => Some(image(path, config.memory_bytes)?),
+        _ => None,
+    };
+    let birth = Birth { seed: fresh_seed(), contract: contract.as_ref(), image: image.as_ref() };
+    let mut guest = create(&chosen, &config, birth, watch).map_err(|error| unborn(&error))?;
+    if args.test.fill_random {
+        fill_random(&guest.ram()).map_err(|error| CliError::of(&error))?;
+    }
+    if let (Some(file), Some(port)) = (serial, guest.serial()) {
+        port.write_to(file);
+    }
+    take_locks(&mut guest, &id, &args.lock)?;
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, args.test.clone());
     let socket = server::serve(&shared, id.as_str())?;
@@ -42,6 +64,35 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let end = serve(&shared, &wanted, None)?;
     say_end(&end, id.as_str(), format);
     Ok(0)
+}
+
+/// The program in a file; one byte more than is taken is read, so that a longer file is told.
+fn image(path: &Path, memory_bytes: u64) -> Result<Image, CliError> {
+    let refused = |error: &dyn Display| CliError::plain(format!("{}: {error}", path.display()));
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_IMAGE_BYTES as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| refused(&error))?;
+    let image = Image::parse(&bytes).map_err(|error| refused(&error))?;
+    image.check_fits(memory_bytes).map_err(|error| refused(&error))?;
+    Ok(image)
+}
+
+/// A guest that could not be made; a host that cannot keep its contract refuses it.
+fn unborn(error: &VmmError) -> CliError {
+    let mut said = CliError::of(error);
+    said.findings = error.findings();
+    if !said.findings.is_empty() {
+        said.kind = Kind::Refused;
+    }
+    said
+}
+
+/// Takes the guest's locks for its whole life, whichever host it lives on.
+fn take_locks(guest: &mut AnyGuest, id: &GuestId, files: &[PathBuf]) -> Result<(), CliError> {
+    let released = files.iter().map(|path| FileLock::prepare(path)).collect::<Result<_, _>>();
+    let locks = Resources { released: released.map_err(|error| CliError::of(&error))? };
+    guest.take_resources(id, &locks).map_err(|error| CliError::of(&error))
 }
 
 fn name() -> Result<GuestId, CliError> {
@@ -64,4 +115,27 @@ fn refuse_a_namesake(id: &GuestId) -> Result<(), CliError> {
             "a guest `{id}` runs here already, in process {pid}: choose another --id"
         )))
     })
+}
+
+/// Fills every page that is zero; what the payload put there stays.
+fn fill_random(ram: &GuestRam) -> Result<(), RamError> {
+    let mut page = [0; 4096];
+    let mut state = fresh_seed() | 1;
+    for region in ram.layout().ranges() {
+        let mut classified = Classified::new();
+        ram.classify(region, &mut classified)?;
+        for run in classified.zero_runs() {
+            for number in run.first..run.first + run.count {
+                for word in page.chunks_exact_mut(8) {
+                    // xorshift64, as in the raw loop that a benchmark compares with.
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    word.copy_from_slice(&state.to_le_bytes());
+                }
+                ram.write(number * PAGE_SIZE, &page)?;
+            }
+        }
+    }
+    Ok(())
 }

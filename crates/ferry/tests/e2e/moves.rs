@@ -25,7 +25,8 @@ fn the_demo_tells_all_in_one_document(on: &'static str) {
     let words = [&["demo", "--backend", on, "--verify"][..], &SMALL].concat();
     let document = house.json(&words).document();
     assert_eq!(document["backend"], on);
-    assert_eq!(document["verdict"], "accept");
+    let verdict = document["verdict"].as_str().unwrap();
+    assert!(verdict.starts_with("accept"), "{verdict}");
     assert_eq!(document["verified"], true);
     assert_eq!(document["hashes_equal"], true);
     assert_eq!(document["outcome"], "moved");

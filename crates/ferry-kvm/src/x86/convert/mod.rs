@@ -8,4 +8,7 @@ pub(super) use vcpu::{
     regs_from_kvm, regs_to_kvm, sregs_from_kvm, sregs_from_sregs2, sregs_to_kvm, sregs2_from_sregs,
     xcrs_from_kvm, xcrs_to_kvm,
 };
-pub(super) use vm::{clock_from_kvm, clock_to_kvm, ioapic_from_kvm, ioapic_to_kvm, pic_from_kvm, pic_to_kvm};
+pub(super) use vm::{
+    clock_from_kvm, clock_to_kvm, ioapic_from_kvm, ioapic_to_kvm, pic_from_kvm, pic_to_kvm, pit_from_kvm,
+    pit_to_kvm,
+};

@@ -1,8 +1,9 @@
 //! VM-wide structures: KVM's on one side, the typed values of the state on the other.
 
-use ferry_state::x86::{Clock, IOAPIC_PINS, IoApic, Pic};
+use ferry_state::x86::{Clock, IOAPIC_PINS, IoApic, Pic, Pit, PitChannel};
 use kvm_bindings::{
     kvm_clock_data, kvm_ioapic_state, kvm_ioapic_state__bindgen_ty_1, kvm_irqchip, kvm_pic_state,
+    kvm_pit_channel_state, kvm_pit_state2,
 };
 
 /// The PIC in an answer of `KVM_GET_IRQCHIP` for one of the PICs.
@@ -110,6 +111,80 @@ pub(in crate::x86) fn ioapic_to_kvm(chip_id: u32, ioapic: &IoApic) -> kvm_irqchi
     let mut chip = kvm_irqchip { chip_id, ..Default::default() };
     chip.chip.ioapic = kvm_ioapic_state { base_address, ioregsel, id, irr, pad: 0, redirtbl };
     chip
+}
+
+pub(in crate::x86) fn pit_from_kvm(pit: &kvm_pit_state2) -> Pit {
+    let kvm_pit_state2 { channels, flags, reserved: _ } = *pit;
+    let channels = channels.map(|channel| {
+        let kvm_pit_channel_state {
+            count,
+            latched_count,
+            count_latched,
+            status_latched,
+            status,
+            read_state,
+            write_state,
+            write_latch,
+            rw_mode,
+            mode,
+            bcd,
+            gate,
+            count_load_time: _,
+        } = channel;
+        PitChannel {
+            count,
+            latched_count,
+            count_latched,
+            status_latched,
+            status,
+            read_state,
+            write_state,
+            write_latch,
+            rw_mode,
+            mode,
+            bcd,
+            gate,
+        }
+    });
+    Pit { channels, flags }
+}
+
+/// What `KVM_SET_PIT2` takes; it writes the time of loading itself (`pit_load_count` in i8254.c), and of
+/// channel 0 it asks its own timer instead.
+pub(in crate::x86) fn pit_to_kvm(pit: &Pit) -> kvm_pit_state2 {
+    let Pit { channels, flags } = *pit;
+    let channels = channels.map(|channel| {
+        let PitChannel {
+            count,
+            latched_count,
+            count_latched,
+            status_latched,
+            status,
+            read_state,
+            write_state,
+            write_latch,
+            rw_mode,
+            mode,
+            bcd,
+            gate,
+        } = channel;
+        kvm_pit_channel_state {
+            count,
+            latched_count,
+            count_latched,
+            status_latched,
+            status,
+            read_state,
+            write_state,
+            write_latch,
+            rw_mode,
+            mode,
+            bcd,
+            gate,
+            count_load_time: 0,
+        }
+    });
+    kvm_pit_state2 { channels, flags, ..Default::default() }
 }
 
 pub(in crate::x86) fn clock_from_kvm(clock: &kvm_clock_data) -> Clock {

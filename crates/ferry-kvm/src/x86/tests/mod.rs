@@ -5,13 +5,13 @@ mod refusals;
 mod round_trip;
 
 use ferry_state::x86::{
-    Clock, DebugRegs, Irqchip, KNOWN_SECTIONS, Lapic, MpState, Msrs, Regs, Sregs, TscFrequency, VcpuEvents,
-    Xcrs, Xsave,
+    Clock, DebugRegs, Irqchip, KNOWN_SECTIONS, Lapic, MpState, Msrs, Nested, Pit, Regs, Sregs, TscFrequency,
+    TscOffset, VcpuEvents, Xcrs, Xsave,
 };
 use ferry_state::{MachineState, Part, Section, StateError};
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_VCPUEVENT_VALID_PAYLOAD,
-    KVM_VCPUEVENT_VALID_TRIPLE_FAULT, kvm_mp_state,
+    KVM_VCPUEVENT_VALID_TRIPLE_FAULT, kvm_mp_state, kvm_pit_config,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -46,6 +46,7 @@ impl Fresh {
         let vm = kvm.create_vm().unwrap();
         let mut caps = X86Caps::prepare(kvm, &vm).unwrap();
         vm.create_irq_chip().unwrap();
+        vm.create_pit2(kvm_pit_config::default()).unwrap();
         let vm_baseline = VmBaseline::capture(&vm).unwrap();
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
         let vcpus: Vec<VcpuFd> = (0..vcpus).map(|index| vm.create_vcpu(index.into()).unwrap()).collect();
@@ -58,9 +59,9 @@ impl Fresh {
     }
 
     fn capture(&self) -> MachineState {
-        let mut sections = Vec::new();
+        let (mut sections, mut first) = (Vec::new(), FirstTsc::default());
         for ((vcpu, baseline), index) in self.vcpus.iter().zip(&self.baselines).zip(0..) {
-            sections.extend(capture_vcpu(vcpu, index, Some(baseline), &self.caps).unwrap());
+            sections.extend(capture_vcpu(vcpu, index, Some(baseline), &self.caps, &mut first).unwrap());
         }
         sections.extend(capture_vm(&self.vm, Some(&self.vm_baseline)).unwrap());
         MachineState::from_sections(sections).unwrap()
@@ -68,9 +69,9 @@ impl Fresh {
 
     fn restore(&self, state: &MachineState) -> Result<Vec<Notice>, StateIoError> {
         check_sections(state, u32::try_from(self.vcpus.len()).unwrap())?;
-        let mut skipped = Vec::new();
+        let (mut skipped, mut first) = (Vec::new(), FirstTsc::default());
         for (vcpu, index) in self.vcpus.iter().zip(0..) {
-            skipped.extend(restore_vcpu(vcpu, index, state, &self.caps)?);
+            skipped.extend(restore_vcpu(vcpu, index, state, &self.caps, &mut first)?);
         }
         skipped.extend(restore_vm(&self.vm, state)?);
         Ok(skipped)
@@ -120,8 +121,14 @@ fn set_everything(fresh: &Fresh) {
     chips.pic_master.irq_base = 0x20;
     chips.pic_slave.imr = 0xfe;
     chips.ioapic.redirection[4] = 0x0100_0000_0001_0031;
+    let mut pit = fresh.capture().require::<Pit>(0).unwrap();
+    // The tick a hundred times a second (mode 2), and the speaker's channel half written.
+    (pit.channels[0].count, pit.channels[0].mode, pit.channels[0].rw_mode) = (11_932, 2, 3);
+    (pit.channels[2].mode, pit.channels[2].write_state, pit.channels[2].write_latch) = (3, 4, 0x5a);
+    pit.flags = 2;
     let chips = MachineState::from_sections(vec![
         Section::of(&chips, 0, None).unwrap(),
+        Section::of(&pit, 0, None).unwrap(),
         Section::of(&Clock { clock: 1_000_000_000_000, ..Clock::default() }, 0, None).unwrap(),
     ]);
     restore_vm(&fresh.vm, &chips.unwrap()).unwrap();

@@ -127,7 +127,7 @@ fn a_state_that_is_not_whole_or_holds_too_much_is_refused() {
     for name in KNOWN_SECTIONS {
         let mut partial = state.clone();
         partial.sections.retain(|section| section.name != *name);
-        let optional = [TscFrequency::NAME, Xcrs::NAME].contains(name);
+        let optional = [TscFrequency::NAME, Xcrs::NAME, Nested::NAME, TscOffset::NAME].contains(name);
         match Fresh::new(&kvm, 1).restore(&partial) {
             Ok(_) => assert!(optional, "a state without {name} was taken"),
             Err(StateIoError::State(StateError::MissingSection { section, .. })) => {
@@ -144,7 +144,7 @@ fn a_state_that_is_not_whole_or_holds_too_much_is_refused() {
 
     let mut unknown = state.clone();
     let section =
-        Section { name: "x86.nested_state".into(), index: 0, needed: vec![1], body: vec![0xa1, 1, 1] };
+        Section { name: "x86.unheard_of".into(), index: 0, needed: vec![1], body: vec![0xa1, 1, 1] };
     unknown.sections.push(section);
     let refused = Fresh::new(&kvm, 1).restore(&unknown).unwrap_err();
     assert!(matches!(refused, StateIoError::State(StateError::UnknownNeededSection { .. })), "{refused}");
@@ -157,7 +157,7 @@ fn a_vm_without_irqchip_and_a_state_with_one_do_not_meet() {
     let vm = kvm.create_vm().unwrap();
     let caps = X86Caps::prepare(&kvm, &vm).unwrap();
     let vcpu = vm.create_vcpu(0).unwrap();
-    let without = capture_vcpu(&vcpu, 0, None, &caps).unwrap();
+    let without = capture_vcpu(&vcpu, 0, None, &caps, &mut FirstTsc::default()).unwrap();
     assert!(without.iter().all(|section| section.name != Lapic::NAME));
 
     for section in &mut with.sections {
@@ -165,7 +165,7 @@ fn a_vm_without_irqchip_and_a_state_with_one_do_not_meet() {
             section.needed = vec![0];
         }
     }
-    let refused = restore_vcpu(&vcpu, 0, &with, &caps).unwrap_err();
+    let refused = restore_vcpu(&vcpu, 0, &with, &caps, &mut FirstTsc::default()).unwrap_err();
     assert!(matches!(refused, StateIoError::Ioctl { section: "x86.lapic", .. }), "{refused}");
 }
 
@@ -188,9 +188,76 @@ fn events_of_a_kvm_with_more_flags_are_taken_when_they_say_nothing() {
         let vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()).unwrap();
         VcpuBaseline::capture(&vcpu, 0, &mut caps).unwrap();
-        restore_vcpu(&vcpu, 0, state, &caps)
+        restore_vcpu(&vcpu, 0, state, &caps, &mut FirstTsc::default())
     };
     assert_eq!(plain(&quiet).unwrap(), []);
     let refused = plain(&pending).unwrap_err();
     assert!(matches!(refused, StateIoError::Ioctl { section: "x86.vcpu_events", .. }), "{refused}");
+}
+
+/// VMX operation without a current VMCS, as a source with VMX gives it.
+fn vmx_operation() -> Nested {
+    let mut header = vec![0; 128];
+    header[4] = 128;
+    header[9] = 0x10;
+    header[16..24].fill(0xff);
+    Nested::from_bytes(header).unwrap()
+}
+
+/// A vCPU of this KVM may have no VMX: its CPUID or KVM itself then refuses the state, and never passes
+/// over it.
+#[test]
+fn a_nested_state_that_is_needed_is_never_dropped() {
+    let Some(kvm) = kvm() else { return };
+    let mut state = Fresh::new(&kvm, 1).capture();
+    let fresh = Fresh::new(&kvm, 1);
+    if fresh.caps.nested_bytes > 0 {
+        println!("skipped: this KVM runs nested guests; the lab restores one");
+        return;
+    }
+    assert!(state.section(Nested::NAME, 0).unwrap().is_none());
+    state.sections.push(Section::of(&vmx_operation(), 0, None).unwrap());
+    let refused = fresh.restore(&state).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            StateIoError::Lacking { capability: "KVM_CAP_NESTED_STATE", section: "x86.nested", index: 0 }
+        ),
+        "{refused}"
+    );
+    let section = state.sections.last_mut().unwrap();
+    section.needed.clear();
+    let notices = Fresh::new(&kvm, 1).restore(&state).unwrap();
+    assert_eq!(notices, [Notice::SectionSkipped { section: "x86.nested", index: 0 }]);
+}
+
+#[test]
+fn a_tsc_set_apart_needs_a_kvm_that_can_do_so() {
+    let Some(kvm) = kvm() else { return };
+    let mut target = Fresh::new(&kvm, 2);
+    if !target.caps.tsc_offset {
+        println!("skipped: this KVM has no attributes of vCPUs");
+        return;
+    }
+    let state = Fresh::new(&kvm, 2).capture();
+    let section = state.section(TscOffset::NAME, 1).unwrap().unwrap();
+    assert!(section.needed.is_empty() && section.read::<TscOffset>().unwrap().from_first == 0);
+    assert!(state.section(TscOffset::NAME, 0).unwrap().is_none());
+
+    let apart = TscOffset { from_first: 5000 };
+    let apart = replaced(&state, Section::of(&apart, 1, Some(&TscOffset::default())).unwrap());
+    let notices = target.restore(&apart).unwrap();
+    let again = target.capture().require::<TscOffset>(1).unwrap().from_first;
+    let dropped = notices
+        .iter()
+        .any(|notice| matches!(notice, Notice::TscOffsetNotKept { index: 1, wanted: 5000, .. }));
+    assert_eq!(dropped, again != 5000, "{notices:?}");
+
+    target.caps.tsc_offset = false;
+    let refused = target.restore(&apart).unwrap_err();
+    assert!(
+        matches!(refused, StateIoError::Lacking { section: "x86.tsc_offset", index: 1, .. }),
+        "{refused}"
+    );
+    target.restore(&state).unwrap();
 }

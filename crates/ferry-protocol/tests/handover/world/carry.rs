@@ -175,7 +175,7 @@ impl World {
             }
             _ if !success => failed(),
             TargetAction::Judge(machine) => TargetEvent::Judged(verdict(&machine.kind)),
-            TargetAction::Build(_) => {
+            TargetAction::Build { .. } => {
                 assert!(!life.built, "a second machine is built");
                 life.built = true;
                 TargetEvent::Built

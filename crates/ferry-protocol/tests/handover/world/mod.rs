@@ -123,7 +123,7 @@ impl World {
             epoch: Epoch(session.0),
             program: String::new(),
         };
-        let offer = Offer { machine: description("stranger"), verify: false, lanes: 1 };
+        let offer = Offer { machine: description("stranger"), verify: false, lanes: 1, written: Vec::new() };
         let words = [ToTarget::Hello(hello), ToTarget::Offer(offer)].into_iter().take(usize::from(words % 3));
         words.for_each(|message| link.to_target.send(message));
         link.to_target.end(LinkFault::Closed);
@@ -268,7 +268,7 @@ pub(crate) fn guest() -> GuestId {
 
 pub(crate) fn description(kind: &str) -> MachineDescription {
     let regions = vec![RegionSpan { start: 0, length: 1 << 20 }];
-    MachineDescription { kind: kind.into(), vcpus: 1, regions, config: Vec::new() }
+    MachineDescription { kind: kind.into(), vcpus: 1, regions, config: Vec::new(), contract: Vec::new() }
 }
 
 /// A verdict that says for which kind of machine it is.

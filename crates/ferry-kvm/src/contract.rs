@@ -1,0 +1,253 @@
+//! A guest's contract and this host's KVM: the judgement of an offered one, and its application to a
+//! vCPU with everything read back.
+//!
+//! A vCPU gets its contract right after its creation, before memory and before anything else is set:
+//!
+//! 1. the TSC's frequency, in which everything about time is counted;
+//! 2. CPUID, which decides what registers and MSRs may hold;
+//! 3. feature MSRs, which KVM takes only with the CPUID bits that show them.
+//!
+//! KVM takes CPUID that it cannot keep (Documentation/virt/kvm/api.rst, 4.20), and MSRs that it then
+//! drops; so [`compare`](ferry_contract::compare) comes first and reading back last.
+
+use ferry_contract::{
+    Contract, CpuidEntry, FeatureMsr, Finding, FindingKind, Layer, Profile, Register, compare,
+};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::errno;
+
+use crate::probe;
+
+/// A vCPU did not become what its contract says.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ContractApplyError {
+    /// KVM refused a setting.
+    #[error("{ioctl}: this host's KVM refuses {what} of the guest's contract")]
+    Refused {
+        /// The ioctl's name.
+        ioctl: &'static str,
+        /// What it was to set, or to read back.
+        what: String,
+        /// KVM's error.
+        #[source]
+        source: errno::Error,
+    },
+    /// KVM took a setting and reads back another.
+    #[error("this host's KVM took {subject} of the guest's contract as {set:#x} and reads {reads:#x}")]
+    NotKept {
+        /// The register.
+        subject: String,
+        /// What it was set to.
+        set: u64,
+        /// What it is.
+        reads: u64,
+    },
+}
+
+impl ContractApplyError {
+    /// The same as a finding: a reason to refuse the guest.
+    pub fn to_finding(&self) -> Finding {
+        let (subject, guest, target) = match self {
+            Self::Refused { what, source, .. } => {
+                (what.clone(), "it".to_owned(), format!("refuses it ({source})"))
+            }
+            Self::NotKept { subject, set, reads } => {
+                (subject.clone(), format!("{set:#x}"), format!("keeps {reads:#x}"))
+            }
+        };
+        Finding {
+            kind: FindingKind::Refusal,
+            subject,
+            layer: Layer::Kernel,
+            guest,
+            target,
+            effect: "the guest would see something else than its contract says".to_owned(),
+            remedy: "choose another target, or start the guest without it".to_owned(),
+        }
+    }
+}
+
+/// Reads an offered contract and holds it against this host: the contract with the notices, or the
+/// reasons why it cannot be kept here.
+pub fn judge_contract(
+    bytes: &[u8],
+    vcpus: u32,
+    profile: &Profile,
+) -> Result<(Contract, Vec<Finding>), Vec<Finding>> {
+    let unusable = |guest: String, target: String| {
+        vec![Finding {
+            kind: FindingKind::Refusal,
+            subject: "contract".to_owned(),
+            layer: Layer::Vmm,
+            guest,
+            target,
+            effect: "nobody knows what the guest may see".to_owned(),
+            remedy: "run the same version of ferry on both hosts".to_owned(),
+        }]
+    };
+    let contract = Contract::from_bytes(bytes)
+        .map_err(|error| unusable("one of its own".to_owned(), format!("cannot use it: {error}")))?;
+    if contract.vcpus != vcpus {
+        let says = format!("one for {} vCPUs", contract.vcpus);
+        return Err(unusable(says, format!("would build {vcpus}")));
+    }
+    let verdict = compare(&contract, profile);
+    if verdict.is_refusal() { Err(verdict.findings) } else { Ok((contract, verdict.findings)) }
+}
+
+/// Gives a vCPU what the contract says, and reads it back. The vCPU has run nothing yet; its index is
+/// its APIC id.
+pub fn apply_contract(
+    vcpu: &VcpuFd,
+    index: u32,
+    contract: &Contract,
+    profile: &Profile,
+) -> Result<(), ContractApplyError> {
+    set_tsc_frequency(vcpu, contract.tsc_frequency_khz, profile)?;
+    let reach = profile.probe_guest.cpuid_settings_reach;
+    set_cpuid(vcpu, &contract.cpuid_of_vcpu(index, reach), if reach { None } else { Some(contract) })?;
+    contract.msrs_to_set().try_for_each(|msr| set_msr(vcpu, msr))
+}
+
+fn set_tsc_frequency(vcpu: &VcpuFd, khz: u32, profile: &Profile) -> Result<(), ContractApplyError> {
+    let refused = |ioctl| {
+        move |source| ContractApplyError::Refused { ioctl, what: format!("a TSC of {khz} kHz"), source }
+    };
+    let reads = vcpu.get_tsc_khz().map_err(refused("KVM_GET_TSC_KHZ"))?;
+    if reads == khz {
+        return Ok(());
+    }
+    vcpu.set_tsc_khz(khz).map_err(refused("KVM_SET_TSC_KHZ"))?;
+    let reads = vcpu.get_tsc_khz().map_err(refused("KVM_GET_TSC_KHZ"))?;
+    // A processor scales in steps of its own.
+    let tolerance = u64::from(khz) * u64::from(profile.tsc.tolerance_ppm) / 1_000_000;
+    if u64::from(reads.abs_diff(khz)) > tolerance {
+        let subject = "the TSC's frequency in kHz".to_owned();
+        return Err(ContractApplyError::NotKept { subject, set: khz.into(), reads: reads.into() });
+    }
+    Ok(())
+}
+
+/// Sets CPUID and reads it back. `seen` is the contract where settings do not reach the guest: such a
+/// KVM (`kvm_pvm`) reads back what the guest sees.
+fn set_cpuid(vcpu: &VcpuFd, told: &[CpuidEntry], seen: Option<&Contract>) -> Result<(), ContractApplyError> {
+    let refused =
+        |ioctl| move |source| ContractApplyError::Refused { ioctl, what: "the CPUID".to_owned(), source };
+    let entries: Vec<_> = told.iter().map(probe::cpuid_entry).collect();
+    let list = CpuId::from_entries(&entries)
+        .map_err(|_| refused("KVM_SET_CPUID2")(errno::Error::new(libc::E2BIG)))?;
+    vcpu.set_cpuid2(&list).map_err(refused("KVM_SET_CPUID2"))?;
+    let kept = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(refused("KVM_GET_CPUID2"))?;
+    let kept: Vec<CpuidEntry> = kept.as_slice().iter().map(probe::cpuid_value).collect();
+    for set in told {
+        let reads = kept.iter().find(|entry| entry.key() == set.key()).copied().unwrap_or_default();
+        for register in Register::ALL {
+            // What the vCPU does decides these from here on.
+            let mask = !ferry_contract::run_time(set.leaf, set.subleaf, register);
+            let [set_to, reads] = [set, &reads].map(|entry| entry.register(register) & mask);
+            let of_vm = mask & !ferry_contract::per_vcpu(set.leaf, set.subleaf, register);
+            let is_seen = seen.is_some_and(|contract| {
+                (contract.register(set.leaf, set.subleaf, register) ^ reads) & of_vm == 0
+            });
+            if set_to != reads && !is_seen {
+                return Err(ContractApplyError::NotKept {
+                    subject: format!("CPUID leaf {:#x} subleaf {:#x} {register}", set.leaf, set.subleaf),
+                    set: set_to.into(),
+                    reads: reads.into(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_msr(vcpu: &VcpuFd, msr: FeatureMsr) -> Result<(), ContractApplyError> {
+    let FeatureMsr { index, value } = msr;
+    let refused = |ioctl| {
+        move |source| ContractApplyError::Refused {
+            ioctl,
+            what: format!("value {value:#x} of feature MSR {index:#x}"),
+            source,
+        }
+    };
+    let entry = kvm_msr_entry { index, data: value, ..Default::default() };
+    let mut msrs =
+        Msrs::from_entries(&[entry]).map_err(|_| refused("KVM_SET_MSRS")(errno::Error::new(libc::ENOMEM)))?;
+    let none = || errno::Error::new(libc::EINVAL);
+    if vcpu.set_msrs(&msrs).map_err(refused("KVM_SET_MSRS"))? != 1 {
+        return Err(refused("KVM_SET_MSRS")(none()));
+    }
+    if vcpu.get_msrs(&mut msrs).map_err(refused("KVM_GET_MSRS"))? != 1 {
+        return Err(refused("KVM_GET_MSRS")(none()));
+    }
+    let reads = msrs.as_slice().first().map_or(0, |entry| entry.data);
+    if reads != value {
+        return Err(ContractApplyError::NotKept {
+            subject: format!("feature MSR {index:#x}"),
+            set: value,
+            reads,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferry_contract::{BirthRequest, Features};
+
+    fn born() -> Option<(kvm_ioctls::Kvm, Profile, Contract)> {
+        let kvm = match crate::open() {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                println!("skipped: {error}");
+                return None;
+            }
+        };
+        let profile = probe::probe(&kvm).unwrap();
+        let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv: false } };
+        let contract = Contract::birth(&profile, &request).unwrap();
+        Some((kvm, profile, contract))
+    }
+
+    #[test]
+    fn vcpus_get_what_the_contract_says_without_memory() {
+        let Some((kvm, profile, contract)) = born() else { return };
+        let vm = kvm.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        for index in 0..2 {
+            let vcpu = vm.create_vcpu(index.into()).unwrap();
+            apply_contract(&vcpu, index, &contract, &profile).unwrap();
+            let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
+            let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 1).unwrap();
+            assert_eq!(leaf.ebx >> 24, index);
+        }
+    }
+
+    #[test]
+    fn an_offered_contract_is_judged() {
+        let Some((_, profile, contract)) = born() else { return };
+        let bytes = contract.to_bytes();
+        assert_eq!(judge_contract(&bytes, 2, &profile).unwrap().0, contract);
+        let subject = |result: Result<_, Vec<Finding>>| result.unwrap_err()[0].subject.clone();
+        assert_eq!(subject(judge_contract(&bytes, 1, &profile)), "contract");
+        assert_eq!(subject(judge_contract(&[], 2, &profile)), "contract");
+        let slow = Contract { tsc_frequency_khz: contract.tsc_frequency_khz / 2, ..contract };
+        if !profile.tsc.scales {
+            let findings = judge_contract(&slow.to_bytes(), 2, &profile).unwrap_err();
+            assert!(findings.iter().any(|finding| finding.subject == "TSC frequency"), "{findings:?}");
+        }
+    }
+
+    #[test]
+    fn what_kvm_does_not_take_is_said() {
+        let Some((kvm, profile, mut contract)) = born() else { return };
+        let vcpu = kvm.create_vm().unwrap().create_vcpu(0).unwrap();
+        contract.feature_msrs = vec![FeatureMsr { index: 0x4d00_0000, value: 1 }];
+        let error = apply_contract(&vcpu, 0, &contract, &profile).unwrap_err();
+        assert!(error.to_string().contains("feature MSR 0x4d000000"), "{error}");
+        assert!(error.to_finding().is_bounded());
+    }
+}

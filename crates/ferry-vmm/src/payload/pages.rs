@@ -1,0 +1,270 @@
+//! `idle` and `churn`: one program whose parameters make it the one or the other.
+//!
+//! The program fills its working set, then turns in a loop: look for a command, write a burst of
+//! pages, wait. `idle` has bursts of no page and waits until it is asked. `churn` goes through its
+//! working set again and again; a page holds the number of the pass in which it was written, so the
+//! vCPU knows from its own registers what each page must hold: pages before the position the
+//! current pass, the others the pass before. It checks a page before it writes it again, and all of
+//! them when asked. A page that is stale, foreign or torn in a single byte is a fault.
+//!
+//! Each vCPU has a share of the working set and a seed of its own, and counts pages from its share's
+//! first. A page of sequence `s` at index `p` holds 512 words of 64 bits: `s`, `p`, and
+//! from word 2 on `h + k * (h | 1)` for k = 0, 1, …, where `h` mixes the guest's seed, `p` and `s`
+//! ([`page_word`] is the same in Rust).
+//!
+//! It uses no interrupt, no exception and no `HLT`.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::{
+    CodeAssembler, CodeLabel, ebp, ecx, edx, esi, qword_ptr, r8, r8d, r9, r10, r11, r12d, r13, r14, r14d,
+    r15, r15d, rax, rbp, rbx, rcx, rdi, rdx, rsi,
+};
+
+use super::{answer, if_asked, out, turn_over};
+use crate::ports;
+
+/// Bytes of a page, as the program counts them.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// 64-bit words of a page.
+pub const PAGE_WORDS: i32 = 512;
+
+/// Odd constants of the mixing function (the golden ratio's and one of the usual finalizers).
+const MIX_PAGE: u64 = 0x9e37_79b9_7f4a_7c15;
+const MIX_SEQUENCE: u64 = 0xbf58_476d_1ce4_e5b9;
+
+/// Bursts of `churn` come about so often; a burst is whole pages, so the time follows from the rate.
+const BURSTS_PER_SECOND: u64 = 200;
+
+/// How many pages to write how often: whole pages, and the microseconds that they stand for.
+pub(crate) fn burst(rate_bytes_per_second: u64) -> (u64, u32) {
+    let pages = (rate_bytes_per_second / PAGE_BYTES / BURSTS_PER_SECOND).max(1);
+    let bytes = u128::from(pages * PAGE_BYTES);
+    let wait_us = bytes * 1_000_000 / u128::from(rate_bytes_per_second.max(1));
+    (pages, u32::try_from(wait_us).unwrap_or(u32::MAX).max(1))
+}
+
+/// What word `word` of page `page` holds after it was written with `sequence`.
+pub fn page_word(seed: u64, page: u64, sequence: u64, word: u32) -> u64 {
+    let mut mixed = page.wrapping_mul(MIX_PAGE) ^ sequence.wrapping_mul(MIX_SEQUENCE);
+    mixed = mixed.wrapping_add(seed);
+    mixed = (mixed ^ mixed >> 29).wrapping_mul(MIX_PAGE);
+    mixed ^= mixed >> 32;
+    match word {
+        0 => sequence,
+        1 => page,
+        _ => mixed.wrapping_add(u64::from(word - 2).wrapping_mul(mixed | 1)),
+    }
+}
+
+/// The program.
+///
+/// Registers that live as long as the program: RBX, R8, R11, R12, R13 as in
+/// [`Parameters`](super::Parameters); R9 the next page to write, R10 the pass, R15 the faults of the check
+/// under way, RBP a loop's own.
+pub(super) fn program(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut routines = Routines { write: a.create_label(), verify: a.create_label(), mix: a.create_label() };
+    fill(a, &routines)?;
+    let mut turn = a.create_label();
+    a.set_label(&mut turn)?;
+    if_asked(a, |a| check_all(a, &routines))?;
+    write_burst(a, &routines)?;
+    turn_over(a, r12d)?;
+    a.jmp(turn)?;
+    write_page(a, &mut routines)?;
+    verify_page(a, &mut routines)?;
+    mix(a, &mut routines)
+}
+
+/// What a fault says.
+pub(crate) fn fault(page: u64, word: u32, expected: u64, found: u64) -> String {
+    format!("page {page} of the working set, word {word}: expected {expected:#018x}, found {found:#018x}")
+}
+
+/// The program's subroutines. Each takes the page's index in RSI and its sequence in RDX, and
+/// changes RAX, RCX, RDX, RDI and R14.
+struct Routines {
+    write: CodeLabel,
+    verify: CodeLabel,
+    mix: CodeLabel,
+}
+
+/// Writes every page with sequence 0; then the position is 0 and the pass is 1.
+fn fill(a: &mut CodeAssembler, routines: &Routines) -> Result<(), IcedError> {
+    a.xor(r9, r9)?;
+    let mut next = a.create_label();
+    a.set_label(&mut next)?;
+    a.mov(rsi, r9)?;
+    a.xor(edx, edx)?;
+    a.call(routines.write)?;
+    a.inc(r9)?;
+    a.cmp(r9, r8)?;
+    a.jb(next)?;
+    a.xor(r9, r9)?;
+    a.mov(r10, 1_u64)
+}
+
+/// Verifies every page and answers.
+fn check_all(a: &mut CodeAssembler, routines: &Routines) -> Result<(), IcedError> {
+    a.xor(r15, r15)?;
+    a.xor(ebp, ebp)?;
+    let mut next = a.create_label();
+    a.set_label(&mut next)?;
+    a.mov(rsi, rbp)?;
+    // Pages before the position were written in this pass: the borrow of the comparison says so.
+    a.mov(rdx, r10)?;
+    a.cmp(rbp, r9)?;
+    a.cmc()?;
+    a.sbb(rdx, 0)?;
+    a.call(routines.verify)?;
+    a.inc(rbp)?;
+    a.cmp(rbp, r8)?;
+    a.jb(next)?;
+    out(a, ports::PAGES_CHECKED, r8d)?;
+    answer(a, r8d, r15d)
+}
+
+/// Verifies and writes the next R11 pages.
+fn write_burst(a: &mut CodeAssembler, routines: &Routines) -> Result<(), IcedError> {
+    let mut none = a.create_label();
+    let mut next = a.create_label();
+    let mut same_pass = a.create_label();
+    a.test(r11, r11)?;
+    a.jz(none)?;
+    a.mov(rbp, r11)?;
+    a.set_label(&mut next)?;
+    a.mov(rsi, r9)?;
+    a.lea(rdx, r10 - 1)?;
+    a.call(routines.verify)?;
+    a.mov(rsi, r9)?;
+    a.mov(rdx, r10)?;
+    a.call(routines.write)?;
+    a.inc(r9)?;
+    a.cmp(r9, r8)?;
+    a.jb(same_pass)?;
+    a.xor(r9, r9)?;
+    a.inc(r10)?;
+    a.set_label(&mut same_pass)?;
+    a.dec(rbp)?;
+    a.jnz(next)?;
+    a.mov(rcx, r11)?;
+    out(a, ports::PAGES_CHECKED, ecx)?;
+    a.set_label(&mut none)
+}
+
+/// Subroutine: writes a page.
+fn write_page(a: &mut CodeAssembler, routines: &mut Routines) -> Result<(), IcedError> {
+    a.set_label(&mut routines.write)?;
+    a.call(routines.mix)?;
+    a.mov(qword_ptr(rdi), rdx)?;
+    a.mov(qword_ptr(rdi + 8), rsi)?;
+    a.mov(r14, 2_u64)?;
+    let mut word = a.create_label();
+    a.set_label(&mut word)?;
+    a.mov(qword_ptr(rdi + r14 * 8), rax)?;
+    a.add(rax, rcx)?;
+    a.inc(r14)?;
+    a.cmp(r14, PAGE_WORDS)?;
+    a.jb(word)?;
+    a.ret()
+}
+
+/// Subroutine: verifies a page; a fault is reported and counted in R15, once a page.
+fn verify_page(a: &mut CodeAssembler, routines: &mut Routines) -> Result<(), IcedError> {
+    let mut fault = a.create_label();
+    let mut word = a.create_label();
+    let mut body = a.create_label();
+    a.set_label(&mut routines.verify)?;
+    a.call(routines.mix)?;
+    a.push(rax)?;
+    a.xor(r14, r14)?;
+    a.mov(rax, rdx)?;
+    a.cmp(qword_ptr(rdi), rax)?;
+    a.jne(fault)?;
+    a.inc(r14)?;
+    a.mov(rax, rsi)?;
+    a.cmp(qword_ptr(rdi + 8), rax)?;
+    a.jne(fault)?;
+    a.pop(rax)?;
+    a.push(rax)?;
+    a.inc(r14)?;
+    a.set_label(&mut word)?;
+    a.cmp(qword_ptr(rdi + r14 * 8), rax)?;
+    a.jne(fault)?;
+    a.add(rax, rcx)?;
+    a.inc(r14)?;
+    a.cmp(r14, PAGE_WORDS)?;
+    a.jb(word)?;
+    a.set_label(&mut body)?;
+    a.pop(rax)?;
+    a.ret()?;
+    a.set_label(&mut fault)?;
+    report_fault(a)?;
+    a.jmp(body)
+}
+
+/// Reports the fault of page RSI, word R14, which should hold RAX and lies in the page at RDI.
+fn report_fault(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.inc(r15)?;
+    a.mov(rcx, rax)?;
+    out(a, ports::FAULT_PAGE, esi)?;
+    out(a, ports::FAULT_WORD, r14d)?;
+    out(a, ports::FAULT_EXPECTED_LOW, ecx)?;
+    a.shr(rcx, 32)?;
+    out(a, ports::FAULT_EXPECTED_HIGH, ecx)?;
+    a.mov(rcx, qword_ptr(rdi + r14 * 8))?;
+    out(a, ports::FAULT_FOUND_LOW, ecx)?;
+    a.shr(rcx, 32)?;
+    out(a, ports::FAULT_FOUND_HIGH, ecx)
+}
+
+/// Subroutine: the page's address in RDI, its first patterned word in RAX, the step to the next in
+/// RCX. Leaves RSI and RDX as they are.
+fn mix(a: &mut CodeAssembler, routines: &mut Routines) -> Result<(), IcedError> {
+    a.set_label(&mut routines.mix)?;
+    a.mov(rdi, rsi)?;
+    a.shl(rdi, PAGE_BYTES.trailing_zeros())?;
+    a.add(rdi, rbx)?;
+    a.mov(r14, MIX_PAGE)?;
+    a.mov(rax, rsi)?;
+    a.imul_2(rax, r14)?;
+    a.mov(rcx, MIX_SEQUENCE)?;
+    a.imul_2(rcx, rdx)?;
+    a.xor(rax, rcx)?;
+    a.add(rax, r13)?;
+    a.mov(rcx, rax)?;
+    a.shr(rcx, 29)?;
+    a.xor(rax, rcx)?;
+    a.imul_2(rax, r14)?;
+    a.mov(rcx, rax)?;
+    a.shr(rcx, 32)?;
+    a.xor(rax, rcx)?;
+    a.mov(rcx, rax)?;
+    a.or(rcx, 1)?;
+    a.ret()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bursts_keep_the_rate() {
+        for rate in [4096, 10_000, 1 << 20, 200 << 20, 3 << 30] {
+            let (pages, wait_us) = burst(rate);
+            let got = pages * 4096 * 1_000_000 / u64::from(wait_us);
+            assert!(got.abs_diff(rate) <= rate / 100, "{rate}: {pages} pages in {wait_us} us");
+        }
+        assert_eq!(burst(200 << 20), (256, 5000));
+    }
+
+    #[test]
+    fn pages_differ_by_seed_index_and_sequence() {
+        let words = [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]
+            .map(|(seed, page, sequence)| page_word(seed, page, sequence, 2));
+        let distinct: std::collections::BTreeSet<_> = words.iter().collect();
+        assert_eq!(distinct.len(), words.len());
+        assert_eq!(page_word(1, 7, 9, 0), 9);
+        assert_eq!(page_word(1, 7, 9, 1), 7);
+    }
+}

@@ -1,0 +1,60 @@
+//! A VM and its vCPUs under a guest's contract, before there is memory.
+//!
+//! The target makes one while it judges an offer: every setting of the contract is applied and read back
+//! there, and what cannot be kept is a finding. Once the offer is accepted memory is built into that very
+//! VM. A guest that is born gets its contract the same way.
+
+use std::sync::Arc;
+
+use ferry_contract::{BirthRequest, Contract, Features, Finding, Profile};
+use ferry_kvm::{apply_contract, judge_contract};
+use ferry_protocol::MachineDescription;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use crate::VmmError;
+use crate::kvm_guest::create_vm;
+
+/// A VM with vCPUs that are what the contract says, and nothing else.
+pub(crate) struct Shell {
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) vcpus: Vec<VcpuFd>,
+    pub(crate) contract: Contract,
+}
+
+impl Shell {
+    /// For a guest that is born here: with this contract, or with all that the host offers.
+    pub(crate) fn born(kvm: &Kvm, vcpus: u32, contract: Option<&Contract>) -> Result<Self, VmmError> {
+        let profile = ferry_kvm::probe::probe(kvm)?;
+        let features = contract.map_or(Features::Offered { hyperv: false }, |contract| {
+            Features::Contract(Box::new(contract.clone()))
+        });
+        let contract = Contract::birth(&profile, &BirthRequest { vcpus, features })?;
+        Self::build(kvm, contract, &profile)
+    }
+
+    /// For a guest that is offered: probes this host anew and holds the contract against it. With the
+    /// notices, or with the findings that forbid it.
+    pub(crate) fn offered(
+        kvm: &Kvm,
+        machine: &MachineDescription,
+    ) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
+        let unmade = |error: VmmError| vec![error.to_finding()];
+        let profile = ferry_kvm::probe::probe(kvm).map_err(|error| unmade(error.into()))?;
+        let (contract, notices) = judge_contract(&machine.contract, machine.vcpus, &profile)?;
+        let shell = Self::build(kvm, contract, &profile).map_err(unmade)?;
+        Ok((shell, notices))
+    }
+
+    fn build(kvm: &Kvm, contract: Contract, profile: &Profile) -> Result<Self, VmmError> {
+        let vm = Arc::new(create_vm(kvm)?);
+        let mut vcpus = Vec::new();
+        for index in 0..contract.vcpus {
+            let vcpu = vm
+                .create_vcpu(index.into())
+                .map_err(|source| VmmError::Kvm { step: "create a vCPU", source })?;
+            apply_contract(&vcpu, index, &contract, profile)?;
+            vcpus.push(vcpu);
+        }
+        Ok(Self { vm, vcpus, contract })
+    }
+}

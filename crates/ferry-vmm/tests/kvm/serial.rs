@@ -1,0 +1,227 @@
+//! The serial port of guests on the real KVM, across moves by the engine.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferry_migrate::{Builder, Listener, Machine, MigrateOptions, Migration, ReceiveOptions, Reception};
+use ferry_protocol::{Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome, Timeouts};
+use ferry_state::{device, x86};
+use ferry_vmm::{Guest, KvmBuilder, KvmGuest, SerialPort, ports};
+use iced_x86::code_asm::{CodeAssembler, al, cl, dx, eax, ebx, ecx};
+
+use crate::common::{IDLE, PATIENCE, born, custody, kvm_is_here, nap, wait_until};
+
+/// Where the payload lies that a guest starts with.
+const CODE: u64 = 0x8000;
+
+type Program = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+
+/// A guest that runs this program at privilege level 3 instead of its payload; its output goes to
+/// the file.
+fn runs(program: Program, output: &std::path::Path) -> KvmGuest {
+    let mut assembler = CodeAssembler::new(64).unwrap();
+    program(&mut assembler).unwrap();
+    let mut guest = born(&IDLE);
+    guest.ram().write(CODE, &assembler.assemble(CODE).unwrap()).unwrap();
+    guest.devices().serial().write_to(created(output));
+    guest.resume(custody()).unwrap();
+    guest
+}
+
+fn created(path: &std::path::Path) -> Arc<File> {
+    Arc::new(File::create(path).unwrap())
+}
+
+/// Prints the numbers from 0 in eight hexadecimal digits, a line each, as fast as it can.
+fn print(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
+    let (mut number, mut digit, mut decimal) = (a.create_label(), a.create_label(), a.create_label());
+    a.mov(dx, u32::from(ports::SERIAL))?;
+    a.xor(ebx, ebx)?;
+    a.set_label(&mut number)?;
+    a.mov(ecx, 32)?;
+    a.set_label(&mut digit)?;
+    a.sub(ecx, 4)?;
+    a.mov(eax, ebx)?;
+    a.shr(eax, cl)?;
+    a.and(eax, 15)?;
+    a.add(eax, u32::from(b'0'))?;
+    a.cmp(eax, u32::from(b'9'))?;
+    a.jbe(decimal)?;
+    a.add(eax, u32::from(b'a' - b'9' - 1))?;
+    a.set_label(&mut decimal)?;
+    a.out(dx, al)?;
+    a.test(ecx, ecx)?;
+    a.jnz(digit)?;
+    a.mov(al, u32::from(b'\n'))?;
+    a.out(dx, al)?;
+    a.inc(ebx)?;
+    a.jmp(number)
+}
+
+/// Reads byte after byte and writes each back.
+fn echo(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
+    let mut wait = a.create_label();
+    a.set_label(&mut wait)?;
+    a.mov(dx, u32::from(ports::SERIAL + 5))?; // LSR
+    a.in_(al, dx)?;
+    a.test(al, 1)?;
+    a.jz(wait)?;
+    a.mov(dx, u32::from(ports::SERIAL))?;
+    a.in_(al, dx)?;
+    a.out(dx, al)?;
+    a.jmp(wait)
+}
+
+/// Asks for the interrupt of received data, says so, and reads none.
+fn deaf(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
+    let mut forever = a.create_label();
+    a.mov(dx, u32::from(ports::SERIAL + 1))?; // IER
+    a.mov(al, 1)?;
+    a.out(dx, al)?;
+    a.mov(dx, u32::from(ports::SERIAL))?;
+    a.mov(al, u32::from(b'!'))?;
+    a.out(dx, al)?;
+    a.set_label(&mut forever)?;
+    a.jmp(forever)
+}
+
+/// Moves a guest by the engine, over a Unix socket; its output goes on in the file.
+fn moved(mut source: KvmGuest, epoch: u64, folder: &std::path::Path, output: Arc<File>) -> KvmGuest {
+    let listener = Listener::bind(&format!("unix:{}/s{epoch}", folder.display()).parse().unwrap(), false);
+    let listener = listener.unwrap();
+    let address = listener.address().clone();
+    let target = std::thread::spawn(move || {
+        let options =
+            ReceiveOptions { instance: InstanceId(epoch), expected: None, timeouts: Timeouts::default() };
+        let mut builder = KvmBuilder::new().unwrap().with_serial_output(Some(output));
+        Reception::new(listener, options).unwrap().wait(&mut builder, &()).unwrap().machine
+    });
+    let guest = "guest".parse().unwrap();
+    let config = SourceConfig::new(guest, SessionId(epoch), Epoch(epoch), source.description());
+    let (report, _) = Migration::new(MigrateOptions { address, config }).run(&mut source, &());
+    assert!(matches!(report.outcome, SourceOutcome::Moved { .. }), "{report:?}");
+    drop(source);
+    target.join().unwrap()
+}
+
+fn length(path: &std::path::Path) -> u64 {
+    std::fs::metadata(path).unwrap().len()
+}
+
+#[test]
+fn a_guest_that_prints_all_the_time_loses_no_byte_and_prints_none_twice() {
+    if !kvm_is_here() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output = |number: u64| folder.path().join(format!("out-{number}"));
+    let mut guest = runs(print, &output(1));
+    for epoch in 2..8 {
+        wait_until("it prints", || length(&output(epoch - 1)) > 2000 + epoch * 37);
+        guest = moved(guest, epoch, folder.path(), created(&output(epoch)));
+    }
+    wait_until("it prints", || length(&output(7)) > 2000);
+    drop(guest);
+
+    let parts: Vec<Vec<u8>> = (1..8).map(|number| std::fs::read(output(number)).unwrap()).collect();
+    let all = parts.concat();
+    let undisturbed = (0..=all.len() / 9).flat_map(|number| format!("{number:08x}\n").into_bytes());
+    let first = all.iter().zip(undisturbed).position(|(is, should)| *is != should);
+    assert_eq!(first, None, "the first wrong byte of {}", all.len());
+    assert!(parts.iter().any(|part| part.len() % 9 != 0), "it was moved in the middle of a line");
+}
+
+#[test]
+fn input_that_a_moving_guest_has_not_read_arrives_once_and_in_order() {
+    if !kvm_is_here() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    let mut guest = runs(echo, &path);
+    let input: Vec<u8> = (0..4000_u32).map(|number| b'a' + u8::try_from(number * 7 % 26).unwrap()).collect();
+    let mut given = 0;
+    let mut give = |port: &SerialPort, most: usize| {
+        let end = input.len().min(given + most);
+        given += port.send(&input[given..end]);
+        given
+    };
+    for epoch in 2..7 {
+        let port = guest.devices().serial().clone();
+        wait_until("it takes input", || give(&port, 100) >= 700 * usize::try_from(epoch - 1).unwrap());
+        // Some of it waits in the port when the guest is paused.
+        give(&port, 64);
+        guest =
+            moved(guest, epoch, folder.path(), Arc::new(File::options().append(true).open(&path).unwrap()));
+        assert_eq!(port.send(b"late"), 0, "a port that its guest has left takes nothing");
+    }
+    let port = guest.devices().serial().clone();
+    wait_until("it takes all input", || give(&port, 100) == input.len());
+    wait_until("it echoes all", || length(&path) >= 4000);
+    assert_eq!(std::fs::read(&path).unwrap(), input);
+}
+
+#[test]
+fn an_interrupt_is_raised_once_and_crosses_with_the_controller() {
+    if !kvm_is_here() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    let mut source = runs(deaf, &path);
+    wait_until("it is ready", || length(&path) == 1);
+    assert_eq!(source.devices().serial().send(b"hello"), 5);
+    drop(source.pause().unwrap());
+    assert_eq!(source.devices().serial().send(b"world"), 0, "a paused guest takes no input");
+    let (mut state, devices) = (source.capture().unwrap(), source.capture_devices().unwrap());
+    let serial: device::Serial = devices.require(0).unwrap();
+    assert_eq!((serial.input.as_slice(), serial.interrupt_enable), (&b"hello"[..], 1));
+    assert_eq!(serial.interrupt_identification & 4, 4, "received data waits");
+    let section = devices.section("device/serial", 0).unwrap().unwrap();
+    assert_eq!(section.needed, [2, 3, 5, 9], "no more than what differs from birth");
+    let mut chips: x86::Irqchip = state.require(0).unwrap();
+    assert_eq!(chips.pic_master.irr & 0x10, 0x10, "interrupt 4 waits in the controller");
+
+    // The guest has had the interrupt and not read the byte yet: it must not come again.
+    chips.pic_master.irr &= !0x10;
+    let section = ferry_state::Section::of(&chips, 0, None).unwrap();
+    *state.sections.iter_mut().find(|section| section.name == "x86.irqchip").unwrap() = section;
+    let mut target = KvmBuilder::new().unwrap().build(&source.description()).unwrap();
+    target.restore(&state).unwrap();
+    target.restore_devices(&devices).unwrap();
+    assert_eq!(target.capture_devices().unwrap(), devices);
+    let arrived: x86::Irqchip = target.capture().unwrap().require(0).unwrap();
+    assert_eq!(arrived.pic_master.irr & 0x10, 0);
+}
+
+#[test]
+fn a_state_of_no_serial_port_is_refused() {
+    if !kvm_is_here() {
+        return;
+    }
+    let mut guest = born(&IDLE);
+    let state = guest.capture_devices().unwrap();
+    let names: Vec<&str> = state.sections.iter().map(|section| section.name.as_str()).collect();
+    assert_eq!(names, ["device/debug-port", "device/serial"]);
+    let mut crowded: device::Serial = state.require(0).unwrap();
+    crowded.input = vec![0; 65];
+    let mut bad = state.clone();
+    bad.sections[1] = ferry_state::Section::of(&crowded, 0, None).unwrap();
+    assert!(guest.restore_devices(&bad).is_err());
+    bad.sections.truncate(1);
+    let error = born(&IDLE).restore_devices(&bad).unwrap_err().to_string();
+    assert!(error.contains("no section of `device/serial` (index 0)"), "{error}");
+}
+
+#[test]
+fn a_running_guest_answers_beside_its_serial_port() {
+    if !kvm_is_here() {
+        return;
+    }
+    let mut guest = born(&IDLE);
+    guest.resume(custody()).unwrap();
+    nap(Duration::from_millis(1));
+    assert_eq!(guest.serial().unwrap().send(b"nobody reads this"), 17);
+    assert_eq!(guest.verify(PATIENCE).unwrap().faults, 0);
+}

@@ -1,0 +1,114 @@
+//! Files that people hand to the program: profiles and contracts, told apart by their `format`.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use ferry_contract::{
+    BirthRequest, CONTRACT_FORMAT, Contract, Features, MAX_FILE_BYTES, PROFILE_FORMAT, Profile,
+};
+
+use crate::error::CliError;
+
+/// A file, understood.
+#[derive(Debug)]
+pub(crate) enum Artefact {
+    Profile(Box<Profile>),
+    Contract(Box<Contract>),
+}
+
+/// As much of a JSON file as says what it is.
+#[derive(serde::Deserialize)]
+struct Head {
+    format: String,
+}
+
+impl Artefact {
+    pub(crate) fn read(path: &Path) -> Result<Self, CliError> {
+        let bad = |what: String| CliError::plain(format!("the file {} {what}", path.display()));
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+        File::open(path)
+            .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+            .map_err(|error| bad(format!("cannot be read: {error}")))?;
+        Self::parse(&bytes).map_err(bad)
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.first().is_some_and(|byte| !byte.is_ascii()) {
+            let contract = Contract::from_bytes(bytes)
+                .map_err(|error| format!("is neither JSON nor a contract on the wire: {error}"))?;
+            return Ok(Self::Contract(Box::new(contract)));
+        }
+        if bytes.len() > MAX_FILE_BYTES {
+            return Err(format!("is longer than {MAX_FILE_BYTES} bytes: no profile and no contract is"));
+        }
+        let format = serde_json::from_slice(bytes).map(|head: Head| head.format).unwrap_or_default();
+        match format.as_str() {
+            CONTRACT_FORMAT => Contract::from_json(bytes)
+                .map(|contract| Self::Contract(Box::new(contract)))
+                .map_err(|error| format!("is no contract that this build can use: {error}")),
+            // Whatever does not say what it is, is looked at as a profile: the error names the place.
+            "" | PROFILE_FORMAT => Profile::from_json(bytes)
+                .map(|profile| Self::Profile(Box::new(profile)))
+                .map_err(|error| format!("is no profile that this build can use: {error}")),
+            _ => {
+                Err(format!("is neither a profile (`{PROFILE_FORMAT}`) nor a contract (`{CONTRACT_FORMAT}`)"))
+            }
+        }
+    }
+
+    /// The profile, where only one will do.
+    pub(crate) fn read_profile(path: &Path) -> Result<Profile, CliError> {
+        match Self::read(path)? {
+            Self::Profile(profile) => Ok(*profile),
+            Self::Contract(_) => Err(CliError::plain(format!(
+                "the file {} is a contract where a profile is needed: make one with `ferry probe -o FILE` on the host",
+                path.display()
+            ))),
+        }
+    }
+
+    /// The contract, where only one will do.
+    pub(crate) fn read_contract(path: &Path) -> Result<Contract, CliError> {
+        match Self::read(path)? {
+            Self::Contract(contract) => Ok(*contract),
+            Self::Profile(_) => Err(CliError::plain(format!(
+                "the file {} is a profile where a contract is needed",
+                path.display()
+            ))),
+        }
+    }
+
+    /// The contract of the guest that a file stands for: its own, or that of a guest with one vCPU and
+    /// all that a host offers.
+    pub(crate) fn into_guest(self) -> Result<Contract, CliError> {
+        match self {
+            Self::Contract(contract) => Ok(*contract),
+            Self::Profile(profile) => {
+                let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: false } };
+                Contract::birth(&profile, &request).map_err(|error| CliError::of(&error))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bad_file_has_its_sentence() {
+        for (bytes, words) in [
+            (&b""[..], "is no profile that this build can use"),
+            (b"[1]", "is no profile that this build can use: at $, line 1"),
+            (b"{\"format\":\"toast\"}", "is neither a profile"),
+            (b"{\"format\":\"ferry.contract\"}", "is no contract that this build can use: at $, line 1"),
+            (b"{\"format\":\"ferry.profile\",\"format\":1}", "is no profile"),
+            (b"\xa0", "is neither JSON nor a contract on the wire"),
+        ] {
+            let error = Artefact::parse(bytes).unwrap_err();
+            assert!(error.starts_with(words), "{error}");
+        }
+    }
+}

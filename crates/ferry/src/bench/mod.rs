@@ -1,0 +1,6 @@
+//! `ferry bench`: figures beside the limit of the same machine, in the same run.
+
+mod precopy;
+mod raw;
+
+pub(crate) use precopy::precopy;

@@ -1,0 +1,174 @@
+//! `ferry bench precopy`: how fast a guest of random memory moves, beside the raw loop.
+//!
+//! Pairs of raw loop and migration are interleaved, so that both see the same machine; each pair gives a
+//! ratio, and the median of these is the figure.
+
+use indicatif::{HumanBytes, HumanDuration};
+use serde_json::{Value, json};
+
+use super::raw::{Figures, Memory};
+use crate::children::{Process, Wish};
+use crate::cli::{BenchPrecopyArgs, Format, GuestArgs, PayloadName};
+use crate::error::CliError;
+use crate::form::{ArrivalForm, MigrationReport, millis};
+use crate::output;
+use crate::spread::Spread;
+use crate::verbs::choose;
+
+/// One raw loop and the migration after it.
+#[derive(Debug)]
+struct Pair {
+    raw: Figures,
+    report: MigrationReport,
+    arrival: ArrivalForm,
+    faults: u64,
+}
+
+impl Pair {
+    fn ratio(&self) -> f64 {
+        quotient(self.report.throughput_bytes_per_second, self.raw.bytes_per_second)
+    }
+
+    fn cpu_ratio(&self) -> f64 {
+        let raw = millis(self.raw.cpu);
+        if raw > 0.0 { (self.report.cpu_ms + self.arrival.cpu_ms) / raw } else { 0.0 }
+    }
+}
+
+pub(crate) fn precopy(args: &BenchPrecopyArgs, format: Format) -> Result<u8, CliError> {
+    let guest = GuestArgs { payload: PayloadName::Idle, ..args.guest.clone() };
+    guest.config().validate().map_err(|error| CliError::usage(error.to_string()))?;
+    let backend = choose(guest.backend)?.name();
+    let bytes = usize::try_from(guest.memory.0).map_err(|error| CliError::of(&error))?;
+    let mut memory = Memory::new(bytes);
+    let mut source = Process::run("bench", &guest, backend, &["--fill-random"])?;
+    source.await_work()?;
+    let memcpy: Vec<_> = (0..3).map(|_| memory.memcpy()).collect();
+    let wish = Wish { downtime_limit: args.downtime_limit.0, verify: false, lanes: args.lanes };
+    let mut pairs = Vec::new();
+    for number in 1..=args.pairs {
+        let raw = memory.moved(usize::from(args.lanes)).map_err(|error| CliError::of(&error))?;
+        let mut target = Process::receive(&source.id, backend)?;
+        let report = source.migrate_to(&target, wish, Format::Json)?;
+        source.await_end()?;
+        let arrival = target.arrival()?;
+        let faults = target.check()?.faults;
+        let pair = Pair { raw, report, arrival, faults };
+        if format == Format::Text {
+            output::line(&pair_line(number, &pair));
+        }
+        pairs.push(pair);
+        source = target;
+    }
+    source.stop()?;
+    let document = document(args, backend, &pairs, &memcpy);
+    match format {
+        Format::Json => output::json(&document),
+        Format::Text => output::lines(&summary(&document)),
+    }
+    let faults: u64 = pairs.iter().map(|pair| pair.faults).sum();
+    if faults == 0 {
+        Ok(0)
+    } else {
+        Err(CliError::plain(format!("the guest found {faults} faults after moves")))
+    }
+}
+
+fn pair_line(number: u32, pair: &Pair) -> String {
+    format!(
+        "pair {number:<6} raw {}/s, migration {}/s, ratio {:.2}, CPU {:.2} of raw, downtime {:.3} ms, setup {:.0} ms",
+        HumanBytes(pair.raw.bytes_per_second),
+        HumanBytes(pair.report.throughput_bytes_per_second),
+        pair.ratio(),
+        pair.cpu_ratio(),
+        pair.report.downtime_ms.unwrap_or(0.0),
+        pair.report.setup_ms,
+    )
+}
+
+fn document(args: &BenchPrecopyArgs, backend: &str, pairs: &[Pair], memcpy: &[u64]) -> Value {
+    let spread = |of: fn(&Pair) -> f64| Spread::of(pairs.iter().map(of).collect());
+    let ratio = spread(Pair::ratio);
+    let cpu = spread(Pair::cpu_ratio);
+    let downtime = spread(|pair| pair.report.downtime_ms.unwrap_or(0.0));
+    let total = spread(|pair| pair.report.total_ms);
+    let setup = spread(|pair| pair.report.setup_ms);
+    let throughput = spread(|pair| as_f64(pair.report.throughput_bytes_per_second));
+    let raw = spread(|pair| as_f64(pair.raw.bytes_per_second));
+    let memcpy = Spread::of(memcpy.iter().map(|&rate| as_f64(rate)).collect());
+    let last = pairs.last();
+    json!({
+        "backend": backend,
+        "memory_bytes": args.guest.memory.0,
+        "lanes": args.lanes,
+        "pairs": pairs.len(),
+        "verdict": last.and_then(|pair| pair.report.verdict.clone()),
+        "verified": pairs.iter().all(|pair| pair.faults == 0),
+        "ratio": ratio.median, "ratio_min": ratio.min, "ratio_max": ratio.max,
+        "cpu_ratio": cpu.median, "cpu_ratio_min": cpu.min, "cpu_ratio_max": cpu.max,
+        "throughput_bytes_per_second": throughput.median,
+        "raw_loopback_bytes_per_second": raw.median,
+        "memcpy_bytes_per_second": memcpy.median,
+        "downtime_ms": downtime.median, "downtime_ms_min": downtime.min, "downtime_ms_max": downtime.max,
+        "downtime_parts_ms": last.map(|pair| pair.report.downtime_parts_ms),
+        "total_ms": total.median,
+        "setup_ms": setup.median,
+        "rounds": last.map(|pair| pair.report.rounds),
+        "each": pairs.iter().map(|pair| json!({
+            "raw_loopback_bytes_per_second": pair.raw.bytes_per_second,
+            "raw_cpu_ms": millis(pair.raw.cpu),
+            "report": pair.report,
+            "arrival": pair.arrival,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn summary(document: &Value) -> Vec<String> {
+    let number = |name: &str| document[name].as_f64().unwrap_or(0.0);
+    let rate = |name: &str| HumanBytes(as_u64(number(name)));
+    vec![
+        format!(
+            "limit       raw loop {}/s, memcpy {}/s",
+            rate("raw_loopback_bytes_per_second"),
+            rate("memcpy_bytes_per_second")
+        ),
+        format!("migration   {}/s over {} lanes", rate("throughput_bytes_per_second"), document["lanes"]),
+        format!(
+            "ratio       {:.2} of the raw loop, median of {} pairs, {:.2} to {:.2}",
+            number("ratio"),
+            document["pairs"],
+            number("ratio_min"),
+            number("ratio_max")
+        ),
+        format!(
+            "CPU         {:.2} of the raw loop's, {:.2} to {:.2}",
+            number("cpu_ratio"),
+            number("cpu_ratio_min"),
+            number("cpu_ratio_max")
+        ),
+        format!(
+            "downtime    median {:.3} ms, {:.3} to {:.3} ms",
+            number("downtime_ms"),
+            number("downtime_ms_min"),
+            number("downtime_ms_max")
+        ),
+        format!(
+            "setup       {} before the first page",
+            HumanDuration(std::time::Duration::from_secs_f64(number("setup_ms").max(0.0) / 1e3))
+        ),
+    ]
+}
+
+fn quotient(a: u64, b: u64) -> f64 {
+    if b == 0 { 0.0 } else { as_f64(a) / as_f64(b) }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people; 53 bits are plenty")]
+fn as_f64(value: u64) -> f64 {
+    value as f64
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate, not negative")]
+fn as_u64(value: f64) -> u64 {
+    value.max(0.0) as u64
+}

@@ -1,0 +1,104 @@
+//! `probe`, `check` and `inspect`, and guests under a contract.
+
+#[path = "../../../ferry-contract/tests/contract/schema.rs"]
+mod schema;
+
+use serde_json::{Value, json};
+
+use crate::support::house::{House, IDLE};
+use crate::support::{kvm_is_here, skipped};
+
+fn document(house: &House, name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(house.path(name)).unwrap()).unwrap()
+}
+
+fn write(house: &House, name: &str, document: &Value) -> String {
+    let path = house.path(name);
+    std::fs::write(&path, document.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_host_is_probed_and_guests_are_held_against_it() {
+    if !kvm_is_here() {
+        return skipped("probe");
+    }
+    let house = House::new("kvm");
+    let file = house.path("host.json").to_str().unwrap().to_owned();
+    let text = house.ferry(&["probe", "-o", &file]);
+    assert!(text.status == 0 && text.output.contains("probe guest"), "{text:?}");
+    let printed: Value = serde_json::from_str(&house.json(&["probe"]).output).unwrap();
+    assert_eq!(printed, document(&house, "host.json"), "file and JSON are one profile");
+    let rules: Value = serde_json::from_str(include_str!("../../../../docs/profile.schema.json")).unwrap();
+    schema::check(&rules, &printed).unwrap();
+
+    let same = house.json(&["check", &file, &file]).document();
+    assert!(same["verdict"].as_str().unwrap().starts_with("accept"), "{same}");
+
+    // A host that lacks FXSAVE, which every processor with KVM has.
+    let mut lacking = printed;
+    for list in ["/cpuid/supported", "/probe_guest/cpuid"] {
+        let entries = lacking.pointer_mut(list).unwrap().as_array_mut().unwrap();
+        let leaf = entries.iter_mut().find(|entry| entry["leaf"] == "0x00000001").unwrap();
+        let edx = u32::from_str_radix(&leaf["edx"].as_str().unwrap()[2..], 16).unwrap();
+        leaf["edx"] = json!(format!("{:#010x}", edx & !(1 << 24)));
+    }
+    let lacking = write(&house, "lacking.json", &lacking);
+    let done = house.json(&["check", &file, &lacking]);
+    assert_eq!(done.status, 3, "{done:?}");
+    let verdict: Value = serde_json::from_str(&done.output).unwrap();
+    assert_eq!(verdict["verdict"], "refuse");
+    assert_eq!(verdict["findings"][0]["subject"], "CPUID.1.0:EDX[24]");
+    let text = house.ferry(&["check", &file, &lacking]);
+    assert!(text.status == 3 && text.output.contains("CPUID.1.0:EDX[24]"), "{text:?}");
+}
+
+#[test]
+fn a_running_guests_contract_can_be_had_and_given_to_another() {
+    if !kvm_is_here() {
+        return skipped("contracts");
+    }
+    let house = House::new("kvm");
+    let host = house.path("host.json").to_str().unwrap().to_owned();
+    assert_eq!(house.ferry(&["probe", "-o", &host]).status, 0);
+    let guest = house.guest("one", IDLE);
+    assert_eq!(house.json(&["check", "one", &host]).status, 0);
+    let socket = std::fs::read_dir(house.sockets()).unwrap().next().unwrap().unwrap().path();
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    std::io::Write::write_all(&mut stream, b"{\"command\":\"contract\"}\n").unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(&stream), &mut line).unwrap();
+    let reply: Value = serde_json::from_str(&line).unwrap();
+    drop(guest);
+
+    let contract = write(&house, "contract.json", &reply["contract"]);
+    let shown = house.ferry(&["inspect", &contract]);
+    assert!(shown.status == 0 && shown.output.starts_with("a contract\n"), "{shown:?}");
+    assert_eq!(house.json(&["check", &contract, &host]).status, 0);
+    let flag = format!("--contract={contract}");
+    drop(house.guest("two", &[IDLE, &[flag.as_str()]].concat()));
+
+    // A guest that is promised more by an MSR than this host has is not started.
+    let mut promised = reply["contract"].clone();
+    promised["feature_msrs"] = json!([{ "index": "0x00000345", "value": "0xffffffffffffffff" }]);
+    let flag = format!("--contract={}", write(&house, "promised.json", &promised));
+    let refused = house.json(&[&["run", "--backend=kvm", "--memory=16M"][..], &[flag.as_str()]].concat());
+    let error = refused.failed(3, &["MSR 0x345"]);
+    assert!(error["findings"][0]["subject"].as_str().unwrap().starts_with("MSR 0x345"), "{error}");
+}
+
+#[test]
+fn bad_files_are_said_in_a_sentence() {
+    let house = House::new("sim");
+    let toast = write(&house, "toast.json", &json!({ "format": "toast" }));
+    let half = write(&house, "half.json", &json!({ "format": "ferry.profile", "architecture": "x86_64" }));
+    let missing = house.path("missing.json").to_str().unwrap().to_owned();
+    for (file, told) in [
+        (&toast, vec!["toast.json", "neither a profile"]),
+        (&half, vec!["half.json", "no profile", "missing field"]),
+        (&missing, vec!["missing.json", "cannot be read"]),
+    ] {
+        house.json(&["inspect", file]).failed(1, &told);
+        house.json(&["check", file, file]).failed(1, &told);
+    }
+}
