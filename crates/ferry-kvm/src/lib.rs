@@ -8,11 +8,13 @@
 //! - [`allocate`] maps guest memory on a memfd, [`MemorySlots`] registers memory with KVM;
 //! - [`DirtyRing`] notes written pages by vCPU where the dirty log is not wanted;
 //! - [`Kick`] gets a vCPU's thread out of `KVM_RUN`;
+//! - [`adopt()`] takes over an inherited descriptor;
 //! - [`probe::probe`] makes this host's profile, [`apply_contract`] gives a vCPU what its guest's contract says;
 //! - [`x86`] captures and restores the state of vCPUs and VM.
 
 #![allow(unsafe_code, reason = "KVM's ioctls and run pages are raw memory; each block has its reason")]
 
+mod adopt;
 mod contract;
 mod dirty;
 mod dirty_log;
@@ -27,6 +29,7 @@ pub mod probe;
 mod state;
 pub mod x86;
 
+pub use adopt::adopt;
 pub use contract::{ContractApplyError, apply_contract, judge_contract};
 pub use dirty_ring::{DirtyRing, DirtyRingError};
 pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};

@@ -64,6 +64,7 @@ mod digest;
 mod host;
 mod layout;
 mod page_set;
+mod patience;
 mod populate;
 mod ram;
 mod resident;
@@ -73,7 +74,7 @@ pub use classify::Classified;
 pub use layout::{Layout, LayoutError, PAGE_SIZE, PageRange, Span};
 pub use page_set::{PageSet, Ranges};
 pub use ram::{GuestRam, RamError};
-pub use transfer::{IoError, receive_pages, send_pages};
+pub use transfer::{IoError, receive_pages, receive_pages_within, send_pages, send_pages_within};
 
 /// [`PAGE_SIZE`] as a length in this process.
 pub(crate) const PAGE_BYTES: usize = 4096;

@@ -6,13 +6,15 @@
 //!
 //! How long to wait is the descriptor's affair: with `SO_SNDTIMEO` and `SO_RCVTIMEO` (socket(7)) a
 //! call that moved nothing for that long ends as [`IoError::TimedOut`]. A descriptor that does not
-//! block ends so at once. After any error the place in the stream is known to neither side: the
+//! block (`O_NONBLOCK`, for example a pipe's) is waited for as long as the caller says. After any error the place in the stream is known to neither side: the
 //! connection is of no more use.
 
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
+use crate::patience::wait;
 use crate::{GuestRam, PageRange, RamError};
 
 /// The kernel's bound on the pieces of one call.
@@ -74,20 +76,42 @@ pub fn send_pages(
     runs: &[PageRange],
     tail: &[u8],
 ) -> Result<(), IoError> {
+    send_pages_within(ram, fd, head, runs, tail, Duration::ZERO)
+}
+
+/// The same; a descriptor that does not block may take nothing for as long as `patience`.
+pub fn send_pages_within(
+    ram: &GuestRam,
+    fd: BorrowedFd<'_>,
+    head: &[u8],
+    runs: &[PageRange],
+    tail: &[u8],
+    patience: Duration,
+) -> Result<(), IoError> {
     let mut pieces = Pieces::with_room(runs.len() + 2);
     pieces.bytes(head);
     pieces.pages(ram, runs)?;
     pieces.bytes(tail);
-    drive(&mut pieces, &mut Sender { fd, is_socket: true })
+    drive(&mut pieces, &mut Sender { fd, is_socket: true, patience })
 }
 
 /// Reads every page of `runs`, in order, straight into guest memory.
 ///
 /// After an error the pages hold what arrived until then, the last of it possibly a part of a page.
 pub fn receive_pages(ram: &GuestRam, fd: BorrowedFd<'_>, runs: &[PageRange]) -> Result<(), IoError> {
+    receive_pages_within(ram, fd, runs, Duration::ZERO)
+}
+
+/// The same; a descriptor that does not block may bring nothing for as long as `patience`.
+pub fn receive_pages_within(
+    ram: &GuestRam,
+    fd: BorrowedFd<'_>,
+    runs: &[PageRange],
+    patience: Duration,
+) -> Result<(), IoError> {
     let mut pieces = Pieces::with_room(runs.len());
     pieces.pages(ram, runs)?;
-    drive(&mut pieces, &mut Receiver { fd })
+    drive(&mut pieces, &mut Receiver { fd, patience })
 }
 
 /// What is still to be moved: memory that lives as long as `'a`, in order.
@@ -151,12 +175,18 @@ trait Step {
     /// Moves bytes of these pieces, which are at least one and none empty, from the first on, and
     /// says how many. None means that there will be no more.
     fn step(&mut self, pieces: &[libc::iovec]) -> io::Result<usize>;
+
+    /// The last step would have blocked: waits until another may move something.
+    fn wait(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::TimedOut.into())
+    }
 }
 
 struct Sender<'a> {
     fd: BorrowedFd<'a>,
     /// Until the kernel says otherwise.
     is_socket: bool,
+    patience: Duration,
 }
 
 impl Step for Sender<'_> {
@@ -171,10 +201,15 @@ impl Step for Sender<'_> {
         let moved = unsafe { libc::writev(self.fd.as_raw_fd(), pieces.as_ptr(), piece_count(pieces)) };
         count(moved).and_then(not_nothing)
     }
+
+    fn wait(&mut self) -> io::Result<()> {
+        wait(self.fd, libc::POLLOUT, self.patience)
+    }
 }
 
 struct Receiver<'a> {
     fd: BorrowedFd<'a>,
+    patience: Duration,
 }
 
 impl Step for Receiver<'_> {
@@ -182,6 +217,10 @@ impl Step for Receiver<'_> {
         // SAFETY: `pieces` are valid iovecs over guest memory that outlives the call. The kernel
         // writes it; no reference to it exists.
         count(unsafe { libc::readv(self.fd.as_raw_fd(), pieces.as_ptr(), piece_count(pieces)) })
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        wait(self.fd, libc::POLLIN, self.patience)
     }
 }
 
@@ -193,9 +232,15 @@ fn drive(pieces: &mut Pieces<'_>, kernel: &mut impl Step) -> Result<(), IoError>
             Ok(0) => return Err(IoError::Ended { moved, expected }),
             Ok(count) => pieces.advance(count),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(IoError::TimedOut { moved, expected });
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match kernel.wait() {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(IoError::TimedOut { moved, expected });
+                }
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    return Err(IoError::Os { moved, expected, source: error });
+                }
+                _ => {}
+            },
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
                 return Err(IoError::Inaccessible { moved, expected });
             }

@@ -17,7 +17,15 @@ const STEP_BYTES: usize = 64 * 1024;
 pub(crate) fn read_frame(socket: &Socket) -> Result<(FrameKind, Vec<u8>), LinkFault> {
     let mut bytes = [0; HEADER_BYTES];
     read_exact(socket, &mut bytes)?;
-    let header = Header::parse(&bytes).map_err(|error| garbled(&error))?;
+    read_head(socket, &bytes)
+}
+
+/// Reads what follows a frame's header.
+pub(crate) fn read_head(
+    socket: &Socket,
+    header: &[u8; HEADER_BYTES],
+) -> Result<(FrameKind, Vec<u8>), LinkFault> {
+    let header = Header::parse(header).map_err(|error| garbled(&error))?;
     let mut head = Vec::new();
     while head.len() < header.head_bytes {
         let at = head.len();

@@ -8,7 +8,7 @@
 use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use ferry_memory::{GuestRam, Layout, PageRange, PageSet, receive_pages};
+use ferry_memory::{GuestRam, Layout, PageRange, PageSet, receive_pages_within};
 use ferry_protocol::LinkFault;
 use ferry_protocol::frame::{FrameKind, PageHead};
 use ferry_protocol::message::RoundEnd;
@@ -19,7 +19,7 @@ use crate::framing::{garbled, page_fault};
 use crate::link::Socket;
 
 /// The most bytes of all sections together: 4096 vCPUs hold about 64 MiB.
-const MAX_STATE_BYTES: usize = 256 * 1024 * 1024;
+pub(crate) const MAX_STATE_BYTES: usize = 256 * 1024 * 1024;
 
 /// Pages that are received at once: at 26 kB a second a piece still comes in ten seconds.
 const PIECE_PAGES: u64 = 64;
@@ -142,7 +142,7 @@ impl Intake {
         };
         // Piece by piece: on a slow link a whole frame takes longer than a source may be silent.
         for piece in pieces(&runs) {
-            receive_pages(&ram, socket.as_fd(), &piece).map_err(page_fault)?;
+            receive_pages_within(&ram, socket.as_fd(), &piece, socket.patience()).map_err(page_fault)?;
             tell();
         }
         if let Some(expected) = head.checksum {

@@ -17,6 +17,7 @@ mod intake;
 mod lane;
 mod link;
 mod machine;
+pub mod oneway;
 mod report;
 mod resource;
 mod send;

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
 /// Where a target listens: `HOST:PORT` or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
@@ -176,9 +178,11 @@ fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     }
 }
 
-/// A connected socket of either kind.
+/// A connected socket of either kind, or a descriptor that leads one way.
 #[derive(Debug)]
 pub(crate) enum Socket {
+    /// A file or a pipe, which does not block, and how long to wait for it.
+    Plain(std::fs::File, Duration),
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -215,6 +219,7 @@ impl Socket {
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         match self {
+            Self::Plain(file, patience) => Ok(Self::Plain(file.try_clone()?, *patience)),
             Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
             Self::Unix(stream) => stream.try_clone().map(Self::Unix),
         }
@@ -222,6 +227,7 @@ impl Socket {
 
     pub(crate) fn set_write_timeout(&self, timeout: Duration) -> io::Result<()> {
         match self {
+            Self::Plain(..) => Ok(()),
             Self::Tcp(stream) => stream.set_write_timeout(Some(timeout)),
             Self::Unix(stream) => stream.set_write_timeout(Some(timeout)),
         }
@@ -229,14 +235,24 @@ impl Socket {
 
     pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
         match self {
+            Self::Plain(..) => Ok(()),
             Self::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
             Self::Unix(stream) => stream.set_read_timeout(Some(timeout)),
+        }
+    }
+
+    /// How long a transfer waits by itself; sockets have timeouts of their own.
+    pub(crate) fn patience(&self) -> Duration {
+        match self {
+            Self::Plain(_, patience) => *patience,
+            Self::Tcp(_) | Self::Unix(_) => Duration::ZERO,
         }
     }
 
     /// Ends a direction, or both: a blocked read or write returns.
     pub(crate) fn shutdown(&self, how: Shutdown) {
         let done = match self {
+            Self::Plain(..) => Ok(()),
             Self::Tcp(stream) => stream.shutdown(how),
             Self::Unix(stream) => stream.shutdown(how),
         };
@@ -246,9 +262,40 @@ impl Socket {
     }
 }
 
+/// Waits until a descriptor is ready; false when `patience` is over.
+pub(crate) fn is_ready(fd: impl AsFd, flags: PollFlags, patience: Duration) -> io::Result<bool> {
+    let patience = Timespec::try_from(patience).ok();
+    let mut polled = [PollFd::new(&fd, flags)];
+    loop {
+        match rustix::event::poll(&mut polled, patience.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other? > 0),
+        }
+    }
+}
+
+fn patiently(
+    file: &std::fs::File,
+    flags: PollFlags,
+    patience: Duration,
+    mut step: impl FnMut() -> io::Result<usize>,
+) -> io::Result<usize> {
+    loop {
+        match step() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if !is_ready(file, flags, patience)? {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+            other => return other,
+        }
+    }
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
+            Self::Plain(file, _) => file.as_fd(),
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
         }
@@ -258,6 +305,9 @@ impl AsFd for Socket {
 impl Read for &Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match *self {
+            Socket::Plain(file, patience) => {
+                patiently(file, PollFlags::IN, *patience, || { file }.read(into))
+            }
             Socket::Tcp(stream) => { stream }.read(into),
             Socket::Unix(stream) => { stream }.read(into),
         }
@@ -267,6 +317,9 @@ impl Read for &Socket {
 impl Write for &Socket {
     fn write(&mut self, from: &[u8]) -> io::Result<usize> {
         match *self {
+            Socket::Plain(file, patience) => {
+                patiently(file, PollFlags::OUT, *patience, || { file }.write(from))
+            }
             Socket::Tcp(stream) => { stream }.write(from),
             Socket::Unix(stream) => { stream }.write(from),
         }

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ferry_memory::{Classified, GuestRam, PAGE_SIZE, PageRange, PageSet, send_pages};
+use ferry_memory::{Classified, GuestRam, PAGE_SIZE, PageRange, PageSet, send_pages_within};
 use ferry_protocol::frame::{FrameKind, MAX_DATA_PAGES, MAX_RANGES, PageHead, WireRange, encode};
 use ferry_protocol::{LinkFault, Pace, Time};
 
@@ -205,13 +205,16 @@ impl Round {
 #[derive(Debug)]
 pub(crate) struct LaneSender {
     socket: Socket,
+    /// What is sent is kept: live pages get a checksum, too.
+    lasting: bool,
     chunk_size: ChunkSize,
     classified: Classified,
 }
 
 impl LaneSender {
     pub(crate) fn new(socket: Socket) -> Self {
-        Self { socket, chunk_size: ChunkSize::new(), classified: Classified::new() }
+        let lasting = matches!(socket, Socket::Plain(..));
+        Self { socket, lasting, chunk_size: ChunkSize::new(), classified: Classified::new() }
     }
 
     fn send(&mut self, round: &Round, chunk: &[PageRange]) -> Result<Sent, LinkFault> {
@@ -222,16 +225,40 @@ impl LaneSender {
         }
         for runs in self.classified.zero_runs().chunks(MAX_RANGES) {
             let head = round.head(FrameKind::Zeros, None, runs);
-            send_pages(&round.ram, self.socket.as_fd(), &head, &[], &[]).map_err(page_fault)?;
+            self.write(round, &head, &[], &[])?;
         }
         for runs in self.classified.data_runs().chunks(MAX_RANGES) {
+            if !round.last && self.lasting {
+                self.send_copy(round, runs)?;
+                continue;
+            }
             // In the last round nothing writes any more, so the data can be summed before it is sent.
             let checksum = if round.last { Some(round.ram.checksum(runs)) } else { None };
             let checksum = checksum.transpose().map_err(unreadable)?;
             let head = round.head(FrameKind::Pages, checksum, runs);
-            send_pages(&round.ram, self.socket.as_fd(), &head, runs, &[]).map_err(page_fault)?;
+            self.write(round, &head, runs, &[])?;
         }
         Ok(Sent { data_pages: self.classified.data_pages(), zero_pages: self.classified.zero_pages() })
+    }
+
+    /// The guest writes while it is read: what is to have a checksum is copied first.
+    fn send_copy(&self, round: &Round, runs: &[PageRange]) -> Result<(), LinkFault> {
+        let unreadable = |error: ferry_memory::RamError| LinkFault::Failed(error.to_string());
+        let mut copy = Vec::new();
+        for run in runs {
+            let at = copy.len();
+            let bytes = usize::try_from(run.count * PAGE_SIZE).unwrap_or(usize::MAX);
+            copy.resize(at + bytes, 0);
+            let into = copy.get_mut(at..).unwrap_or_default();
+            round.ram.read(run.first * PAGE_SIZE, into).map_err(unreadable)?;
+        }
+        let head = round.head(FrameKind::Pages, Some(crc32c::crc32c(&copy)), runs);
+        self.write(round, &head, &[], &copy)
+    }
+
+    fn write(&self, round: &Round, head: &[u8], runs: &[PageRange], tail: &[u8]) -> Result<(), LinkFault> {
+        let patience = self.socket.patience();
+        send_pages_within(&round.ram, self.socket.as_fd(), head, runs, tail, patience).map_err(page_fault)
     }
 }
 

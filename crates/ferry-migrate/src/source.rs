@@ -18,6 +18,7 @@ use ferry_state::Resources;
 use crate::custody::Given;
 use crate::lane::Lanes;
 use crate::link::{Address, Socket};
+use crate::oneway::{OpenSink, Sink};
 use crate::report::{Observer, Progress, Report};
 use crate::send::{LaneSender, Round, Standing};
 use crate::{Custody, Harvest, Machine};
@@ -88,10 +89,25 @@ enum Holder {
     Gone,
 }
 
+/// Where it goes, and how.
+#[derive(Debug)]
+struct Plan {
+    route: Route,
+    config: SourceConfig,
+}
+
+#[derive(Debug)]
+enum Route {
+    /// To a target that answers.
+    Link(Address),
+    /// Into a file or a descriptor; none once it was opened.
+    OneWay(Option<Sink>),
+}
+
 /// A migration from this host, about to be made.
 #[derive(Debug)]
 pub struct Migration {
-    options: MigrateOptions,
+    options: Plan,
     events: Receiver<Incoming>,
     sender: Sender<Incoming>,
 }
@@ -99,6 +115,17 @@ pub struct Migration {
 impl Migration {
     /// A migration that [`run`](Self::run) will make.
     pub fn new(options: MigrateOptions) -> Self {
+        Self::planned(Plan { route: Route::Link(options.address), config: options.config })
+    }
+
+    /// A migration into a file or a descriptor, where nobody answers. Once custody was written the guest
+    /// is gone from here.
+    pub fn one_way(sink: Sink, mut config: SourceConfig) -> Self {
+        config.one_way = true;
+        Self::planned(Plan { route: Route::OneWay(Some(sink)), config })
+    }
+
+    fn planned(options: Plan) -> Self {
         let (sender, events) = bounded(QUEUE);
         Self { options, events, sender }
     }
@@ -127,6 +154,7 @@ impl Migration {
             observer,
             source: Source::new(options.config.clone()),
             options,
+            sink: None,
             events: self.events,
             sender: self.sender,
             pending: VecDeque::from([]),
@@ -151,7 +179,9 @@ struct Pump<'a, M: Machine + ?Sized> {
     machine: &'a mut M,
     observer: &'a dyn Observer,
     source: Source,
-    options: MigrateOptions,
+    options: Plan,
+    /// What a one-way migration writes to, while it is under way.
+    sink: Option<OpenSink>,
     events: Receiver<Incoming>,
     sender: Sender<Incoming>,
     /// Events that this pump's own jobs gave.
@@ -259,8 +289,18 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     fn connect(&mut self) {
         self.links += 1;
         let timeouts = &self.options.config.timeouts;
-        let made = Socket::connect(&self.options.address, timeouts.connect)
-            .and_then(|socket| Peer::new(socket, self.links, timeouts.silence, self.sender.clone()));
+        let made = match &mut self.options.route {
+            Route::Link(address) => Socket::connect(address, timeouts.connect)
+                .and_then(|socket| Peer::new(socket, self.links, timeouts.silence, self.sender.clone())),
+            Route::OneWay(sink) => sink
+                .take()
+                .ok_or_else(|| "the sink was used already".to_owned())
+                .and_then(|sink| sink.open(timeouts.silence))
+                .and_then(|(sink, socket)| {
+                    self.sink = Some(sink);
+                    Peer::one_way(socket).map_err(|error| format!("the sink cannot be used: {error}"))
+                }),
+        };
         self.pending.push_back(match made {
             Ok((peer, lane)) => {
                 (self.peer, self.lane) = (Some(peer), Some(lane));
@@ -273,6 +313,8 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     fn disconnect(&mut self) {
         self.drop_lanes();
         self.peer = None;
+        // Without custody in it a file is of no use: it is removed.
+        self.sink = None;
     }
 
     fn drop_lanes(&mut self) {
@@ -295,7 +337,8 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     fn lose_link(&mut self, fault: LinkFault) {
         let Some(peer) = self.peer.take() else { return };
         self.drop_lanes();
-        let until = Instant::now() + if fault == LinkFault::Silent { Duration::ZERO } else { LAST_WORDS };
+        let is_mute = fault == LinkFault::Silent || self.sink.is_some();
+        let until = Instant::now() + if is_mute { Duration::ZERO } else { LAST_WORDS };
         while let Ok(incoming) = self.events.recv_deadline(until) {
             let is_present = incoming.link == self.links;
             if is_present && matches!(incoming.event, SourceEvent::LinkLost(_)) {
@@ -316,7 +359,10 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         match std::mem::replace(&mut self.holder, Holder::Gone) {
             Holder::Pump(custody) => {
                 self.holder = Holder::Target(custody.give());
-                self.send(&ToTarget::Custody(of));
+                match (&mut self.sink, &self.peer) {
+                    (Some(sink), Some(peer)) => self.pending.push_back(sink.give(of, peer.socket())),
+                    _ => self.send(&ToTarget::Custody(of)),
+                }
             }
             other => self.holder = other,
         }

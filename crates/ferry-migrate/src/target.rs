@@ -16,10 +16,12 @@ use crate::intake::Received;
 use crate::link::Listener;
 use crate::report::{Arrival, Observer, cpu_time};
 use crate::source::sentence;
-use crate::{Builder, Custody, Machine, MachineError};
+use crate::{Builder, Machine, MachineError};
 
+mod desk;
 mod doors;
 
+pub(crate) use desk::Desk;
 use doors::Doors;
 
 /// How a process waits for a guest.
@@ -76,12 +78,13 @@ impl Reception {
         builder: &mut B,
         observer: &dyn Observer,
     ) -> Result<Arrived<B::Machine>, MachineError> {
-        Pump { doors: self.doors, builder, observer, machine: None, figures: None }.drive()
+        Pump::new(self.doors, builder, observer).drive().map_err(|(_, error)| error)
     }
 }
 
-struct Pump<'a, B: Builder> {
-    doors: Doors,
+/// Carries out what the target decides, whatever brings the frames.
+pub(crate) struct Pump<'a, B: Builder, D: Desk> {
+    doors: D,
     builder: &'a mut B,
     observer: &'a dyn Observer,
     machine: Option<B::Machine>,
@@ -100,12 +103,20 @@ struct Figures {
     cpu: (Duration, Duration),
 }
 
-impl<B: Builder> Pump<'_, B> {
-    fn drive(mut self) -> Result<Arrived<B::Machine>, MachineError> {
+impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
+    pub(crate) fn new(doors: D, builder: &'a mut B, observer: &'a dyn Observer) -> Self {
+        Self { doors, builder, observer, machine: None, figures: None }
+    }
+
+    /// Runs until a guest arrived, or until nothing comes any more.
+    pub(crate) fn drive(mut self) -> Result<Arrived<B::Machine>, (D, MachineError)> {
         let mut phase = TargetPhase::Waiting;
         self.observer.target_phase(phase);
         loop {
-            let event = self.doors.next_event()?;
+            let event = match self.doors.next_event() {
+                Ok(event) => event,
+                Err(error) => return Err((self.doors, error)),
+            };
             let mut events = std::collections::VecDeque::from([event]);
             while let Some(event) = events.pop_front() {
                 tracing::trace!(?event, phase = phase.name(), "target");
@@ -219,10 +230,11 @@ impl<B: Builder> Pump<'_, B> {
     /// The custody that is made here is the only one: the source consumed its own before it sent the
     /// message that led here.
     fn run_guest(&mut self, guest: GuestId, epoch: Epoch) -> Result<(), MachineError> {
+        let custody = self.doors.custody(guest, epoch);
         self.with_machine(|machine| {
             // A custody that comes back runs nothing: the epoch is refused, and the source takes its
             // own back.
-            machine.resume(Custody::taken(guest, epoch)).map_err(|error| error.source)
+            machine.resume(custody).map_err(|error| error.source)
         })
     }
 
@@ -254,8 +266,10 @@ impl<B: Builder> Pump<'_, B> {
         guest: GuestId,
         epoch: Epoch,
         released: bool,
-    ) -> Result<Arrived<B::Machine>, MachineError> {
-        let machine = self.machine.take().ok_or_else(|| MachineError::new("no machine was built"))?;
+    ) -> Result<Arrived<B::Machine>, (D, MachineError)> {
+        let Some(machine) = self.machine.take() else {
+            return Err((self.doors, MachineError::new("no machine was built")));
+        };
         let received: Received = self.doors.received();
         let arrival = self.figures.take().map_or_else(
             || Arrival {
@@ -275,31 +289,14 @@ impl<B: Builder> Pump<'_, B> {
                 cpu: figures.cpu.1.saturating_sub(figures.cpu.0),
             },
         );
-        let answering = if released { None } else { Some(answer(self.doors)?) };
+        let answering = if released { Ok(None) } else { self.doors.answering() };
+        let answering = answering.unwrap_or_else(|error| {
+            // The guest runs: a source that asks hears nothing, and a person will look.
+            tracing::error!(error = sentence(&error), "nobody answers the source's questions");
+            None
+        });
         Ok(Arrived { machine, guest, epoch, arrival, answering })
     }
-}
-
-/// Goes on answering in a thread of its own, until the source let the guest go.
-fn answer(mut doors: Doors) -> Result<Answering, MachineError> {
-    let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
-    let released = |action: &TargetAction| {
-        matches!(action, TargetAction::Finish(TargetOutcome::Runs { released: true, .. }))
-    };
-    std::thread::Builder::new()
-        .name("ferry-answering".into())
-        .spawn(move || {
-            while let Ok(Some(event)) = doors.next_event_or(&stopped) {
-                for action in doors.step(event) {
-                    if released(&action) {
-                        return;
-                    }
-                    doors.answer(action);
-                }
-            }
-        })
-        .map_err(|error| MachineError::with_source("no thread to answer the source's questions", error))?;
-    Ok(Answering { _stop: stop })
 }
 
 /// Provides memory where pages will come, before the source sends the first one: a page that must be

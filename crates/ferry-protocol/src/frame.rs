@@ -208,6 +208,16 @@ impl PageHead {
         bytes
     }
 
+    /// How many pages its ranges hold together.
+    pub fn pages(&self) -> u64 {
+        self.ranges.iter().fold(0, |sum, range| sum.saturating_add(range.count))
+    }
+
+    /// Bytes of page data that follow a head of [`FrameKind::Pages`].
+    pub fn data_bytes(&self) -> u64 {
+        self.pages().saturating_mul(4096)
+    }
+
     /// Parses a head of the given kind and checks the order of its ranges and the bound on its data.
     pub fn parse(kind: FrameKind, bytes: &[u8]) -> Result<Self, FrameError> {
         let (words, rest) = bytes

@@ -57,6 +57,9 @@ pub enum ToTarget {
     /// The first message of a link that will carry pages of a live session.
     #[n(10)]
     Lane(#[n(0)] Lane),
+    /// Who took the custody of a file writes this behind it, before the guest runs. It crosses no link.
+    #[n(11)]
+    Taken(#[n(0)] Taken),
 }
 
 /// What the target sends.
@@ -108,6 +111,7 @@ impl ToTarget {
             Self::Abort(_) => "abort",
             Self::Ask(_) => "ask",
             Self::Lane(_) => "lane",
+            Self::Taken(_) => "taken",
         }
     }
 }
@@ -200,6 +204,27 @@ pub struct Lane {
     /// The lane's number, from 1; lane 0 is the session's own link.
     #[n(1)]
     pub number: u8,
+}
+
+/// Who took the guest of a file, and when.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(map)]
+pub struct Taken {
+    /// What was taken.
+    #[n(0)]
+    pub of: OfEpoch,
+    /// The life of the process that took it.
+    #[n(1)]
+    pub instance: InstanceId,
+    /// Its number on its host.
+    #[n(2)]
+    pub pid: u32,
+    /// The host's name, for people, at most [`MAX_TEXT_BYTES`] bytes.
+    #[n(3)]
+    pub host: String,
+    /// By that host's clock, in seconds since 1970-01-01 UTC.
+    #[n(4)]
+    pub unix_seconds: u64,
 }
 
 /// A round's totals, which the target holds against what arrived.
@@ -414,6 +439,7 @@ impl Message for ToTarget {
                 bounded(offer.written.len() <= MAX_WRITTEN, "list of written memory")?;
             }
             Self::Abort(reason) => check_reason(reason)?,
+            Self::Taken(taken) => bounded(taken.host.len() <= MAX_TEXT_BYTES, "host name")?,
             Self::RoundEnd(_)
             | Self::MemoryHash(_)
             | Self::StateEnd(_)

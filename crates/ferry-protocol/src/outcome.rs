@@ -89,8 +89,8 @@ impl From<LinkFault> for Cause {
     }
 }
 
-/// The exit status while nobody can say who runs the guest: a person must decide. It belongs to no
-/// [`SourceOutcome`], since the source goes on asking.
+/// The exit status while nobody can say who runs the guest: a person must decide. Over a link the source
+/// goes on asking and there is no outcome yet; of a file it is [`SourceOutcome::Doubtful`].
 pub const EXIT_AMBIGUOUS: u8 = 6;
 
 /// How a migration ended on the source.
@@ -113,6 +113,14 @@ pub enum SourceOutcome {
         /// Why it could not be resumed.
         obstacle: String,
     },
+    /// One-way: custody was written, and whether it lasts is not known. The guest stays paused here for
+    /// good, since who reads the file may run it.
+    Doubtful {
+        /// The epoch that was given.
+        epoch: Epoch,
+        /// What is known, and how to find out more.
+        known: String,
+    },
 }
 
 impl SourceOutcome {
@@ -121,6 +129,7 @@ impl SourceOutcome {
         match self {
             Self::Moved { .. } => 0,
             Self::Held { .. } => 4,
+            Self::Doubtful { .. } => EXIT_AMBIGUOUS,
             Self::Kept { cause } => match cause {
                 Cause::NotReached(_) => 1,
                 Cause::OtherProtocol(_) | Cause::Refused(_) => 3,

@@ -55,7 +55,11 @@ enum Wait {
     Hash,
     State,
     Ready,
+    /// One-way: what was sent is made to last.
+    Sealed,
     Running,
+    /// One-way: custody is being written.
+    Written,
     Answer(Question),
     /// The migration failed while the guest was being paused, or its resources released: the answer
     /// of that job says what is to be undone.
@@ -104,6 +108,7 @@ pub struct Source {
 
 mod asking;
 mod ending;
+mod one_way;
 mod terms;
 
 pub(crate) use ending::reason_of;
@@ -147,8 +152,8 @@ impl Source {
             | Wait::Round { last: true, .. }
             | Wait::Hash => SourcePhase::LastRound,
             Wait::State => SourcePhase::State,
-            Wait::Ready => SourcePhase::Ready,
-            Wait::Running => SourcePhase::Given,
+            Wait::Ready | Wait::Sealed => SourcePhase::Ready,
+            Wait::Running | Wait::Written => SourcePhase::Given,
             Wait::Answer(_) => SourcePhase::Asking,
             Wait::Halted { .. } | Wait::Resumed { .. } => SourcePhase::Undo,
             Wait::Nothing => SourcePhase::Done,
@@ -162,7 +167,7 @@ impl Source {
 
     /// Whether custody was given away and not taken back.
     pub fn has_given(&self) -> bool {
-        matches!(self.wait, Wait::Running | Wait::Answer(_))
+        matches!(self.wait, Wait::Running | Wait::Written | Wait::Answer(_))
     }
 
     /// The next deadline and its name: step with [`SourceEvent::Tick`] at that time at the latest.
@@ -216,15 +221,28 @@ impl Source {
             return self.fail(Cause::Machine(format!("the guest's own description is wrong: {error}")), true);
         }
         self.total = Some(now.after(self.config.timeouts.total));
+        if self.config.one_way {
+            return self.begin_one_way();
+        }
         self.await_message(Wait::Hello, now, self.config.timeouts.hello, TimerName::Hello);
-        vec![SourceAction::Send(ToTarget::Hello(Hello {
+        vec![self.hello()]
+    }
+
+    fn hello(&self) -> SourceAction {
+        SourceAction::Send(ToTarget::Hello(Hello {
             version_min: *VERSIONS.start(),
             version_max: *VERSIONS.end(),
             session: self.config.session,
             guest: self.config.guest.clone(),
             epoch: self.config.epoch,
             program: self.config.program.clone(),
-        }))]
+        }))
+    }
+
+    fn offer(&self) -> SourceAction {
+        let (machine, verify) = (self.config.machine.clone(), self.config.verify);
+        let written = self.config.written.iter().take(MAX_WRITTEN).copied().collect();
+        SourceAction::Send(ToTarget::Offer(Offer { machine, verify, lanes: self.lanes(), written }))
     }
 
     fn on_message(&mut self, now: Time, message: ToSource) -> Vec<SourceAction> {
@@ -232,14 +250,7 @@ impl Source {
             (Wait::Hello, ToSource::Hello(hello)) if VERSIONS.contains(&hello.version) => {
                 self.instance = Some(hello.instance);
                 self.await_message(Wait::Verdict, now, self.config.timeouts.verdict, TimerName::Verdict);
-                let (machine, verify) = (self.config.machine.clone(), self.config.verify);
-                let written = self.config.written.iter().take(MAX_WRITTEN).copied().collect();
-                vec![SourceAction::Send(ToTarget::Offer(Offer {
-                    machine,
-                    verify,
-                    lanes: self.lanes(),
-                    written,
-                }))]
+                vec![self.offer()]
             }
             (Wait::Verdict, ToSource::Verdict(verdict)) => {
                 self.verdict = Some(verdict.clone());
@@ -260,10 +271,7 @@ impl Source {
             (&Wait::Taken { round, since, data_pages }, ToSource::RoundTaken(taken))
                 if taken.round == round =>
             {
-                let bytes = data_pages.saturating_mul(4096);
-                let figures = RoundFigures { bytes, duration: now.since(since) };
-                self.await_job(Wait::Harvest { after: round, figures });
-                vec![SourceAction::Harvest { last: false }]
+                vec![self.harvest_after(now, round, since, data_pages)]
             }
             (Wait::Ready, ToSource::Ready) => self.give(now),
             (_, ToSource::Refused(refused)) if refused.of == self.offered() => {
@@ -304,6 +312,9 @@ impl Source {
                 let mut actions = vec![SourceAction::Send(end)];
                 if last {
                     actions.push(self.after_last_round());
+                } else if self.config.one_way {
+                    // Nobody says that it was taken: a file has what was written.
+                    actions.push(self.harvest_after(now, round, since, data_pages));
                 } else {
                     let wait = Wait::Taken { round, since, data_pages };
                     self.await_message(wait, now, self.config.timeouts.silence, TimerName::Silence);
@@ -329,6 +340,8 @@ impl Source {
                 self.await_job(Wait::State);
                 vec![SourceAction::Send(ToTarget::MemoryHash(MemoryHash { blake3 })), SourceAction::SendState]
             }
+            (Wait::State, SourceEvent::StateSent { sections }) if self.config.one_way => self.seal(sections),
+            (Wait::Sealed, SourceEvent::Sealed) => self.give(now),
             (Wait::State, SourceEvent::StateSent { sections }) => {
                 let within = self.config.timeouts.ready + self.hash_allowance();
                 self.await_message(Wait::Ready, now, within, TimerName::Ready);
@@ -338,6 +351,13 @@ impl Source {
             // under way when the migration failed: it changes nothing.
             _ => Vec::new(),
         }
+    }
+
+    /// A live round is over: its figures are complete.
+    fn harvest_after(&mut self, now: Time, round: u32, since: Time, data_pages: u64) -> SourceAction {
+        let figures = RoundFigures { bytes: data_pages.saturating_mul(4096), duration: now.since(since) };
+        self.await_job(Wait::Harvest { after: round, figures });
+        SourceAction::Harvest { last: false }
     }
 
     fn after_last_round(&mut self) -> SourceAction {
@@ -393,7 +413,7 @@ impl Source {
     }
 
     fn lanes(&self) -> u8 {
-        self.config.lanes.clamp(1, MAX_LANES)
+        if self.config.one_way { 1 } else { self.config.lanes.clamp(1, MAX_LANES) }
     }
 
     fn offered(&self) -> OfEpoch {

@@ -17,3 +17,57 @@ pub fn decode_known(section: &Section) -> Result<(), StateError> {
         x86::decode_known(section)
     }
 }
+
+/// Decodes a section of any part that this build has into its fields: names and values as text, numbers
+/// in hexadecimal, in the order of the part's definition.
+pub fn describe_known(section: &Section) -> Result<Vec<(String, String)>, StateError> {
+    let text = written_down(section)?;
+    let mut fields: Vec<(String, String)> = Vec::new();
+    for line in text.lines() {
+        // A field of the part itself stands four columns in; what is deeper belongs to its value.
+        let own = line.strip_prefix("    ").filter(|rest| !rest.starts_with([' ', '}', ']', ')']));
+        match (own.and_then(|rest| rest.split_once(": ")), fields.last_mut()) {
+            (Some((name, value)), _) => fields.push((name.to_owned(), value.to_owned())),
+            (None, Some((_, value))) if line.starts_with("    ") => value.push_str(line.trim()),
+            _ => {}
+        }
+    }
+    for (_, value) in &mut fields {
+        *value = value.trim_end_matches(',').replace(",]", "]").replace(",}", "}");
+    }
+    Ok(fields)
+}
+
+/// A section's value as Rust writes it down, numbers in hexadecimal.
+fn written_down(section: &Section) -> Result<String, StateError> {
+    if section.name == device::Serial::NAME {
+        section.read::<device::Serial>().map(|value| format!("{value:#x?}"))
+    } else if section.name == Resources::NAME {
+        section.read::<Resources>().map(|value| format!("{value:#x?}"))
+    } else {
+        x86::describe_known(section)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_section_is_described_field_by_field() {
+        let regs = x86::Regs { rip: 0xfff0, ..x86::Regs::default() };
+        let fields = describe_known(&Section::of(&regs, 0, None).unwrap()).unwrap();
+        assert_eq!(fields.len(), 18);
+        assert_eq!(fields[16], ("rip".into(), "0xfff0".into()));
+        let foreign = Section { name: "device/x".into(), index: 0, needed: vec![], body: vec![0xa0] };
+        assert!(describe_known(&foreign).is_err());
+    }
+
+    #[test]
+    fn sections_of_no_architecture_are_described_too() {
+        let fields = describe_known(&Section::of(&Resources::default(), 0, None).unwrap()).unwrap();
+        assert_eq!(fields, [("released".into(), "[]".into())]);
+        let serial = Section::of(&device::Serial::default(), 0, None).unwrap();
+        assert!(!describe_known(&serial).unwrap().is_empty());
+    }
+}

@@ -38,7 +38,7 @@ mod section;
 pub mod x86;
 
 pub use error::StateError;
-pub use known::{MACHINE_SECTIONS, decode_known};
+pub use known::{MACHINE_SECTIONS, decode_known, describe_known};
 pub use machine::{MAX_SECTIONS, MachineState};
 pub use part::{Fields, Part};
 pub use resources::{

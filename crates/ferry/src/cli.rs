@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferry_migrate::Address;
+use ferry_migrate::oneway::Place;
 use ferry_protocol::GuestId;
 use ferry_vmm::{Backend, GuestConfig, Level, Payload};
 
@@ -48,8 +49,11 @@ pub(crate) enum Verb {
     Probe(ProbeArgs),
     /// Say whether a guest could be moved to a host, with every reason.
     Check(CheckArgs),
-    /// Show what a file holds: a profile or a contract.
+    /// Show what a file holds: a profile, a contract, or a guest that `migrate --to file:PATH` wrote.
+    /// Nothing is taken from it.
     Inspect(InspectArgs),
+    /// Print the completions of a shell.
+    Completions(CompletionsArgs),
 }
 
 /// How to print.
@@ -195,6 +199,9 @@ pub(crate) struct TestArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry demo
+  ferry demo --memory 4G --lanes 2 --moves 3 --output json")]
 pub(crate) struct DemoArgs {
     #[command(flatten)]
     pub(crate) guest: GuestArgs,
@@ -213,6 +220,9 @@ pub(crate) struct DemoArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry run --id web-1 --memory 1G
+  ferry run --payload idle --backend sim")]
 pub(crate) struct RunArgs {
     /// The guest's name; by default one is made up.
     #[arg(long)]
@@ -233,11 +243,26 @@ pub(crate) struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry receive --listen 127.0.0.1:7000
+  ferry receive --listen unix:/run/b.sock --id web-1
+  ferry receive --from file:/backup/web-1.ferry
+  ferry receive --from file:/backup/web-1.ferry --clone --id web-2
+  ferry receive --from fd:0 < /run/pipe
+
+The guest of a file is taken once: the file is marked before it runs. A copy (--clone) is a guest of its
+own and leaves the file as it is.")]
 pub(crate) struct ReceiveArgs {
     /// Where to wait: HOST:PORT on a loopback address (port 0: a free one), or unix:PATH.
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) listen: Address,
-    /// Take only the guest of this name.
+    #[arg(long, value_name = "ADDR", required_unless_present = "from")]
+    pub(crate) listen: Option<Address>,
+    /// Take the guest from `file:PATH`, or from the open descriptor `fd:N`, instead of waiting for one.
+    #[arg(long, value_name = "file:PATH|fd:N", value_parser = one_way, conflicts_with_all = ["listen", "insecure"])]
+    pub(crate) from: Option<Place>,
+    /// Run a copy of a file's guest under the name --id: the file keeps its custody.
+    #[arg(long, requires_all = ["from", "id"])]
+    pub(crate) clone: bool,
+    /// Take only the guest of this name; with --clone the copy's own name.
     #[arg(long)]
     pub(crate) id: Option<GuestId>,
     /// Listen on an address that other machines can reach, though whoever reaches it can read and
@@ -254,12 +279,23 @@ pub(crate) struct ReceiveArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry migrate web-1 --to 127.0.0.1:7000 --wait      to where `ferry receive` waits
+  ferry migrate web-1 --to unix:/run/b.sock --lanes 4
+  ferry migrate web-1 --to file:/backup/web-1.ferry --wait
+                                                      into a file; the guest ends here
+  ferry migrate web-1 --to fd:4 --wait 4>&1 >report | ssh b ferry receive --from fd:0
+                                                      through a pipe
+
+A file or descriptor cannot answer: custody is in it, and the guest is gone from here once it was
+written. Until then every failure leaves the guest running.")]
 pub(crate) struct MigrateArgs {
     /// The guest's name.
     pub(crate) id: GuestId,
-    /// Where `ferry receive` waits: HOST:PORT or unix:PATH.
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) to: Address,
+    /// Where `ferry receive` waits (HOST:PORT or unix:PATH), a new file (`file:PATH`), or a pipe or socket
+    /// that is open here (`fd:N`).
+    #[arg(long, value_name = "ADDR|file:PATH|fd:N")]
+    pub(crate) to: Place,
     /// Pause the guest when the rest is predicted to take at most this long.
     #[arg(long, value_name = "MS", default_value = "30")]
     pub(crate) downtime_limit: Millis,
@@ -297,12 +333,9 @@ pub(crate) struct CheckArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct InspectArgs {
-    /// The file.
-    pub(crate) file: PathBuf,
-}
-
-#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry status
+  ferry status web-1 --output json")]
 pub(crate) struct StatusArgs {
     /// The guest's name; all guests, if none is given.
     pub(crate) id: Option<GuestId>,
@@ -336,9 +369,39 @@ pub(crate) struct BenchPrecopyArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry inspect web-1.ferry
+  ferry inspect web-1.ferry --output json | jq .custody")]
+pub(crate) struct InspectArgs {
+    /// The file.
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry completions bash > ~/.local/share/bash-completion/completions/ferry
+  ferry completions zsh > \"${fpath[1]}/_ferry\"
+  ferry completions fish > ~/.config/fish/completions/ferry.fish")]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ferry watch web-1
+  ferry cancel web-1")]
 pub(crate) struct OneGuestArgs {
     /// The guest's name.
     pub(crate) id: GuestId,
+}
+
+fn one_way(text: &str) -> Result<Place, String> {
+    match text.parse::<Place>() {
+        Ok(Place::Link(_)) => Err("use file:PATH or fd:N; to wait on an address use --listen".into()),
+        other => other.map_err(|error| error.to_string()),
+    }
 }
 
 impl TestArgs {

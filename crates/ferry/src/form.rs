@@ -150,9 +150,9 @@ pub(crate) struct MigrationReport {
     pub(crate) id: String,
     pub(crate) backend: String,
     pub(crate) to: String,
-    /// `moved`, `kept` or `held`.
+    /// `moved`, `kept`, `held` or `doubtful`.
     pub(crate) outcome: String,
-    /// Who may run the guest now: `target` or `source`.
+    /// Who may run the guest now: `target`, `source` or `unknown`.
     pub(crate) custody: String,
     pub(crate) epoch: u64,
     /// `accept`, `accept_with_notices` or `refuse`; none if it never came.
@@ -226,6 +226,7 @@ impl MigrationReport {
         let (outcome, custody, reason) = match &report.outcome {
             SourceOutcome::Moved { .. } => ("moved", "target", None),
             SourceOutcome::Kept { cause } => ("kept", "source", Some(cause.to_string())),
+            SourceOutcome::Doubtful { known, .. } => ("doubtful", "unknown", Some(known.clone())),
             SourceOutcome::Held { cause, obstacle } => {
                 ("held", "source", Some(format!("{cause}; the guest stays paused here: {obstacle}")))
             }

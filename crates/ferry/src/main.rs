@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Err(error) => return output::usage(&error, &std::env::args_os().collect::<Vec<_>>()),
     };
     init_tracing();
+    outlive_full_files();
     let format = cli.output;
     let done = match cli.verb {
         Verb::Demo(args) => verbs::demo::demo(&args, format),
@@ -36,10 +37,11 @@ fn main() -> ExitCode {
         Verb::Migrate(args) => verbs::migrate::migrate(&args, format),
         Verb::Probe(args) => verbs::probe::probe(&args, format),
         Verb::Check(args) => verbs::check::check(&args, format),
-        Verb::Inspect(args) => verbs::check::inspect(&args, format),
         Verb::Status(args) => verbs::status::status(&args, format),
         Verb::Bench(BenchArgs { what: Bench::Precopy(args) }) => bench::precopy(&args, format),
         Verb::Watch(args) => verbs::watch::watch(&args, format),
+        Verb::Inspect(args) => verbs::inspect::inspect(&args, format),
+        Verb::Completions(args) => Ok(verbs::completions::completions(&args)),
         Verb::Cancel(args) => verbs::watch::cancel(&args, format),
     };
     match done {
@@ -47,6 +49,18 @@ fn main() -> ExitCode {
         Err(error) => output::error(&error, format),
     }
 }
+
+/// A file that may not grow any further (`RLIMIT_FSIZE`, getrlimit(2)) is a write that fails, and no end
+/// of the process that has the guest.
+fn outlive_full_files() {
+    let unused = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    if let Err(error) = signal_hook::flag::register(SIGXFSZ, unused) {
+        tracing::warn!(%error, "SIGXFSZ still ends this process");
+    }
+}
+
+/// `SIGXFSZ` of x86-64 and arm64 (include/uapi/asm-generic/signal.h).
+const SIGXFSZ: i32 = 25;
 
 /// Diagnostics go to standard error, and only what `RUST_LOG` asks for.
 fn init_tracing() {

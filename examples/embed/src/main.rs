@@ -58,6 +58,8 @@ fn run(address: &str) -> Result<(), Failure> {
             Ok(())
         }
         SourceOutcome::Kept { cause } | SourceOutcome::Held { cause, .. } => Err(cause.to_string().into()),
+        // Only a migration into a file or pipe ends so.
+        SourceOutcome::Doubtful { known, .. } => Err(known.into()),
     }
 }
 

@@ -8,7 +8,7 @@ use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{LinkFault, SourceAction, SourceEvent};
 use ferry_state::{MachineState, Part, Resources, Section};
 
-use super::{Harvest, Holder, Machine, Pump};
+use super::{Harvest, Holder, Machine, Pump, Route};
 use crate::MachineError;
 use crate::device::PREFIX;
 use crate::framing::io_fault;
@@ -42,6 +42,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             }),
             SourceAction::HashMemory => Ok(Some(SourceEvent::Hashed(self.ram.hash()))),
             SourceAction::SendState => self.send_state(),
+            SourceAction::Seal => self.seal(),
             SourceAction::Resume { take_resources } => self.resume(*take_resources),
             // Carried out by the pump itself.
             _ => Ok(None),
@@ -58,8 +59,11 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
 
     fn open_lanes(&mut self, lanes: u8) -> Option<SourceEvent> {
         let config = &self.options.config;
+        let Route::Link(address) = &self.options.route else {
+            return Some(SourceEvent::Failed("a one-way migration has one lane".into()));
+        };
         let terms = LaneTerms {
-            address: &self.options.address,
+            address,
             of: OfEpoch { session: config.session, epoch: config.epoch },
             connect: config.timeouts.connect,
             hello: config.timeouts.hello,
@@ -78,6 +82,9 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     }
 
     fn harvest(&mut self, last: bool) -> Result<Option<SourceEvent>, MachineError> {
+        if let Some(sink) = self.sink.as_ref().filter(|_| !last) {
+            sink.flush().map_err(MachineError::new)?;
+        }
         let when = if last { Harvest::Paused } else { Harvest::Live };
         // Pages of a round that could not be sent stay in the set: nothing is forgotten.
         self.machine.harvest_dirty(when, &mut self.dirty)?;
@@ -147,6 +154,17 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             }
             // The events wait: nothing that comes now changes what is to be done.
             let _ = never::<()>().recv_timeout(BETWEEN_TRIES);
+        }
+    }
+
+    fn seal(&mut self) -> Result<Option<SourceEvent>, MachineError> {
+        let config = &self.options.config;
+        let of = OfEpoch { session: config.session, epoch: config.epoch };
+        match (&mut self.sink, &self.peer) {
+            (Some(sink), Some(_)) => {
+                sink.seal(of).map(|()| Some(SourceEvent::Sealed)).map_err(MachineError::new)
+            }
+            _ => Err(MachineError::new("what was written is lost")),
         }
     }
 

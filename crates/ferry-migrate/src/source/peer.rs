@@ -51,6 +51,13 @@ impl Peer {
         Ok((Self { socket, reader: Some(reader), ended, last_word: Cell::new(false) }, lane))
     }
 
+    /// A link on which nobody answers.
+    pub(super) fn one_way(socket: Socket) -> std::io::Result<(Self, LaneSender)> {
+        let lane = LaneSender::new(socket.try_clone()?);
+        let (_, ended) = bounded(0);
+        Ok((Self { socket, reader: None, ended, last_word: Cell::new(false) }, lane))
+    }
+
     pub(super) fn socket(&self) -> &Socket {
         &self.socket
     }

@@ -10,11 +10,18 @@ impl Source {
     pub(super) fn give(&mut self, now: Time) -> Vec<SourceAction> {
         self.total = None;
         self.paused_until = None;
+        if self.config.one_way {
+            self.await_job(Wait::Written);
+            return vec![SourceAction::Give(self.offered())];
+        }
         self.await_message(Wait::Running, now, self.config.timeouts.running, TimerName::Running);
         vec![SourceAction::Give(self.offered())]
     }
 
     pub(super) fn on_given(&mut self, now: Time, event: SourceEvent) -> Vec<SourceAction> {
+        if self.wait == Wait::Written {
+            return self.on_written(event);
+        }
         match event {
             SourceEvent::Received(message) => self.on_answer(now, message),
             SourceEvent::LinkLost(_) => {

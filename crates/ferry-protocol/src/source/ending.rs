@@ -22,7 +22,7 @@ impl Source {
             }
             // It is ended in turn, after it was started.
             Wait::Log => self.log_started = unanswered,
-            Wait::LastHarvest { .. } | Wait::Hash => stale = unanswered,
+            Wait::LastHarvest { .. } | Wait::Hash | Wait::Sealed => stale = unanswered,
             _ => {}
         }
         if !self.paused {
@@ -50,7 +50,10 @@ impl Source {
             (Wait::Halted { cause, tell }, SourceEvent::Failed(_)) => self.undo(cause, tell, false),
             (
                 Wait::Resumed { cause, tell, stale: true },
-                SourceEvent::Harvested { .. } | SourceEvent::Hashed(_) | SourceEvent::Failed(_),
+                SourceEvent::Harvested { .. }
+                | SourceEvent::Hashed(_)
+                | SourceEvent::Sealed
+                | SourceEvent::Failed(_),
             ) => {
                 self.wait = Wait::Resumed { cause, tell, stale: false };
                 Vec::new()

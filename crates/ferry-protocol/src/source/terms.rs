@@ -24,6 +24,9 @@ pub struct SourceConfig {
     /// How many links carry pages: 1 to [`MAX_LANES`](crate::message::MAX_LANES); others count as the
     /// nearest of these.
     pub lanes: u8,
+    /// Nobody answers: the link leads into a file or a pipe. There is one lane, and custody is given once
+    /// everything before it lasts.
+    pub one_way: bool,
     /// The guest is paused when the rest is predicted to take at most this long.
     pub downtime_limit: Duration,
     /// How many bytes of page data live rounds may send a second; the last round is not held back.
@@ -48,6 +51,7 @@ impl SourceConfig {
             written: Vec::new(),
             verify: false,
             lanes: 1,
+            one_way: false,
             downtime_limit: Self::DOWNTIME_LIMIT,
             bandwidth_limit: None,
             timeouts: Timeouts::default(),
@@ -94,6 +98,14 @@ pub enum SourceEvent {
         /// Sections sent.
         sections: u32,
     },
+    /// [`SourceAction::Seal`] is done.
+    Sealed,
+    /// One-way: [`SourceAction::Give`] is done; whoever reads the stream has custody.
+    Delivered,
+    /// One-way: [`SourceAction::Give`] failed, and nobody can ever read the whole message.
+    Undelivered(String),
+    /// One-way: [`SourceAction::Give`] failed, and the message may be there all the same.
+    Doubtful(String),
     /// [`SourceAction::Resume`] is done.
     Resumed,
     /// The oldest job that is not answered yet failed; the machine is as it was before that job.
@@ -143,8 +155,11 @@ pub enum SourceAction {
     HashMemory,
     /// Capture the state and send it.
     SendState,
+    /// One-way: make what was sent last, so that the custody that follows is never without it.
+    Seal,
     /// Give custody of this epoch away and say so with the message [`ToTarget::Custody`], in one
-    /// indivisible step. The guest cannot be resumed after it.
+    /// indivisible step. The guest cannot be resumed after it. One-way it is answered: `Delivered`,
+    /// `Undelivered` or `Doubtful`.
     Give(OfEpoch),
     /// The target refused for ever what was given: custody is here again.
     TakeBack,
@@ -182,7 +197,7 @@ pub enum SourcePhase {
     LastRound,
     /// The state is captured and sent.
     State,
-    /// The target restores and checks.
+    /// The target restores and checks; one-way: what was sent is made to last.
     Ready,
     /// Custody was given; the target's word that the guest runs is awaited.
     Given,

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod guarantees;
 #[cfg(test)]
+mod one_way;
+#[cfg(test)]
 mod outcomes;
 #[cfg(test)]
 mod schedules;

@@ -148,6 +148,7 @@ fn check_healed(world: &World) {
             assert_eq!(targets, 0);
         }
         SourceOutcome::Held { .. } => assert!(!source.runs && source.given.is_none() && targets == 0),
+        SourceOutcome::Doubtful { .. } => panic!("only a one-way source ends in doubt"),
     }
 }
 

@@ -3,7 +3,7 @@
 use ferry_contract::{Finding, FindingKind, Layer, Verdict};
 use ferry_protocol::message::{
     Ask, Hello, Lane, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, RoundTaken,
-    StateEnd, TargetHello, ToSource, ToTarget,
+    StateEnd, Taken, TargetHello, ToSource, ToTarget,
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use proptest::prelude::*;
@@ -56,6 +56,13 @@ pub(crate) fn to_target() -> Vec<ToTarget> {
         ToTarget::Abort(Reason::new(ReasonKind::Cancelled, "the migration was cancelled")),
         ToTarget::Ask(Ask { guest: guest(), of: of(), instance: InstanceId(7) }),
         ToTarget::Lane(Lane { of: of(), number: 3 }),
+        ToTarget::Taken(Taken {
+            of: of(),
+            instance: InstanceId(7),
+            pid: 4711,
+            host: "host-a".into(),
+            unix_seconds: 1_760_000_000,
+        }),
     ]
 }
 

@@ -47,6 +47,14 @@ macro_rules! parts {
             })+
             Err(StateError::UnknownSection { section: section.name.clone(), index: section.index })
         }
+
+        /// The same, as Rust writes such a value down, numbers in hexadecimal.
+        pub(crate) fn describe_known(section: &Section) -> Result<String, StateError> {
+            $(if section.name == <$part>::NAME {
+                return section.read::<$part>().map(|value| format!("{value:#x?}"));
+            })+
+            Err(StateError::UnknownSection { section: section.name.clone(), index: section.index })
+        }
     };
 }
 

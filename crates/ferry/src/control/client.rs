@@ -1,10 +1,12 @@
 //! Talking to the processes of this machine that have a guest.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::passing::send_with;
 use super::{MAX_LINE_BYTES, Reply, Request};
 use crate::error::CliError;
 use crate::folder;
@@ -43,6 +45,17 @@ impl Client {
         let mut line = serde_json::to_vec(request).map_err(|error| self.broken(&error.to_string()))?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).map_err(|error| self.broken(&error.to_string()))
+    }
+
+    /// Sends a request with a descriptor beside it, and reads the first reply. The descriptor is closed
+    /// here, so that whoever reads its other end sees the end.
+    pub(crate) fn ask_with(&mut self, request: &Request, fd: OwnedFd) -> Result<Reply, CliError> {
+        let mut line = serde_json::to_vec(request).map_err(|error| self.broken(&error.to_string()))?;
+        line.push(b'\n');
+        send_with(self.stream.get_ref(), &line, fd.as_fd())
+            .map_err(|error| self.broken(&error.to_string()))?;
+        drop(fd);
+        self.next()
     }
 
     /// Sends a request and reads the first reply.

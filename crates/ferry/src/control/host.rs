@@ -3,6 +3,7 @@
 //! The main thread owns the guest's fate: it runs migrations and ends the process. Threads of the
 //! control socket read what it publishes in [`Shared`] and hand it jobs.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -10,12 +11,14 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use ferry_contract::Contract;
-use ferry_migrate::{Answering, Canceller, Custody, Machine, MigrateOptions, Migration};
+use ferry_migrate::oneway::{Place, PlaceError};
+use ferry_migrate::{Answering, Canceller, Custody, Machine, Migration};
 use ferry_protocol::message::MAX_LANES;
 use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, SessionId, SourceConfig, SourceOutcome};
 use ferry_vmm::{AnyGuest, CheckReport, Guest, GuestReport, fresh_seed};
 
 use super::observer::MoveObserver;
+use super::route::Route;
 use super::{Reply, Request};
 use crate::cli::TestArgs;
 use crate::error::{CliError, Kind};
@@ -44,9 +47,19 @@ const LAST_REPLY: Duration = Duration::from_secs(6);
 /// A migration that a client asked for. `heard` is disconnected once the client has its replies.
 #[derive(Debug)]
 pub(crate) struct Move {
-    pub(crate) options: MigrateOptions,
+    pub(crate) planned: Planned,
     pub(crate) replies: Sender<Reply>,
     pub(crate) heard: Receiver<()>,
+}
+
+/// A migration that can begin.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    migration: Migration,
+    id: GuestId,
+    epoch: Epoch,
+    verify: bool,
+    to: String,
 }
 
 /// What all threads of the process see.
@@ -280,7 +293,7 @@ impl Shared {
     }
 
     /// Prepares a migration: a fresh session and an epoch that was never used.
-    pub(crate) fn plan(&self, request: &Request) -> Result<MigrateOptions, CliError> {
+    pub(crate) fn plan(&self, request: &Request, passed: Option<OwnedFd>) -> Result<Planned, CliError> {
         let Request::Migrate {
             to,
             downtime_limit_ms,
@@ -293,8 +306,12 @@ impl Shared {
         else {
             return Err(CliError::usage("that is no migration"));
         };
-        let address =
-            to.parse().map_err(|error: ferry_migrate::AddressError| CliError::usage(error.to_string()))?;
+        let place: Place = to.parse().map_err(|error: PlaceError| CliError::usage(error.to_string()))?;
+        if !(1..=MAX_LANES).contains(lanes) {
+            return Err(CliError::usage(format!("{lanes} lanes are not to be had: give 1 to {MAX_LANES}")));
+        }
+        let route = Route::new(place, passed)?;
+        route.check_lanes(*lanes)?;
         let millis = |value: f64| value.to_string().parse::<Millis>().map_err(CliError::usage);
         let (downtime_limit, total) = (millis(*downtime_limit_ms)?.0, millis(*timeout_ms)?.0);
         let mut facts = self.facts();
@@ -310,17 +327,15 @@ impl Shared {
         };
         facts.highest = facts.highest.next();
         facts.state = State::Migrating;
-        let mut config = SourceConfig::new(id, SessionId(fresh_seed()), facts.highest, machine);
-        if !(1..=MAX_LANES).contains(lanes) {
-            return Err(CliError::usage(format!("{lanes} lanes are not to be had: give 1 to {MAX_LANES}")));
-        }
+        let mut config = SourceConfig::new(id.clone(), SessionId(fresh_seed()), facts.highest, machine);
         config.verify = *verify;
         config.lanes = *lanes;
         config.bandwidth_limit = *bandwidth;
         config.downtime_limit = downtime_limit;
         config.timeouts = self.test.timeouts();
         config.timeouts.total = total;
-        Ok(MigrateOptions { address, config })
+        let (epoch, verify) = (config.epoch, config.verify);
+        Ok(Planned { migration: route.migration(config), id, epoch, verify, to: to.clone() })
     }
 
     fn finished(&self, report: &MigrationReport, state: State) {
@@ -406,18 +421,18 @@ fn look_after(shared: &Shared) -> Result<(), CliError> {
 /// Moves the guest; nothing happens without one.
 fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Custody>)> {
     let mut seat = shared.guest.lock().unwrap_or_else(PoisonError::into_inner);
-    let config = &wanted.options.config;
-    let (id, verify, to) = (config.guest.to_string(), config.verify, wanted.options.address.to_string());
-    let _ = wanted.replies.send(Reply::Started { epoch: config.epoch.0 });
+    let Planned { migration, id, epoch, verify, to } = wanted.planned;
+    let _ = wanted.replies.send(Reply::Started { epoch: epoch.0 });
     let guest = seat.as_mut()?;
-    let migration = Migration::new(wanted.options);
     *shared.audience() = Audience { listeners: vec![wanted.replies], canceller: Some(migration.canceller()) };
     let (report, custody) = migration.run(guest, &MoveObserver::new(shared));
-    let form = MigrationReport::new(&id, shared.facts().backend, &to, verify, &report);
+    let form = MigrationReport::new(id.as_str(), shared.facts().backend, &to, verify, &report);
     let state = match &report.outcome {
         SourceOutcome::Moved { .. } => State::Moved,
         SourceOutcome::Kept { .. } => State::Running,
         SourceOutcome::Held { .. } => State::Held,
+        // It stays paused here: whoever has the file may run it.
+        SourceOutcome::Doubtful { .. } => State::Ambiguous,
     };
     if state == State::Moved {
         drop(seat.take());
@@ -434,6 +449,10 @@ fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Cus
 /// The error that a report is for whoever waited for it.
 pub(crate) fn error_of(report: &MigrationReport) -> CliError {
     let reason = report.reason.clone().unwrap_or_default();
+    if report.outcome == "doubtful" {
+        let message = format!("who may run the guest `{}` is not known: {reason}", report.id);
+        return CliError::new(Kind::Ambiguous, message);
+    }
     let guest = match report.outcome.as_str() {
         "held" => "is paused on this host",
         _ => "still runs on this host",

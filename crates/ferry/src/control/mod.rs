@@ -7,6 +7,8 @@
 pub(crate) mod client;
 pub(crate) mod host;
 pub(crate) mod observer;
+pub(crate) mod passing;
+mod route;
 pub(crate) mod server;
 
 use ferry_contract::Contract;
@@ -26,7 +28,7 @@ pub(crate) enum Request {
     Status {},
     /// Moves the guest; answered by [`Reply::Started`], then, with `wait`, by progress and the report.
     Migrate {
-        /// Where `ferry receive` waits.
+        /// Where `ferry receive` waits, `file:PATH`, or `fd:N`: then a descriptor comes with the request.
         to: String,
         /// Pause when the rest is predicted to take at most this long.
         downtime_limit_ms: f64,

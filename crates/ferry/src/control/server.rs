@@ -1,6 +1,8 @@
 //! The control socket's server: a thread that accepts, and one for each client.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded};
 
 use super::host::{Job, Move, Shared};
+use super::passing::PassingReader;
 use super::{MAX_LINE_BYTES, Reply, Request};
 use crate::error::CliError;
 use crate::folder;
@@ -104,7 +107,8 @@ fn serve_in_thread(stream: UnixStream, shared: &Arc<Shared>, clients: &Arc<Atomi
 
 fn converse(stream: &UnixStream, shared: &Shared) -> std::io::Result<()> {
     stream.set_write_timeout(Some(WRITE))?;
-    let mut reader = BufReader::new(stream);
+    let passed = RefCell::new(None);
+    let mut reader = BufReader::new(PassingReader::new(stream, &passed));
     loop {
         let mut line = Vec::new();
         let read = reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
@@ -113,7 +117,7 @@ fn converse(stream: &UnixStream, shared: &Shared) -> std::io::Result<()> {
         }
         let whole = line.ends_with(b"\n");
         match serde_json::from_slice(&line) {
-            Ok(request) if whole => answer(stream, shared, &request)?,
+            Ok(request) if whole => answer(stream, shared, &request, passed.take())?,
             Ok(_) => return Ok(()),
             Err(error) => {
                 let text = format!("that is no request: {error}; docs/control-socket.md lists them");
@@ -126,7 +130,12 @@ fn converse(stream: &UnixStream, shared: &Shared) -> std::io::Result<()> {
     }
 }
 
-fn answer(stream: &UnixStream, shared: &Shared, request: &Request) -> std::io::Result<()> {
+fn answer(
+    stream: &UnixStream,
+    shared: &Shared,
+    request: &Request,
+    passed: Option<OwnedFd>,
+) -> std::io::Result<()> {
     match request {
         Request::Status {} => write(stream, &Reply::Status(Box::new(shared.status()))),
         Request::Check {} => write(
@@ -159,11 +168,11 @@ fn answer(stream: &UnixStream, shared: &Shared, request: &Request) -> std::io::R
             shared.watch(listener);
             pass_on(stream, &answers, true)
         }
-        Request::Migrate { wait, .. } => match shared.plan(request) {
-            Ok(options) => {
+        Request::Migrate { wait, .. } => match shared.plan(request, passed) {
+            Ok(planned) => {
                 let (replies, answers) = bounded(MAX_REPLIES);
                 let (_hears, heard) = bounded(0);
-                let _ = shared.jobs.send(Job::Migrate(Box::new(Move { options, replies, heard })));
+                let _ = shared.jobs.send(Job::Migrate(Box::new(Move { planned, replies, heard })));
                 pass_on(stream, &answers, *wait)
             }
             Err(error) => write(stream, &Reply::error(&error)),

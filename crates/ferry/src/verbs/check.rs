@@ -1,4 +1,4 @@
-//! `ferry check` and `ferry inspect`: what the files say.
+//! `ferry check`, and what `ferry inspect` says of profiles and contracts.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::probe::summary;
 use crate::artefact::Artefact;
-use crate::cli::{CheckArgs, Format, InspectArgs};
+use crate::cli::{CheckArgs, Format};
 use crate::control::{Reply, Request, client};
 use crate::error::{CliError, Kind};
 use crate::output;
@@ -56,20 +56,20 @@ fn lines(verdict: &Verdict) -> Vec<String> {
     lines
 }
 
-pub(crate) fn inspect(args: &InspectArgs, format: Format) -> Result<u8, CliError> {
-    match (Artefact::read(&args.file)?, format) {
+/// What `ferry inspect` says of a profile or a contract.
+pub(crate) fn show(artefact: &Artefact, format: Format) {
+    match (artefact, format) {
         (Artefact::Profile(profile), Format::Json) => output::line(profile.to_json().trim_end()),
         (Artefact::Contract(contract), Format::Json) => output::line(contract.to_json().trim_end()),
         (Artefact::Profile(profile), Format::Text) => {
             output::line("a profile");
-            summary(&profile).iter().map(String::as_str).for_each(output::line);
+            summary(profile).iter().map(String::as_str).for_each(output::line);
         }
         (Artefact::Contract(contract), Format::Text) => {
             output::line("a contract");
-            describe(&contract).iter().map(String::as_str).for_each(output::line);
+            describe(contract).iter().map(String::as_str).for_each(output::line);
         }
     }
-    Ok(0)
 }
 
 fn describe(contract: &Contract) -> Vec<String> {

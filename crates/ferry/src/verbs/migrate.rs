@@ -1,6 +1,9 @@
 //! `ferry migrate`: asks the process that has the guest to move it.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
+
+use ferry_migrate::oneway::Place;
 
 use indicatif::HumanBytes;
 
@@ -18,9 +21,16 @@ use crate::verbs::demo::as_one_document;
 const ARRIVAL: Duration = Duration::from_secs(12);
 
 pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError> {
+    if args.lanes > 1 && !matches!(args.to, Place::Link(_)) {
+        return Err(CliError::usage(format!(
+            "{} is written in one piece: --lanes is for addresses",
+            args.to
+        )));
+    }
+    let (to, fd) = destination(&args.to)?;
     let (mut client, _) = find(args.id.as_str())?;
     let request = Request::Migrate {
-        to: args.to.to_string(),
+        to: to.to_string(),
         downtime_limit_ms: args.downtime_limit.0.as_secs_f64() * 1e3,
         timeout_ms: args.timeout.0.as_secs_f64() * 1e3,
         verify: args.verify,
@@ -28,7 +38,11 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError
         bandwidth_limit_bytes_per_second: args.max_bandwidth.map(|size| size.0),
         wait: args.wait,
     };
-    let epoch = match client.ask(&request)? {
+    let started = match fd {
+        Some(fd) => client.ask_with(&request, fd)?,
+        None => client.ask(&request)?,
+    };
+    let epoch = match started {
         Reply::Started { epoch } => epoch,
         other => return Err(other.into_error()),
     };
@@ -45,6 +59,26 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError
         )),
     }
     Ok(0)
+}
+
+/// Where the guest's process is to send it: that process has another folder and other descriptors.
+fn destination(to: &Place) -> Result<(Place, Option<OwnedFd>), CliError> {
+    match to {
+        Place::File(path) => {
+            let path = std::path::absolute(path)
+                .map_err(|error| CliError::plain(format!("{to} cannot be found: {error}")))?;
+            Ok((Place::File(path), None))
+        }
+        Place::Descriptor(0) => Err(CliError::usage("standard input is not written to: use fd:3 or above")),
+        Place::Descriptor(number) => Ok((to.clone(), Some(adopt(*number)?))),
+        Place::Link(_) => Ok((to.clone(), None)),
+    }
+}
+
+/// An inherited descriptor.
+pub(crate) fn adopt(number: i32) -> Result<OwnedFd, CliError> {
+    ferry_kvm::adopt(number)
+        .map_err(|error| CliError::usage(format!("descriptor {number} cannot be used: {error}")))
 }
 
 /// Shows a migration to its end, and its report.

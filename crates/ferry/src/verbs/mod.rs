@@ -1,7 +1,9 @@
 //! The verbs, one module each.
 
 pub(crate) mod check;
+pub(crate) mod completions;
 pub(crate) mod demo;
+pub(crate) mod inspect;
 pub(crate) mod migrate;
 pub(crate) mod probe;
 pub(crate) mod receive;

@@ -1,28 +1,94 @@
 //! `ferry receive`: waits for a guest, then runs it as `ferry run` would.
 
 use crossbeam_channel::bounded;
-use ferry_migrate::{Listener, ReceiveOptions, Reception};
+use ferry_migrate::oneway::{Direction, Origin, Place, Stream, TakeError, TakeOptions, take};
+use ferry_migrate::{Address, Listener, ReceiveOptions, Reception};
 use ferry_protocol::InstanceId;
 use ferry_vmm::{AnyBuilder, Chosen, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
+use super::migrate::adopt;
 use super::{choose, say_end, serial_output, watch};
 use crate::cli::{Format, ReceiveArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::observer::ArrivalObserver;
 use crate::control::server;
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::form::ArrivalForm;
 use crate::output;
 
 pub(crate) fn receive(args: &ReceiveArgs, format: Format) -> Result<u8, CliError> {
+    match (&args.listen, &args.from) {
+        (_, Some(place)) => read(args, place, format),
+        (Some(address), None) => wait(args, address, format),
+        (None, None) => Err(CliError::usage("say --listen ADDR, --from file:PATH or --from fd:N")),
+    }
+}
+
+/// Takes a guest from a file or a descriptor.
+fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliError> {
+    let origin = origin(place)?;
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
     let builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
     let mut builder = builder.with_serial_output(serial);
-    let listener = Listener::bind(&args.listen, args.insecure).map_err(|error| CliError::of(&error))?;
+    let (jobs, wanted) = bounded(8);
+    let shared = Shared::new(args.id.clone(), chosen.name(), jobs, args.test.clone());
+    let name = args.id.as_ref().map_or("receive", |id| id.as_str());
+    let socket = server::serve(&shared, name)?;
+    let expected = args.id.clone().filter(|_| !args.clone);
+    let options = TakeOptions {
+        instance: InstanceId(fresh_seed()),
+        expected,
+        clone_as: args.id.clone().filter(|_| args.clone),
+        timeouts: args.test.timeouts(),
+    };
+    let observer = ArrivalObserver { shared: &shared };
+    let arrived = take(origin, options, &mut builder, &observer).map_err(|error| error_of(&error))?;
+    shared.adopt(arrived.machine, &arrived.guest, arrived.epoch);
+    let figures = ArrivalForm::new(&arrived.arrival);
+    shared.arrived(figures.clone());
+    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
+    let end = serve(&shared, &wanted, arrived.answering)?;
+    say_end(&end, arrived.guest.as_str(), format);
+    Ok(0)
+}
+
+fn origin(place: &Place) -> Result<Origin, CliError> {
+    match place {
+        Place::File(path) => Ok(Origin::File(path.clone())),
+        Place::Descriptor(number) => {
+            let stream = Stream::new(adopt(*number)?, Direction::In)
+                .map_err(|error| CliError::usage(CliError::of(&error).message))?;
+            Ok(Origin::Stream(stream, place.to_string()))
+        }
+        Place::Link(_) => Err(CliError::usage("to wait on an address use --listen")),
+    }
+}
+
+fn error_of(error: &TakeError) -> CliError {
+    let CliError { message, .. } = CliError::of(error);
+    match error {
+        TakeError::Refused(_, verdict) => {
+            CliError { kind: Kind::Refused, message, findings: verdict.findings.clone() }
+        }
+        TakeError::Incompatible(_) => CliError::new(Kind::Refused, message),
+        TakeError::Lost(_) => CliError::new(Kind::Ambiguous, message),
+        TakeError::CloneOfStream => CliError::usage(message),
+        _ => CliError::plain(message),
+    }
+}
+
+/// Waits on an address.
+fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliError> {
+    let watch = watch(&args.test)?;
+    let chosen = choose(args.backend)?;
+    let serial = serial_output(&args.serial, &chosen, format)?;
+    let builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
+    let mut builder = builder.with_serial_output(serial);
+    let listener = Listener::bind(listen, args.insecure).map_err(|error| CliError::of(&error))?;
     let address = listener.address().to_string();
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(args.id.clone(), chosen.name(), jobs, args.test.clone());
@@ -42,7 +108,7 @@ pub(crate) fn receive(args: &ReceiveArgs, format: Format) -> Result<u8, CliError
     shared.adopt(arrived.machine, &arrived.guest, arrived.epoch);
     let figures = ArrivalForm::new(&arrived.arrival);
     shared.arrived(figures.clone());
-    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures);
+    say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
     let end = serve(&shared, &wanted, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
@@ -60,11 +126,11 @@ fn say_waiting(format: Format, address: &str, chosen: &Chosen, socket: &std::pat
     }
 }
 
-fn say_arrived(format: Format, guest: &str, epoch: u64, arrival: &ArrivalForm) {
+fn say_arrived(format: Format, guest: &str, epoch: u64, arrival: &ArrivalForm, socket: &std::path::Path) {
     match format {
-        Format::Json => {
-            output::json(&json!({ "arrived": { "id": guest, "epoch": epoch, "figures": arrival } }));
-        }
+        Format::Json => output::json(&json!({ "arrived": {
+            "id": guest, "epoch": epoch, "control_socket": socket, "figures": arrival,
+        }})),
         Format::Text => output::line(&format!(
             "guest `{guest}` arrived and runs here under epoch {epoch}: {} of data and {} of zeros in {} rounds",
             HumanBytes(arrival.data_bytes),

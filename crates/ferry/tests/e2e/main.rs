@@ -17,6 +17,7 @@ mod freeze;
 mod kill;
 mod locks;
 mod moves;
+mod one_way;
 mod permissions;
 mod probing;
 mod soak;

@@ -105,6 +105,11 @@ impl House {
         self.with_hooks(&[&["receive", "--listen", address], flags].concat(), true).ready("waiting")
     }
 
+    /// A process that takes its guest from a file.
+    pub(crate) fn reading(&self, place: &str, flags: &[&str], journal: bool) -> Process {
+        self.with_hooks(&[&["receive", "--from", place], flags].concat(), journal).ready("arrived")
+    }
+
     /// `ferry migrate --wait`, under way.
     pub(crate) fn migrating(&self, id: &str, to: &Process) -> Process {
         self.start(self.command(&["migrate", id, "--to", &to.listen, "--wait", "--output=json"]))

@@ -1,0 +1,92 @@
+//! Guests that go into a file or through a pipe, process by process.
+
+use serde_json::Value;
+
+use crate::support::house::{CHURN, House};
+
+on_both! {
+    a_guest_rests_in_a_file_and_is_taken_once,
+    a_guest_goes_through_a_pipe,
+    wrong_uses_say_so,
+}
+
+fn a_guest_rests_in_a_file_and_is_taken_once(on: &'static str) {
+    let house = House::new(on);
+    let guest = house.guest("g", CHURN);
+    let file = house.path("snapshot");
+    let place = format!("file:{}", file.display());
+    let report = house.json(&["migrate", "g", "--to", &place, "--wait", "--verify"]).document();
+    assert_eq!((&report["outcome"], &report["epoch"]), (&"moved".into(), &2.into()), "{report}");
+    assert_eq!(guest.end().status, 0);
+    let inspect = || house.json(&["inspect", file.to_str().unwrap()]).document();
+    let found = inspect();
+    assert_eq!(
+        (&found["custody"], &found["complete"], &found["guest"]),
+        (&"present".into(), &true.into(), &"g".into())
+    );
+    if on == "kvm" {
+        let sections = found["sections"].as_array().unwrap();
+        let regs = sections.iter().find(|section| section["name"] == "x86.regs").unwrap();
+        assert!(regs["fields"]["rip"].as_str().unwrap().starts_with("0x"), "{regs}");
+    }
+    let copy = house.reading(&place, &["--clone", "--id=copy"], false);
+    assert_eq!(copy.status()["epoch"], 1);
+    assert!(copy.check() > 0);
+    assert_eq!(inspect(), found, "a copy leaves the file as it is");
+    let taker = house.reading(&place, &[], true);
+    assert_eq!((&taker.status()["id"], &taker.status()["epoch"]), (&"g".into(), &2.into()));
+    assert!(taker.check() > 0);
+    assert_eq!(inspect()["taken"]["pid"], taker.pid());
+    let again = house.ferry(&["receive", "--backend", on, "--from", &place]);
+    assert!(again.status == 1 && again.errors.contains(&format!("process {}", taker.pid())), "{again:?}");
+    assert_eq!(house.runners().len(), 2);
+}
+
+fn a_guest_goes_through_a_pipe(on: &'static str) {
+    let house = House::new(on);
+    let guest = house.guest("g", CHURN);
+    let pipe = house.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let ferry = env!("CARGO_BIN_EXE_ferry");
+    let shell = |script: &str| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]).env("XDG_RUNTIME_DIR", house.path("run"));
+        command
+    };
+    let shown = pipe.display();
+    let into = house.start(shell(&format!(
+        "exec {ferry} receive --backend {on} --output json --die-with-parent --from fd:0 <{shown}"
+    )));
+    let report = house
+        .start(shell(&format!("exec {ferry} migrate g --to fd:7 --wait --output json 7>{shown}")))
+        .end()
+        .document();
+    assert_eq!((&report["outcome"], &report["to"]), (&"moved".into(), &"fd:7".into()), "{report}");
+    assert_eq!(guest.end().status, 0);
+    let into = into.ready("arrived");
+    assert!(into.check() > 0);
+    let status: Value = house.json(&["status", "g"]).document();
+    assert_eq!((&status["state"], &status["epoch"]), (&"running".into(), &2.into()), "{status}");
+}
+
+fn wrong_uses_say_so(on: &'static str) {
+    let house = House::new(on);
+    let cases: [(&[&str], i32, &str); 7] = [
+        (&["migrate", "g", "--to", "file:x", "--lanes", "2"], 2, "--lanes is for addresses"),
+        (&["migrate", "g", "--to", "fd:1"], 2, "use 3 or above"),
+        (&["migrate", "g", "--to", "fd:77"], 2, "descriptor 77"),
+        (&["receive", "--from", "127.0.0.1:1"], 2, "--listen"),
+        (&["receive", "--from", "file:x", "--clone"], 2, "--id"),
+        (&["receive", "--backend", on, "--from", "file:/no/such"], 1, "/no/such"),
+        (&["inspect", "/dev/null"], 1, "/dev/null"),
+    ];
+    for (words, status, text) in cases {
+        let done = house.ferry(words);
+        assert!(done.status == status && done.errors.contains(text), "{words:?}: {done:?}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let done = house.ferry(&["completions", shell]);
+        assert!(done.status == 0 && done.output.contains("migrate"), "{shell}");
+    }
+}
