@@ -25,7 +25,7 @@ fn a_client_that_talks_nonsense_harms_nobody(on: &'static str) {
         (r#"{"command":"fly"}"#, "unknown variant `fly`"),
         (r#"{"command":"stop","now":1}"#, "now"),
         (r#"{"command":"migrate","to":"x"}"#, "downtime_limit_ms"),
-        (r#"{"command":"migrate","to":"x","downtime_limit_ms":1,"timeout_ms":1}"#, "`x` is no address"),
+        (r#"{"command":"migrate","to":"x","downtime_limit_ms":1,"timeout_ms":1}"#, "`x` is no place"),
         (r#"{"command":"migrate","to":"h:1","downtime_limit_ms":-1,"timeout_ms":1}"#, "above 0"),
         (r#"{"command":"migrate","to":"h:1","downtime_limit_ms":1,"timeout_ms":1e99}"#, "at most a year"),
         ("", "no request"),
