@@ -30,7 +30,7 @@ pub use file_lock::{FileLock, FileLockError};
 pub use intake::Received;
 pub use link::{Address, AddressError, ListenError, Listener};
 pub use machine::{Builder, Harvest, Machine, MachineError, ResumeError, RunWatch};
-pub use report::{Arrival, DowntimeParts, Observer, Progress, Report};
+pub use report::{Arrival, DowntimeParts, Observer, Progress, Report, cpu_time};
 pub use resource::{Resource, ResourceKind, ResourceSet};
 use source::sentence;
 pub use source::{Canceller, MigrateOptions, Migration};

@@ -10,6 +10,7 @@ mod control;
 mod error;
 mod folder;
 mod form;
+mod noise;
 mod output;
 mod progress;
 mod size;

@@ -8,7 +8,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use ferry_migrate::cpu_time;
+
+use crate::noise;
 
 /// What is written and read at once: small enough to stay in a cache between the two ends, which is faster
 /// here than megabytes at once.
@@ -34,13 +36,7 @@ impl Memory {
     pub(crate) fn new(bytes: usize) -> Self {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut source = vec![0; bytes];
-        for word in source.chunks_exact_mut(8) {
-            // xorshift64: no page compresses, none is zero.
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word.copy_from_slice(&state.to_le_bytes());
-        }
+        noise::fill(&mut source, &mut state);
         Self { source, target: vec![0xff; bytes] }
     }
 
@@ -88,11 +84,6 @@ fn send(mut stream: TcpStream, from: &[u8]) -> std::io::Result<()> {
 
 fn receive(mut stream: TcpStream, to: &mut [u8]) -> std::io::Result<()> {
     to.chunks_mut(CHUNK_BYTES).try_for_each(|chunk| stream.read_exact(chunk))
-}
-
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 fn per_second(bytes: usize, during: Duration) -> u64 {

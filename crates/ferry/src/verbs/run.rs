@@ -21,6 +21,7 @@ use crate::control::host::{Shared, serve};
 use crate::control::{client, server};
 use crate::error::{CliError, Kind};
 use crate::form::{State, Status};
+use crate::noise;
 use crate::output;
 
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
@@ -126,13 +127,7 @@ fn fill_random(ram: &GuestRam) -> Result<(), RamError> {
         ram.classify(region, &mut classified)?;
         for run in classified.zero_runs() {
             for number in run.first..run.first + run.count {
-                for word in page.chunks_exact_mut(8) {
-                    // xorshift64, as in the raw loop that a benchmark compares with.
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    word.copy_from_slice(&state.to_le_bytes());
-                }
+                noise::fill(&mut page, &mut state);
                 ram.write(number * PAGE_SIZE, &page)?;
             }
         }
