@@ -6,8 +6,8 @@
 use ferry_contract::{BirthRequest, Contract, Features, Finding, FindingKind, Layer, Profile, Verdict};
 use ferry_protocol::frame::{FrameKind, PageHead, WireRange, encode};
 use ferry_protocol::message::{
-    Ask, Hello, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
-    TargetHello, ToSource, ToTarget,
+    Ask, Hello, Known, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
+    TargetHello, ToSource, ToTarget, Unknown,
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use ferry_sim::{SimConfig, Workload};
@@ -113,7 +113,7 @@ fn to_target() -> Vec<ToTarget> {
     };
     vec![
         ToTarget::Hello(hello),
-        ToTarget::Offer(Offer { machine, verify: true, lanes: 1, written: Vec::new() }),
+        ToTarget::Offer(Offer { machine, verify: true, lanes: 1, written: Vec::new(), witness: None }),
         ToTarget::RoundEnd(RoundEnd { round: 1, data_pages: 2, zero_pages: 3, last: false }),
         ToTarget::MemoryHash(MemoryHash { blake3: [9; 32] }),
         ToTarget::StateEnd(StateEnd { sections: 12 }),
@@ -133,7 +133,7 @@ fn to_source() -> Vec<ToSource> {
         ToSource::Ready,
         ToSource::Running(of_epoch()),
         ToSource::Refused(Refused { of: of_epoch(), reason: reason() }),
-        ToSource::Unknown(of_epoch()),
+        ToSource::Unknown(Unknown { of: of_epoch(), known: Known::NoTrace }),
         ToSource::Abort(reason()),
     ]
 }

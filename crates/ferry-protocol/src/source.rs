@@ -13,8 +13,8 @@ use ferry_contract::Verdict;
 
 use crate::journal::{Choice, MayBeGiven, OfGuest, Record};
 use crate::message::{
-    Ask, Hello, Known, MAX_LANES, MAX_WRITTEN, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd, StateEnd,
-    ToSource, ToTarget, VERSIONS,
+    Ask, Hello, Known, MAX_LANES, MAX_WRITTEN, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd,
+    StateEnd, ToSource, ToTarget, VERSIONS,
 };
 use crate::precopy::{Decision, Precopy, RoundFigures};
 use crate::{Cause, InstanceId, SourceOutcome, Time, Timeouts, TimerName};
@@ -259,7 +259,13 @@ impl Source {
     fn offer(&self) -> SourceAction {
         let (machine, verify) = (self.config.machine.clone(), self.config.verify);
         let written = self.config.written.iter().take(MAX_WRITTEN).copied().collect();
-        SourceAction::Send(ToTarget::Offer(Offer { machine, verify, lanes: self.lanes(), written, witness: self.config.witness }))
+        SourceAction::Send(ToTarget::Offer(Offer {
+            machine,
+            verify,
+            lanes: self.lanes(),
+            written,
+            witness: self.config.witness,
+        }))
     }
 
     /// From here on custody may be given: a later life of this process has to know it. Long before the

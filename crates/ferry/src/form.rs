@@ -225,6 +225,7 @@ impl MigrationReport {
     pub(crate) fn new(id: &str, backend: &str, to: &str, verify: bool, report: &Report) -> Self {
         let (outcome, custody, reason) = match &report.outcome {
             SourceOutcome::Moved { .. } => ("moved", "target", None),
+            SourceOutcome::Abandoned { .. } => ("abandoned", "nobody", None),
             SourceOutcome::Kept { cause } => ("kept", "source", Some(cause.to_string())),
             SourceOutcome::Doubtful { known, .. } => ("doubtful", "unknown", Some(known.clone())),
             SourceOutcome::Held { cause, obstacle } => {

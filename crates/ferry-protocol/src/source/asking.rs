@@ -1,8 +1,8 @@
 //! After custody was given: the source waits, asks again, and resumes only on a refusal.
 
 use super::{
-    Ask, Cause, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome, Time, TimerName, ToSource,
-    ToTarget, Wait,
+    Ask, Cause, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome, Time, TimerName,
+    ToSource, ToTarget, Wait,
 };
 use crate::Rule;
 

@@ -1,8 +1,8 @@
 //! What the two sides could not settle by themselves: the witness decides, or a person.
 
 use super::{
-    Cause, Choice, Known, PersonsChoice, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome, Time,
-    Wait,
+    Cause, Choice, Known, PersonsChoice, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome,
+    Time, Wait,
 };
 use crate::journal::Decided;
 use crate::{Claim, ClaimAnswer, Epoch, Rule};

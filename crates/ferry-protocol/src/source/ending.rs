@@ -1,6 +1,8 @@
 //! How a migration ends that does not pass custody: the guest goes on here as if nothing had been.
 
-use super::{Cause, Reason, ReasonKind, Record, Source, SourceAction, SourceEvent, SourceOutcome, ToTarget, Wait};
+use super::{
+    Cause, Reason, ReasonKind, Record, Source, SourceAction, SourceEvent, SourceOutcome, ToTarget, Wait,
+};
 
 impl Source {
     /// Ends the migration; the guest goes on here. `tell` says whether the target is told why.

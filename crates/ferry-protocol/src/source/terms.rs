@@ -6,7 +6,8 @@ use crate::journal::{Choice, Record};
 use crate::message::{OfEpoch, ToSource, ToTarget};
 use crate::outcome::LinkFault;
 use crate::{
-    Claim, ClaimAnswer, Epoch, GuestId, MachineDescription, RegionSpan, Rules, SessionId, SourceOutcome, Timeouts,
+    Claim, ClaimAnswer, Epoch, GuestId, MachineDescription, RegionSpan, Rules, SessionId, SourceOutcome,
+    Timeouts,
 };
 
 /// What one migration is about.

@@ -24,6 +24,7 @@ const SETTLED: usize = 400;
 enum Move {
     SourceJob,
     TargetJob(usize),
+    TargetWrite(usize),
     ToTarget(usize),
     ToSource(usize),
     Advance,
@@ -33,7 +34,8 @@ enum Move {
 fn calm_moves(world: &World) -> Vec<Move> {
     let (to_target, to_source) = world.arriving();
     let busy = (0..world.lives.len()).filter(|&life| !world.lives[life].jobs.is_empty());
-    let mut moves: Vec<_> = busy.map(Move::TargetJob).collect();
+    let writing = (0..world.lives.len()).filter(|&life| !world.lives[life].writes.is_empty());
+    let mut moves: Vec<_> = busy.map(Move::TargetJob).chain(writing.map(Move::TargetWrite)).collect();
     moves.extend(to_target.into_iter().map(Move::ToTarget));
     moves.extend(to_source.into_iter().map(Move::ToSource));
     if !world.source.jobs.is_empty() {
@@ -50,6 +52,7 @@ fn make(world: &mut World, one: Move) {
     match one {
         Move::SourceJob => world.source_job(true),
         Move::TargetJob(life) => world.target_job(life, true),
+        Move::TargetWrite(life) => world.target_write(life, true),
         Move::ToTarget(link) => world.deliver_to_target(link),
         Move::ToSource(link) => world.deliver_to_source(link),
         Move::Advance => {
@@ -68,7 +71,8 @@ fn fault(world: &mut World, choice: u8) {
     match choice % 16 {
         0 | 1 => cut(world, usize::from(detail)),
         2 | 3 => world.source_job(false),
-        4 | 5 => fail_a_target_job(world),
+        4 => fail_a_target_job(world),
+        5 => fail_a_target_write(world),
         6 => world.feed_source(SourceEvent::Cancel),
         7 => cancel_target(world),
         8 => {
@@ -101,6 +105,12 @@ fn fail_a_target_job(world: &mut World) {
     }
 }
 
+fn fail_a_target_write(world: &mut World) {
+    if let Some(life) = (0..world.lives.len()).find(|&life| !world.lives[life].writes.is_empty()) {
+        world.target_write(life, false);
+    }
+}
+
 fn cancel_target(world: &mut World) {
     if let Some(life) = world.address {
         world.feed_target(life, TargetEvent::Cancel);
@@ -114,7 +124,7 @@ fn heal(world: &mut World) {
     }
     world.dirty_pages = 0;
     for _ in 0..SETTLED {
-        let busy = world.lives.iter().any(|life| !life.jobs.is_empty());
+        let busy = world.lives.iter().any(|life| !life.jobs.is_empty() || !life.writes.is_empty());
         let settled = world.phase() == SourcePhase::Done && world.source.jobs.is_empty() && !busy;
         if settled && !world.advance() && world.arriving() == (vec![], vec![]) {
             return;
@@ -149,6 +159,7 @@ fn check_healed(world: &World) {
         }
         SourceOutcome::Held { .. } => assert!(!source.runs && source.given.is_none() && targets == 0),
         SourceOutcome::Doubtful { .. } => panic!("only a one-way source ends in doubt"),
+        SourceOutcome::Abandoned { .. } => panic!("no person spoke"),
     }
 }
 

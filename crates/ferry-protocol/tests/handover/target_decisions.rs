@@ -2,8 +2,8 @@
 
 use ferry_contract::Verdict;
 use ferry_protocol::message::{
-    Ask, Hello, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd, TargetHello,
-    ToSource, ToTarget, VERSIONS,
+    Ask, Hello, Known, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
+    TargetHello, ToSource, ToTarget, Unknown, VERSIONS,
 };
 use ferry_protocol::{
     Epoch, GuestId, InstanceId, LinkFault, LinkId, SessionId, Target, TargetAction, TargetEvent,
@@ -60,7 +60,7 @@ fn state_end() -> TargetEvent {
 fn receiving(verify: bool) -> Target {
     let mut target = target();
     say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
-    let offer = Offer { machine: description("sim"), verify, lanes: 1, written: Vec::new() };
+    let offer = Offer { machine: description("sim"), verify, lanes: 1, written: Vec::new(), witness: None };
     let events =
         [on_link(ToTarget::Offer(offer)), TargetEvent::Judged(Verdict::accept()), TargetEvent::Built];
     feed(&mut target, events);
@@ -264,7 +264,8 @@ fn a_guest_that_runs_is_refused_to_nobody() {
     }
     let other = Ask { guest: guest(), of: OF, instance: InstanceId(78) };
     let actions = say(&mut target, OTHER_LINK, ToTarget::Ask(other));
-    assert_eq!(sent(&actions), [&ToSource::Unknown(OF)], "only that very instance can answer");
+    let unknown = ToSource::Unknown(Unknown { of: OF, known: Known::NoTrace });
+    assert_eq!(sent(&actions), [&unknown], "only that very instance can answer");
 }
 
 #[test]
@@ -287,7 +288,13 @@ fn answers_of_an_ended_session_are_not_those_of_the_next() {
     let mut target = target();
     say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
     let offer = || {
-        ToTarget::Offer(Offer { machine: description("sim"), verify: false, lanes: 1, written: Vec::new() })
+        ToTarget::Offer(Offer {
+            machine: description("sim"),
+            verify: false,
+            lanes: 1,
+            written: Vec::new(),
+            witness: None,
+        })
     };
     feed(&mut target, [on_link(offer()), TargetEvent::LinkLost(LINK, LinkFault::Closed)]);
     let next = OfEpoch { session: SessionId(6), epoch: OF.epoch.next() };
@@ -302,7 +309,13 @@ fn answers_of_an_ended_session_are_not_those_of_the_next() {
 fn jobs_of_ended_sessions_do_not_pile_up() {
     let mut target = target();
     let offer = || {
-        ToTarget::Offer(Offer { machine: description("sim"), verify: false, lanes: 1, written: Vec::new() })
+        ToTarget::Offer(Offer {
+            machine: description("sim"),
+            verify: false,
+            lanes: 1,
+            written: Vec::new(),
+            witness: None,
+        })
     };
     let busy = (1..100).find(|&number| {
         let of = OfEpoch { session: SessionId(number), epoch: Epoch(number) };

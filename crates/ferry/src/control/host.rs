@@ -428,7 +428,7 @@ fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Cus
     let (report, custody) = migration.run(guest, &MoveObserver::new(shared));
     let form = MigrationReport::new(id.as_str(), shared.facts().backend, &to, verify, &report);
     let state = match &report.outcome {
-        SourceOutcome::Moved { .. } => State::Moved,
+        SourceOutcome::Moved { .. } | SourceOutcome::Abandoned { .. } => State::Moved,
         SourceOutcome::Kept { .. } => State::Running,
         SourceOutcome::Held { .. } => State::Held,
         // It stays paused here: whoever has the file may run it.

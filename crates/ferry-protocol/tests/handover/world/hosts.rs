@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use ferry_protocol::journal::Record;
 use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{
     Epoch, InstanceId, Source, SourceAction, SourceOutcome, Target, TargetAction, TargetOutcome,
@@ -68,6 +69,9 @@ pub(crate) struct TargetHost {
     /// None once the process died.
     pub(crate) machine: Option<Target>,
     pub(crate) jobs: VecDeque<TargetAction>,
+    /// Records that are being written, and those on disk, which outlive the process.
+    pub(crate) writes: VecDeque<Record>,
+    pub(crate) journal: Vec<Record>,
     /// A machine stands that has never run.
     pub(crate) built: bool,
     pub(crate) restored: bool,
@@ -87,6 +91,8 @@ impl TargetHost {
             instance,
             machine: Some(machine),
             jobs: VecDeque::new(),
+            writes: VecDeque::new(),
+            journal: Vec::new(),
             built: false,
             restored: false,
             runs: None,

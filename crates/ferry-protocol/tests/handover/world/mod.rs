@@ -7,6 +7,7 @@ mod hosts;
 mod link;
 
 use ferry_contract::{Finding, FindingKind, Layer, Verdict};
+use ferry_protocol::journal::{History, Past};
 use ferry_protocol::message::{Hello, Offer, ToSource, ToTarget};
 use ferry_protocol::{
     Epoch, GuestId, InstanceId, LinkFault, LinkId, MachineDescription, RegionSpan, SessionId, Source,
@@ -66,7 +67,11 @@ impl World {
     /// A new target process listens at the address.
     pub(crate) fn start_target(&mut self) {
         let instance = InstanceId(1000 + self.lives.len() as u64);
-        let machine = Target::new(instance, None, Timeouts::default());
+        let mut past = Past::default();
+        for life in &self.lives {
+            past.add(life.instance, History::of(&life.journal));
+        }
+        let machine = Target::new(instance, None, Timeouts::default()).with_past(past);
         self.address = Some(self.lives.len());
         self.lives.push(TargetHost::new(instance, machine));
     }
@@ -77,6 +82,7 @@ impl World {
         let life = &mut self.lives[dead];
         life.machine = None;
         life.jobs.clear();
+        life.writes.clear();
         (life.runs, life.ran, life.built) = (None, None, false);
         for link in self.links.iter_mut().filter(|link| link.life == dead) {
             link.to_target.shut();
@@ -123,7 +129,13 @@ impl World {
             epoch: Epoch(session.0),
             program: String::new(),
         };
-        let offer = Offer { machine: description("stranger"), verify: false, lanes: 1, written: Vec::new() };
+        let offer = Offer {
+            machine: description("stranger"),
+            verify: false,
+            lanes: 1,
+            written: Vec::new(),
+            witness: None,
+        };
         let words = [ToTarget::Hello(hello), ToTarget::Offer(offer)].into_iter().take(usize::from(words % 3));
         words.for_each(|message| link.to_target.send(message));
         link.to_target.end(LinkFault::Closed);
@@ -221,8 +233,11 @@ impl World {
     pub(crate) fn run_step(&mut self) -> bool {
         let (to_target, to_source) = self.arriving();
         let busy = (0..self.lives.len()).find(|&life| !self.lives[life].jobs.is_empty());
+        let writes = (0..self.lives.len()).find(|&life| !self.lives[life].writes.is_empty());
         if !self.source.jobs.is_empty() {
             self.source_job(true);
+        } else if let Some(life) = writes {
+            self.target_write(life, true);
         } else if let Some(life) = busy {
             self.target_job(life, true);
         } else if let Some(&number) = to_target.first() {
