@@ -33,6 +33,7 @@ fn pausing() -> Source {
         target_hello(1),
         SourceEvent::Received(ToSource::Verdict(Verdict::accept())),
         SourceEvent::Received(ToSource::Built),
+        SourceEvent::Journaled,
         SourceEvent::LogStarted,
         SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
         SourceEvent::Received(ToSource::RoundTaken(RoundTaken { round: 0 })),

@@ -181,6 +181,7 @@ impl World {
                 life.restored = false;
                 life.runs = success.then_some(epoch);
                 life.ran = life.runs;
+                life.ever_ran = life.ever_ran.or(life.ran);
                 if success {
                     self.highest_run = epoch;
                 }

@@ -79,6 +79,8 @@ pub(crate) struct TargetHost {
     pub(crate) runs: Option<Epoch>,
     /// The same, and the start is known to have succeeded.
     pub(crate) ran: Option<Epoch>,
+    /// The same, and known after its death.
+    pub(crate) ever_ran: Option<Epoch>,
     /// What was answered for each session's epoch: whether it was taken.
     pub(crate) answers: BTreeMap<(u64, u64), bool>,
     pub(crate) outcomes: Vec<TargetOutcome>,
@@ -97,6 +99,7 @@ impl TargetHost {
             restored: false,
             runs: None,
             ran: None,
+            ever_ran: None,
             answers: BTreeMap::new(),
             outcomes: Vec::new(),
             fail_next: false,

@@ -185,8 +185,12 @@ impl World {
             Some(Item::Message(message)) => {
                 if let Some((given_to, of)) = self.source.given {
                     let its = given_to == instance;
+                    let given = self.lives.iter().find(|life| life.instance == given_to);
+                    // A later process in its place may say it for a dead one that never ran the guest.
+                    let dead =
+                        given.is_some_and(|life| life.machine.is_none() && life.ever_ran != Some(of.epoch));
                     self.source.refused |=
-                        its && matches!(&message, ToSource::Refused(refused) if refused.of == of);
+                        (its || dead) && matches!(&message, ToSource::Refused(refused) if refused.of == of);
                     self.source.told_running |= its && message == ToSource::Running(of);
                 }
                 self.feed_source(SourceEvent::Received(message));
