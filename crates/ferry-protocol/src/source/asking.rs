@@ -27,9 +27,9 @@ impl Source {
             return self.on_deciding(now, choice, event);
         }
         match event {
-            SourceEvent::Claimed(answer) if self.wait == Wait::Claim => self.on_claimed(now, answer),
+            SourceEvent::Claimed(answer) if self.wait == Wait::Claim => self.on_claimed(now, &answer),
             SourceEvent::Received(message) => self.on_answer(now, message),
-            SourceEvent::LinkLost(_) => {
+            SourceEvent::LinkLost(_) if self.wait != Wait::Claim => {
                 self.linked = false;
                 self.ask_again(now)
             }

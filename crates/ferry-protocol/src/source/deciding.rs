@@ -16,7 +16,7 @@ impl Source {
         Some(SourceAction::Claim(Claim { guest: self.config.guest.clone(), from, to }))
     }
 
-    pub(super) fn on_claimed(&mut self, now: Time, answer: ClaimAnswer) -> Vec<SourceAction> {
+    pub(super) fn on_claimed(&mut self, now: Time, answer: &ClaimAnswer) -> Vec<SourceAction> {
         match answer {
             ClaimAnswer::Won => {
                 let text = "the link was lost after custody was given, and the witness gave the guest back";

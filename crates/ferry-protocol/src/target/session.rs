@@ -152,7 +152,7 @@ impl Target {
         Some(TargetAction::Claim(Claim { guest, from, to }))
     }
 
-    fn on_claimed(&mut self, now: Time, answer: ClaimAnswer) -> Vec<TargetAction> {
+    fn on_claimed(&mut self, now: Time, answer: &ClaimAnswer) -> Vec<TargetAction> {
         let again = now.after(self.timeouts.ask_interval);
         let Some(session) = &mut self.session else { return Vec::new() };
         match answer {
@@ -222,7 +222,7 @@ impl Target {
                 actions.push(TargetAction::Note(Record::Runs(runs)));
                 actions
             }
-            (TargetPhase::Taking, TargetEvent::Claimed(answer)) => self.on_claimed(now, answer),
+            (TargetPhase::Taking, TargetEvent::Claimed(answer)) => self.on_claimed(now, &answer),
             (TargetPhase::Taking, TargetEvent::Failed(text)) => self.not_started(Cause::Machine(text)),
             // The guest runs here: whatever failed, nobody may be told otherwise.
             (TargetPhase::Running, TargetEvent::Failed(_)) => Vec::new(),

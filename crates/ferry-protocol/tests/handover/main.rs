@@ -9,6 +9,7 @@ mod one_way;
 mod outcomes;
 #[cfg(test)]
 mod schedules;
+mod settling;
 #[cfg(test)]
 mod source_decisions;
 #[cfg(test)]
