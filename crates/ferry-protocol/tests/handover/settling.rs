@@ -187,8 +187,13 @@ fn play(
 }
 
 fn sent(actions: &[TargetAction]) -> Vec<&ToSource> {
-    let sent = |action| if let &TargetAction::Send(_, ref message) = action { Some(message) } else { None };
-    actions.iter().filter_map(sent).collect()
+    let mut messages = Vec::new();
+    for action in actions {
+        if let TargetAction::Send(_, message) = action {
+            messages.push(message);
+        }
+    }
+    messages
 }
 
 fn target() -> Target {
