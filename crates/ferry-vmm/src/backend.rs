@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_contract::{Contract, Verdict};
+use ferry_kvm::HugePages;
 use ferry_memory::{GuestRam, PageSet};
 use ferry_migrate::{Builder, Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
 use ferry_protocol::{GuestId, MachineDescription};
@@ -103,12 +104,14 @@ pub struct Birth<'a> {
     pub contract: Option<&'a Contract>,
     /// What a payload [`Image`](crate::Payload::Image) runs. Only KVM runs one.
     pub image: Option<&'a Image>,
+    /// In which pages of the host its memory is to lie. Only on KVM in others than ordinary ones.
+    pub huge_pages: HugePages,
 }
 
 impl Birth<'_> {
     /// With all that the host offers, and a built-in payload.
     pub fn plain(seed: u64) -> Self {
-        Self { seed, contract: None, image: None }
+        Self { seed, ..Self::default() }
     }
 }
 
@@ -123,8 +126,14 @@ pub fn create(
     match chosen {
         Chosen::Kvm => crate::kvm_guest::create(config, birth, watch).map(AnyGuest::new),
         Chosen::Sim { .. } if birth.contract.is_some() => Err(VmmError::NoContract),
+        Chosen::Sim { .. } if !simulated(birth.huge_pages) => Err(VmmError::NoHugePages),
         Chosen::Sim { .. } => crate::sim_guest::create(config, birth.seed, watch).map(AnyGuest::new),
     }
+}
+
+/// Whether the simulated machine can have its memory in such pages.
+fn simulated(huge_pages: HugePages) -> bool {
+    matches!(huge_pages, HugePages::Auto | HugePages::Off)
 }
 
 /// A guest of either kind.
@@ -231,6 +240,16 @@ impl AnyBuilder {
             Chosen::Kvm => Self::Kvm(KvmBuilder::new()?.with_watch(watch)),
             Chosen::Sim { .. } => Self::Sim(SimBuilder::new(SimOptions { watch, ..SimOptions::default() })),
         })
+    }
+
+    /// The same with guests whose memory lies in such pages, whatever it lay in on the source; those in the
+    /// simulated machine can only have ordinary ones.
+    pub fn with_huge_pages(self, wish: HugePages) -> Result<Self, VmmError> {
+        match self {
+            Self::Kvm(builder) => Ok(Self::Kvm(builder.with_huge_pages(wish))),
+            Self::Sim(_) if !simulated(wish) => Err(VmmError::NoHugePages),
+            sim @ Self::Sim(_) => Ok(sim),
+        }
     }
 
     /// The same with a file for what guests write to their serial port; those in the simulated machine

@@ -184,6 +184,7 @@ impl DebugPort {
             first_fault: self.first_fault(&inner),
             largest_jump_us: inner.cpus.iter().filter_map(|cpu| cpu.state.largest_jump_us()).max(),
             stopped: inner.ended.clone(),
+            ..GuestReport::default()
         }
     }
 

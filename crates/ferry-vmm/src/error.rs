@@ -53,6 +53,9 @@ pub enum VmmError {
     /// A contract was given for a guest in the simulated machine.
     #[error("the simulated machine shows a guest no processor: a contract needs KVM (`--backend kvm`)")]
     NoContract,
+    /// Huge pages were asked for in the simulated machine.
+    #[error("the simulated machine has its memory in ordinary pages: huge pages need KVM (`--backend kvm`)")]
+    NoHugePages,
     /// A vCPU's thread could not be made interruptible.
     #[error(transparent)]
     Kick(#[from] KickError),

@@ -38,6 +38,12 @@ pub struct GuestReport {
     /// The largest step between two looks at the time, in microseconds, for payloads that look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub largest_jump_us: Option<u64>,
+    /// In which pages of the host its memory lies; on KVM alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_pages: Option<String>,
+    /// Why these are no huge pages, unless ordinary ones were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_pages_reason: Option<String>,
     /// Why the guest ended by itself, if it did.
     pub stopped: Option<String>,
 }

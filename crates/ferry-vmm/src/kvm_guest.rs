@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
-use ferry_kvm::{HostLimits, KvmMachine, MemorySlots, OpenError};
+use ferry_kvm::{HostLimits, HugePages, KvmMachine, MemoryError, MemorySlots, OpenError, Pages};
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
 use kvm_bindings::{
@@ -42,7 +42,13 @@ pub type KvmGuest = KvmMachine<VcpuThreads, KvmDevices>;
 
 impl Guest for KvmGuest {
     fn report(&self) -> GuestReport {
-        self.devices().port().report()
+        let pages = self.devices().pages();
+        let reason = match pages {
+            Pages::Ordinary { reason } => reason.clone(),
+            Pages::Transparent | Pages::Reserved(_) => None,
+        };
+        let report = self.devices().port().report();
+        GuestReport { memory_pages: Some(pages.to_string()), memory_pages_reason: reason, ..report }
     }
 
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
@@ -60,7 +66,7 @@ pub fn create(
     birth: Birth<'_>,
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<KvmGuest, VmmError> {
-    let Birth { seed, contract, image } = birth;
+    let Birth { seed, contract, image, huge_pages } = birth;
     if let Some(image) = image {
         image.check_fits(config.memory_bytes)?;
     }
@@ -74,12 +80,13 @@ pub fn create(
         return Err(VmmError::TooManyVcpus { cpus: config.cpus, max: limits.vcpus_max });
     }
     if let Some(available) = limits.memory_available_bytes
+        && huge_pages.reserved(&config.regions())?.is_none()
         && config.memory_bytes > available
     {
         return Err(VmmError::MemoryUnavailable { bytes: config.memory_bytes, available });
     }
     let shell = Shell::born(&kvm, config.cpus, contract)?;
-    let mut guest = Parts::build(shell, config)?.assemble(&kvm, config, watch)?;
+    let mut guest = Parts::build(shell, config, huge_pages)?.assemble(&kvm, config, watch)?;
     boot::load(&guest.ram(), config, image)?;
     for cpu in 0..config.cpus {
         guest.with_vcpu(cpu, &mut |vcpu| {
@@ -146,12 +153,14 @@ pub struct KvmBuilder {
     /// What was built while the last offer was judged, and for which offer.
     prepared: Option<Box<(MachineDescription, Shell)>>,
     serial: Option<Arc<File>>,
+    huge_pages: HugePages,
 }
 
 impl KvmBuilder {
     /// Opens KVM.
     pub fn new() -> Result<Self, OpenError> {
-        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None, serial: None })
+        let kvm = ferry_kvm::open()?;
+        Ok(Self { kvm, watch: None, prepared: None, serial: None, huge_pages: HugePages::default() })
     }
 
     /// The same with someone who is told when a guest starts and stops to run.
@@ -169,6 +178,23 @@ impl KvmBuilder {
     }
 }
 
+impl KvmBuilder {
+    /// The same with guests whose memory lies in such pages, whatever it lay in on the source.
+    #[must_use]
+    pub fn with_huge_pages(mut self, wish: HugePages) -> Self {
+        self.huge_pages = wish;
+        self
+    }
+
+    /// What this host can hold of a guest; reserved pages are not what it has available otherwise.
+    fn limits(&self, machine: &MachineDescription) -> Result<HostLimits, MemoryError> {
+        let limits = HostLimits::probe(&self.kvm);
+        let reserved = self.huge_pages.reserved(&machine.regions)?;
+        let available = limits.memory_available_bytes.filter(|_| reserved.is_none());
+        Ok(HostLimits { memory_available_bytes: available, ..limits })
+    }
+}
+
 impl std::fmt::Debug for KvmBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KvmBuilder").field("kvm", &self.kvm).finish_non_exhaustive()
@@ -180,7 +206,11 @@ impl Builder for KvmBuilder {
 
     fn judge(&mut self, machine: &MachineDescription) -> Verdict {
         self.prepared = None;
-        let mut findings = ferry_kvm::judge(&HostLimits::probe(&self.kvm), machine);
+        let limits = match self.limits(machine) {
+            Ok(limits) => limits,
+            Err(error) => return Verdict { findings: vec![no_pages(machine, &error)] },
+        };
+        let mut findings = ferry_kvm::judge(&limits, machine);
         if machine.kind == ferry_kvm::KIND {
             findings.extend(judge_config(machine));
         }
@@ -206,7 +236,11 @@ impl Builder for KvmBuilder {
             return Err(MachineError::new(format!("this machine cannot be built here{why}")));
         };
         let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
-            Parts::build(prepared.1, &config)?.assemble(&self.kvm, &config, self.watch.clone())
+            Parts::build(prepared.1, &config, self.huge_pages)?.assemble(
+                &self.kvm,
+                &config,
+                self.watch.clone(),
+            )
         });
         let guest =
             built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))?;
@@ -214,6 +248,19 @@ impl Builder for KvmBuilder {
             guest.devices().serial().write_to(Arc::clone(file));
         }
         Ok(guest)
+    }
+}
+
+/// The pages in which guests' memory is to lie here cannot be had for this one.
+fn no_pages(machine: &MachineDescription, error: &MemoryError) -> Finding {
+    Finding {
+        kind: FindingKind::Refusal,
+        subject: "huge pages".to_owned(),
+        layer: Layer::Machine,
+        guest: format!("{} bytes of memory", machine.memory_bytes()),
+        target: format!("cannot place them as it was told to: {error}"),
+        effect: "the guest would have no memory".to_owned(),
+        remedy: "do what the reason says, or receive the guest without a wish for huge pages".to_owned(),
     }
 }
 
@@ -242,14 +289,16 @@ fn judge_config(machine: &MachineDescription) -> Option<Finding> {
 /// A VM with its memory and vCPUs, before it is a machine.
 struct Parts {
     memory: MemorySlots,
+    pages: Pages,
     vcpus: Vec<VcpuFd>,
     contract: Contract,
 }
 
 impl Parts {
-    fn build(shell: Shell, config: &GuestConfig) -> Result<Self, VmmError> {
-        let memory = MemorySlots::register(shell.vm, ferry_kvm::allocate(&config.regions())?)?;
-        Ok(Self { memory, vcpus: shell.vcpus, contract: shell.contract })
+    fn build(shell: Shell, config: &GuestConfig, huge_pages: HugePages) -> Result<Self, VmmError> {
+        let (memory, pages) = ferry_kvm::allocate_in(&config.regions(), huge_pages)?;
+        let memory = MemorySlots::register(shell.vm, memory)?;
+        Ok(Self { memory, pages, vcpus: shell.vcpus, contract: shell.contract })
     }
 
     fn assemble(
@@ -259,7 +308,7 @@ impl Parts {
         watch: Option<Arc<dyn RunWatch>>,
     ) -> Result<KvmGuest, VmmError> {
         let serial = SerialPort::new(Arc::clone(self.memory.vm()));
-        let devices = KvmDevices::new(Arc::new(DebugPort::new(config)), config.cpus, serial)?;
+        let devices = KvmDevices::new(Arc::new(DebugPort::new(config)), config.cpus, serial, self.pages)?;
         let vcpus = VcpuThreads::start(self.vcpus, devices.ports())?;
         let machine = KvmMachine::new(kvm, self.memory, vcpus, devices)?
             .with_config(config.to_bytes())

@@ -35,6 +35,7 @@ pub use config::{
 pub use debug_port::DebugPort;
 pub use devices::{KvmDevices, SerialPort};
 pub use error::VmmError;
+pub use ferry_kvm::HugePages;
 pub use guest::{CheckReport, Guest, GuestReport};
 pub use image::{FLAT_ADDRESS, Image, ImageError, MAX_IMAGE_BYTES};
 pub use kvm_guest::{KvmBuilder, KvmGuest, create as create_on_kvm};

@@ -38,8 +38,8 @@ impl Guest for SimMachine {
             pages_checked: report.pages_checked,
             faults: report.faults,
             first_fault: report.first_fault.map(|fault| fault.to_string()),
-            largest_jump_us: None,
             stopped: report.stopped,
+            ..GuestReport::default()
         }
     }
 

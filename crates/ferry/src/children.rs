@@ -57,18 +57,20 @@ impl Process {
         flags.push(format!("--image-level={}", if guest.image_level == Level::Kernel { 0 } else { 3 }));
         flags.push(format!("--rate={}", guest.rate.0));
         flags.push(format!("--backend={backend}"));
+        flags.push(format!("--huge-pages={}", guest.huge_pages));
         flags.extend(guest.working_set.map(|size| format!("--working-set={}", size.0)));
         flags.extend(more.iter().map(ToString::to_string));
         Self::start(id, &flags, "running")
     }
 
     /// `ferry receive` for this guest, on a free port of the loopback address.
-    pub(crate) fn receive(id: &str, backend: &str) -> Result<Self, CliError> {
+    pub(crate) fn receive(id: &str, guest: &GuestArgs, backend: &str) -> Result<Self, CliError> {
         let flags = [
             "receive".into(),
             "--listen=127.0.0.1:0".into(),
             format!("--id={id}"),
             format!("--backend={backend}"),
+            format!("--huge-pages={}", guest.huge_pages),
         ];
         Self::start(id.to_owned(), &flags, "waiting")
     }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferry_migrate::Address;
 use ferry_migrate::oneway::Place;
 use ferry_protocol::GuestId;
-use ferry_vmm::{Backend, GuestConfig, Level, Payload};
+use ferry_vmm::{Backend, GuestConfig, HugePages, Level, Payload};
 
 use crate::size::{Millis, Seconds, Size};
 
@@ -93,6 +93,10 @@ pub(crate) struct GuestArgs {
     /// What it runs on: KVM, a simulated machine, or KVM where it can be had.
     #[arg(long, value_name = "auto|kvm|sim", default_value = "auto")]
     pub(crate) backend: Backend,
+    /// In which pages of this host its memory lies: reserved ones of a size, transparent huge pages, or
+    /// (auto) the largest of 2M, transparent and ordinary ones that can be had.
+    #[arg(long, value_name = "auto|off|2M|1G|transparent", default_value = "auto")]
+    pub(crate) huge_pages: HugePages,
 }
 
 /// A built-in payload's name, or a file; a file named like a payload is given with its folder.
@@ -272,6 +276,9 @@ pub(crate) struct ReceiveArgs {
     /// What the guest will run on; it must be what it ran on before.
     #[arg(long, value_name = "auto|kvm|sim", default_value = "auto")]
     pub(crate) backend: Backend,
+    /// In which pages of this host its memory will lie, whatever it lies in now; as with `ferry run`.
+    #[arg(long, value_name = "auto|off|2M|1G|transparent", default_value = "auto")]
+    pub(crate) huge_pages: HugePages,
     #[command(flatten)]
     pub(crate) serial: SerialArgs,
     #[command(flatten)]

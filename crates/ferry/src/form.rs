@@ -24,6 +24,9 @@ pub(crate) struct Status {
     pub(crate) custody: bool,
     pub(crate) epoch: Option<u64>,
     pub(crate) memory_bytes: Option<u64>,
+    /// In which pages of this host it lies, and why in no huge ones.
+    pub(crate) memory_pages: Option<String>,
+    pub(crate) memory_pages_reason: Option<String>,
     pub(crate) cpus: Option<u32>,
     pub(crate) payload: Option<String>,
     /// Turns of the payload's loop since the guest's birth.

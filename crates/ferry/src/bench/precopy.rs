@@ -48,7 +48,7 @@ pub(crate) fn precopy(args: &BenchPrecopyArgs, format: Format) -> Result<u8, Cli
     let mut pairs = Vec::new();
     for number in 1..=args.pairs {
         let raw = memory.moved(usize::from(args.lanes)).map_err(|error| CliError::of(&error))?;
-        let mut target = Process::receive(&source.id, backend)?;
+        let mut target = Process::receive(&source.id, &guest, backend)?;
         let report = source.migrate_to(&target, wish, Format::Json)?;
         source.await_end()?;
         let arrival = target.arrival()?;

@@ -201,6 +201,8 @@ impl Shared {
             custody: has_custody(facts.state, facts.phase),
             epoch: facts.epoch.map(|epoch| epoch.0),
             memory_bytes: facts.machine.as_ref().map(MachineDescription::memory_bytes),
+            memory_pages: report.and_then(|report| report.memory_pages.clone()),
+            memory_pages_reason: report.and_then(|report| report.memory_pages_reason.clone()),
             cpus: facts.machine.as_ref().map(|machine| machine.vcpus),
             payload: report.map(|report| report.payload.clone()),
             progress: report.map(|report| report.progress),

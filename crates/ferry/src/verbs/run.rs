@@ -37,7 +37,12 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
         PayloadName::File(path) => Some(image(path, config.memory_bytes)?),
         _ => None,
     };
-    let birth = Birth { seed: fresh_seed(), contract: contract.as_ref(), image: image.as_ref() };
+    let birth = Birth {
+        contract: contract.as_ref(),
+        image: image.as_ref(),
+        huge_pages: args.guest.huge_pages,
+        ..Birth::plain(fresh_seed())
+    };
     let mut guest = create(&chosen, &config, birth, watch).map_err(|error| unborn(&error))?;
     if args.test.fill_random {
         fill_random(&guest.ram()).map_err(|error| CliError::of(&error))?;
@@ -49,16 +54,18 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, args.test.clone());
     let socket = server::serve(&shared, id.as_str())?;
+    let pages = guest.report().memory_pages;
     guest.resume(Custody::born(id.clone())).map_err(|error| CliError::of(&error))?;
     shared.adopt(guest, &id, Epoch::BIRTH);
     match format {
         Format::Json => output::json(&json!({ "running": {
-            "id": id.as_str(), "backend": chosen.name(), "control_socket": socket.path(),
+            "id": id.as_str(), "backend": chosen.name(), "control_socket": socket.path(), "memory_pages": pages,
         }})),
         Format::Text => output::line(&format!(
-            "guest `{id}` runs on {} with {} and payload {}; move it with `ferry migrate {id} --to ADDR`",
+            "guest `{id}` runs on {} with {}{} and payload {}; move it with `ferry migrate {id} --to ADDR`",
             chosen.name(),
             HumanBytes(config.memory_bytes),
+            pages.map(|pages| format!(" in {pages} pages")).unwrap_or_default(),
             config.payload.name(),
         )),
     }

@@ -14,6 +14,7 @@ mod bad_input;
 mod bad_peers;
 mod control_socket;
 mod freeze;
+mod huge_pages;
 mod kill;
 mod locks;
 mod moves;
