@@ -360,6 +360,13 @@ pub(crate) enum Bench {
     Precopy(BenchPrecopyArgs),
 }
 
+/// Another VMM that moves guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Peer {
+    /// `qemu-system-x86_64`.
+    Qemu,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct BenchPrecopyArgs {
     #[command(flatten)]
@@ -367,6 +374,12 @@ pub(crate) struct BenchPrecopyArgs {
     /// How many connections carry pages, and streams the raw loop.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(crate) lanes: u8,
+    /// Measure another VMM beside it, where it is found: the same migration by QEMU, after each pair.
+    #[arg(long, value_enum, value_name = "qemu")]
+    pub(crate) peer: Option<Peer>,
+    /// The other VMM's program; by default it is looked for in PATH.
+    #[arg(long, value_name = "FILE", requires = "peer")]
+    pub(crate) peer_binary: Option<PathBuf>,
     /// How many pairs of raw loop and migration are measured.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) pairs: u32,
