@@ -19,6 +19,9 @@ use crate::verbs::migrate::wait;
 /// How long the guest may take to fill its working set and start its work.
 const START: Duration = Duration::from_secs(60);
 
+/// How often a process is asked for what it is about to know.
+const LOOK: Duration = Duration::from_millis(1);
+
 /// How a guest is to be moved.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wish {
@@ -116,10 +119,16 @@ impl Process {
         status.progress.ok_or_else(|| CliError::plain("no guest is in the process that should have it"))
     }
 
-    /// How the guest arrived in this process.
+    /// How the guest arrived in this process. The source knows of it a moment before the process says so.
     pub(crate) fn arrival(&mut self) -> Result<ArrivalForm, CliError> {
-        let arrival = self.client.status()?.arrival;
-        arrival.ok_or_else(|| CliError::plain("the guest is in a process where it did not arrive"))
+        let begun = Instant::now();
+        while begun.elapsed() < START {
+            if let Some(arrival) = self.client.status()?.arrival {
+                return Ok(arrival);
+            }
+            std::thread::park_timeout(LOOK);
+        }
+        Err(CliError::plain("the guest is in a process where it did not arrive"))
     }
 
     /// Waits until the guest filled its pages and works on them: its own check finds them whole.

@@ -12,6 +12,7 @@ mod support;
 
 mod bad_input;
 mod bad_peers;
+mod bench;
 mod control_socket;
 mod freeze;
 mod huge_pages;
