@@ -307,7 +307,7 @@ mod tests {
             );
             let wanted = 1 << 24;
             let text = asked(HugePages::Reserved(2 << 20), wanted << 21);
-            let start = format!("guest memory wants {wanted} reserved pages of 2M and ");
+            let start = format!("guest memory needs {wanted} of the reserved 2M pages, ");
             assert!(text.starts_with(&start), "{text}");
             assert!(
                 text.ends_with(

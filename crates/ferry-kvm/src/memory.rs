@@ -59,7 +59,7 @@ pub enum MemoryError {
     },
     /// Too few reserved pages are free.
     #[error(
-        "guest memory wants {wanted} reserved pages of {page} and {free} are free: add {more} to {}, or take ordinary pages", pool.display()
+        "guest memory needs {wanted} of the reserved {page} pages, {free} are free: add {more} to {}, or take ordinary pages", pool.display()
     )]
     PoolTooSmall {
         /// The size.

@@ -186,12 +186,16 @@ impl KvmBuilder {
         self
     }
 
-    /// What this host can hold of a guest; reserved pages are not what it has available otherwise.
-    fn limits(&self, machine: &MachineDescription) -> Result<HostLimits, MemoryError> {
-        let limits = HostLimits::probe(&self.kvm);
-        let reserved = self.huge_pages.reserved(&machine.regions)?;
-        let available = limits.memory_available_bytes.filter(|_| reserved.is_none());
-        Ok(HostLimits { memory_available_bytes: available, ..limits })
+    /// What of the machine this host cannot hold. Reserved pages are not what it has available otherwise.
+    fn judge_host(&self, machine: &MachineDescription) -> Vec<Finding> {
+        let mut limits = HostLimits::probe(&self.kvm);
+        let reserved = self.huge_pages.reserved(&machine.regions);
+        if !matches!(reserved, Ok(None)) {
+            limits.memory_available_bytes = None;
+        }
+        let mut findings = ferry_kvm::judge(&limits, machine);
+        findings.extend(reserved.err().map(|error| no_pages(machine, &error)));
+        findings
     }
 }
 
@@ -206,11 +210,7 @@ impl Builder for KvmBuilder {
 
     fn judge(&mut self, machine: &MachineDescription) -> Verdict {
         self.prepared = None;
-        let limits = match self.limits(machine) {
-            Ok(limits) => limits,
-            Err(error) => return Verdict { findings: vec![no_pages(machine, &error)] },
-        };
-        let mut findings = ferry_kvm::judge(&limits, machine);
+        let mut findings = self.judge_host(machine);
         if machine.kind == ferry_kvm::KIND {
             findings.extend(judge_config(machine));
         }
