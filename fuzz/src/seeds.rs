@@ -66,7 +66,7 @@ const PROFILE: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/kv
 fn guests() -> Vec<Seed> {
     let (working_set_bytes, rate_bytes_per_second) = (1 << 20, 4 << 20);
     let churn = Payload::Churn { rate_bytes_per_second, working_set_bytes };
-    let vmm = |payload| GuestConfig { memory_bytes: 16 << 20, cpus: 1, payload }.to_bytes();
+    let vmm = |payload| GuestConfig { memory_bytes: 16 << 20, cpus: 1, payload, low_bytes: None }.to_bytes();
     let sim = |workload| SimConfig { seed: 7, memory_bytes: 4 << 20, workload }.to_bytes();
     vec![
         seed("vmm_config", "idle", &vmm(Payload::Idle)),

@@ -1,7 +1,8 @@
 //! Which pages the guest wrote: KVM's dirty rings, one a vCPU.
 //!
-//! [`MemorySlots::enable_dirty_ring`] before the first vCPU exists; [`KvmMachine::new`](crate::KvmMachine::new)
-//! then maps the rings and harvests them. The VMM does one thing: where `KVM_RUN` comes back because a ring is full
+//! [`MemorySlots::enable_dirty_ring`] before the first vCPU exists, or [`DirtyRing::enable`] where memory comes
+//! after the vCPUs, then [`MemorySlots::use_dirty_ring`]; [`KvmMachine::new`](crate::KvmMachine::new) maps the
+//! rings and harvests them. The VMM does one thing: where `KVM_RUN` comes back because a ring is full
 //! (`KVM_EXIT_DIRTY_RING_FULL`, which kvm-ioctls calls `VcpuExit::Unsupported(31)`), it calls
 //! [`DirtyRing::make_room`] with the vCPU's index and runs on.
 //!
@@ -45,7 +46,7 @@ use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
     KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap,
 };
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 
 use self::ring::{ENTRY_BYTES, Ring};
@@ -122,37 +123,54 @@ struct Shared {
 #[derive(Debug)]
 struct Rings {
     mapped: Vec<Ring>,
-    /// Pages taken out of a ring and not yet harvested.
-    taken: PageSet,
+    /// Pages taken out of a ring and not yet harvested; none before there is memory.
+    taken: Option<PageSet>,
     /// Whether a page was lost since tracking began.
     overflowed: bool,
+}
+
+/// The capability of rings that see every write, and their most bytes.
+fn capability(check: impl Fn(c_ulong) -> i32) -> Result<(u32, u32), DirtyRingError> {
+    let offered = |cap: u32| u32::try_from(check(c_ulong::from(cap))).unwrap_or(0);
+    if offered(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0 {
+        return Err(DirtyRingError::NotOffered);
+    }
+    let ordered = [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING];
+    let found = ordered.into_iter().map(|cap| (cap, offered(cap))).find(|(_, bytes)| *bytes > 0);
+    found.ok_or(DirtyRingError::NotOffered)
 }
 
 impl DirtyRing {
     /// Entries of a vCPU's ring that suit most guests: 64 KiB, full after 16 MiB.
     pub const ENTRIES: u32 = 4096;
 
-    /// Gives every vCPU of the VM, which must have none yet, a ring.
-    pub(crate) fn enable(memory: &MemorySlots, entries: u32) -> Result<Self, DirtyRingError> {
-        let vm = memory.vm();
-        let offered = |cap: u32| u32::try_from(vm.check_extension_raw(c_ulong::from(cap))).unwrap_or(0);
-        let ordered = [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING];
-        let cap = ordered.into_iter().find(|&cap| offered(cap) > 0).ok_or(DirtyRingError::NotOffered)?;
-        if offered(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0 {
-            return Err(DirtyRingError::NotOffered);
-        }
+    /// Fails where [`enable`](Self::enable) would, for want of a KVM that offers rings.
+    pub fn is_offered(kvm: &Kvm) -> Result<(), DirtyRingError> {
+        capability(|cap| kvm.check_extension_raw(cap)).map(drop)
+    }
+
+    /// Gives every vCPU of the VM, which must have none yet, a ring of so many entries, a power of two (see
+    /// [`DirtyRing::ENTRIES`]). Its memory is registered with [`MemorySlots::use_dirty_ring`].
+    pub fn enable(vm: &Arc<VmFd>, entries: u32) -> Result<Self, DirtyRingError> {
+        let (cap, bytes_max) = capability(|cap| vm.check_extension_raw(cap))?;
         let bytes = u64::from(entries) * ENTRY_BYTES as u64;
-        if !entries.is_power_of_two() || bytes < PAGE_SIZE || bytes > u64::from(offered(cap)) {
-            let max = offered(cap) / u32::try_from(ENTRY_BYTES).unwrap_or(u32::MAX);
+        if !entries.is_power_of_two() || bytes < PAGE_SIZE || bytes > u64::from(bytes_max) {
+            let max = bytes_max / u32::try_from(ENTRY_BYTES).unwrap_or(u32::MAX);
             return Err(DirtyRingError::Entries { entries, max });
         }
         let mut request = kvm_enable_cap { cap, ..Default::default() };
         request.args[0] = bytes;
         vm.enable_cap(&request).map_err(|source| DirtyRingError::Enable { entries, source })?;
+        let rings = Rings { mapped: Vec::new(), taken: None, overflowed: false };
+        Ok(Self { shared: Arc::new(Shared { vm: Arc::clone(vm), entries, rings: Mutex::new(rings) }) })
+    }
+
+    /// Notes pages of this memory from now on.
+    pub(crate) fn track(&self, memory: &MemorySlots) -> Result<(), DirtyRingError> {
         let span = |slot: ferry_protocol::RegionSpan| Span { start: slot.start, length: slot.length };
         let layout = Layout::new(memory.regions().into_iter().map(span).collect())?;
-        let rings = Rings { mapped: Vec::new(), taken: PageSet::empty(&layout), overflowed: false };
-        Ok(Self { shared: Arc::new(Shared { vm: Arc::clone(vm), entries, rings: Mutex::new(rings) }) })
+        self.lock().taken = Some(PageSet::empty(&layout));
+        Ok(())
     }
 
     /// Empties the ring of a vCPU, so that it can run on. Call it on the vCPU's thread each time its
@@ -193,7 +211,7 @@ impl DirtyRing {
                     }
                 }
             }
-            rings.taken.clear();
+            rings.taken.as_mut().map(PageSet::clear);
             rings.overflowed = false;
         }
         let started = switch(memory, KVM_MEM_LOG_DIRTY_PAGES);
@@ -216,11 +234,13 @@ impl DirtyRing {
         if rings.overflowed {
             return Err(DirtyRingError::Overflowed);
         }
-        if into.union(&rings.taken) {
-            rings.taken.clear();
-            return Ok(());
+        match &mut rings.taken {
+            Some(taken) if into.union(taken) => {
+                taken.clear();
+                Ok(())
+            }
+            _ => Err(DirtyRingError::Layout(LayoutError::Empty)),
         }
-        Err(DirtyRingError::Layout(LayoutError::Empty))
     }
 
     /// Switches tracking off.
@@ -297,8 +317,10 @@ impl Rings {
 
 /// Notes a slot's page. A slot that is none of ours belongs to the VMM: its pages are not guest memory to
 /// move.
-fn note(pages: &mut PageSet, slot: u32, offset: u64) {
-    if let Some(first) = page_of(pages.layout(), slot, offset) {
+fn note(pages: &mut Option<PageSet>, slot: u32, offset: u64) {
+    if let Some(pages) = pages
+        && let Some(first) = page_of(pages.layout(), slot, offset)
+    {
         pages.insert(PageRange { first, count: 1 });
     }
 }

@@ -100,9 +100,10 @@ pub enum MemoryError {
     },
 }
 
-/// Where `memory_bytes` of guest memory lie on x86: up to 3 GiB from address 0, the rest from 4 GiB.
-pub fn x86_layout(memory_bytes: u64) -> Vec<RegionSpan> {
-    let low = RegionSpan { start: 0, length: memory_bytes.min(HOLE_START) };
+/// Where `memory_bytes` of guest memory lie on x86: from address 0 to `low_end` at most ([`HOLE_START`], where
+/// there is no reason for less), the rest from 4 GiB.
+pub fn x86_layout(memory_bytes: u64, low_end: u64) -> Vec<RegionSpan> {
+    let low = RegionSpan { start: 0, length: memory_bytes.min(low_end.min(HOLE_START)) };
     let high = RegionSpan { start: HOLE_END, length: memory_bytes - low.length };
     [low, high].into_iter().filter(|region| region.length > 0).collect()
 }
@@ -201,9 +202,16 @@ impl MemorySlots {
     /// [`DirtyRing::ENTRIES`]). The vCPUs' threads need what it returns: see
     /// [`DirtyRing::make_room`]. Where KVM offers no rings this fails, and the log stays in use.
     pub fn enable_dirty_ring(&mut self, entries: u32) -> Result<DirtyRing, DirtyRingError> {
-        let ring = DirtyRing::enable(self, entries)?;
-        self.ring = Some(ring.clone());
+        let ring = DirtyRing::enable(&self.vm, entries)?;
+        self.use_dirty_ring(&ring)?;
         Ok(ring)
+    }
+
+    /// The same with rings that the VM has already: those of a VM whose vCPUs were made before its memory.
+    pub fn use_dirty_ring(&mut self, ring: &DirtyRing) -> Result<(), DirtyRingError> {
+        ring.track(self)?;
+        self.ring = Some(ring.clone());
+        Ok(())
     }
 
     /// The rings, if they are in use.
@@ -273,10 +281,10 @@ mod tests {
 
     #[test]
     fn memory_goes_around_the_hole() {
-        assert_eq!(x86_layout(4096), [RegionSpan { start: 0, length: 4096 }]);
-        assert_eq!(x86_layout(3 << 30), [RegionSpan { start: 0, length: 3 << 30 }]);
+        assert_eq!(x86_layout(4096, HOLE_START), [RegionSpan { start: 0, length: 4096 }]);
+        assert_eq!(x86_layout(3 << 30, HOLE_START), [RegionSpan { start: 0, length: 3 << 30 }]);
         assert_eq!(
-            x86_layout((3 << 30) + 8192),
+            x86_layout((3 << 30) + 8192, HOLE_START),
             [RegionSpan { start: 0, length: 3 << 30 }, RegionSpan { start: 4 << 30, length: 8192 }]
         );
     }

@@ -357,7 +357,7 @@ mod tests {
     use std::sync::Arc;
 
     fn config(cpus: u32) -> GuestConfig {
-        GuestConfig { memory_bytes: 8 << 20, cpus, payload: Payload::Idle }
+        GuestConfig { memory_bytes: 8 << 20, cpus, payload: Payload::Idle, low_bytes: None }
     }
 
     fn alone() -> DebugPort {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ferry_migrate::Machine;
 
-use crate::{SerialPort, VmmError};
+use crate::{DirtyKind, SerialPort, VmmError};
 
 /// A machine whose payload reports.
 pub trait Guest: Machine {
@@ -14,6 +14,11 @@ pub trait Guest: Machine {
 
     /// Asks the running guest to verify itself all that its payload verifies, and waits for its answer.
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError>;
+
+    /// Where its machine learns which pages it wrote; none for the simulated machine, which just knows.
+    fn dirty_kind(&self) -> Option<DirtyKind> {
+        None
+    }
 
     /// The guest's serial port, if it has one: those in the simulated machine do not.
     fn serial(&self) -> Option<&SerialPort> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
-use ferry_kvm::{HostLimits, HugePages, KvmMachine, MemoryError, MemorySlots, OpenError, Pages};
+use ferry_kvm::{DirtyRing, HostLimits, HugePages, KvmMachine, MemoryError, MemorySlots, OpenError, Pages};
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
 use kvm_bindings::{
@@ -21,7 +21,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use crate::backend::Birth;
+use crate::backend::{Birth, DirtyKind};
 use crate::debug_port::DebugPort;
 use crate::devices::{KvmDevices, SerialPort};
 use crate::shell::Shell;
@@ -55,6 +55,10 @@ impl Guest for KvmGuest {
         self.devices().port().verify(timeout)
     }
 
+    fn dirty_kind(&self) -> Option<DirtyKind> {
+        Some(if self.has_dirty_ring() { DirtyKind::Ring } else { DirtyKind::Log })
+    }
+
     fn serial(&self) -> Option<&SerialPort> {
         Some(self.devices().serial())
     }
@@ -66,9 +70,9 @@ pub fn create(
     birth: Birth<'_>,
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<KvmGuest, VmmError> {
-    let Birth { seed, contract, image, huge_pages } = birth;
+    let Birth { seed, contract, image, huge_pages, dirty } = birth;
     if let Some(image) = image {
-        image.check_fits(config.memory_bytes)?;
+        image.check_fits(config.memory_bytes.min(config.low_end()))?;
     }
     config.validate()?;
     if matches!(config.payload, Payload::Image { .. }) != image.is_some() {
@@ -85,7 +89,7 @@ pub fn create(
     {
         return Err(VmmError::MemoryUnavailable { bytes: config.memory_bytes, available });
     }
-    let shell = Shell::born(&kvm, config.cpus, contract)?;
+    let shell = Shell::born(&kvm, config.cpus, contract, dirty)?;
     let mut guest = Parts::build(shell, config, huge_pages)?.assemble(&kvm, config, watch)?;
     boot::load(&guest.ram(), config, image)?;
     for cpu in 0..config.cpus {
@@ -154,13 +158,14 @@ pub struct KvmBuilder {
     prepared: Option<Box<(MachineDescription, Shell)>>,
     serial: Option<Arc<File>>,
     huge_pages: HugePages,
+    dirty: DirtyKind,
 }
 
 impl KvmBuilder {
     /// Opens KVM.
     pub fn new() -> Result<Self, OpenError> {
-        let kvm = ferry_kvm::open()?;
-        Ok(Self { kvm, watch: None, prepared: None, serial: None, huge_pages: HugePages::default() })
+        let (huge_pages, dirty) = (HugePages::default(), DirtyKind::default());
+        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None, serial: None, huge_pages, dirty })
     }
 
     /// The same with someone who is told when a guest starts and stops to run.
@@ -168,6 +173,15 @@ impl KvmBuilder {
     pub fn with_watch(mut self, watch: Option<Arc<dyn RunWatch>>) -> Self {
         self.watch = watch;
         self
+    }
+
+    /// The same for guests whose written pages are noted there.
+    pub fn with_dirty(mut self, dirty: DirtyKind) -> Result<Self, VmmError> {
+        if dirty == DirtyKind::Ring {
+            DirtyRing::is_offered(&self.kvm)?;
+        }
+        self.dirty = dirty;
+        Ok(self)
     }
 
     /// The same with a file for what guests write to their serial port.
@@ -216,7 +230,7 @@ impl Builder for KvmBuilder {
         }
         // Nothing is built for a guest that cannot come: its numbers are its own word.
         if findings.iter().all(|finding| finding.kind == FindingKind::Notice) {
-            match Shell::offered(&self.kvm, machine) {
+            match Shell::offered(&self.kvm, machine, self.dirty) {
                 Ok((shell, notices)) => {
                     self.prepared = Some(Box::new((machine.clone(), shell)));
                     findings.extend(notices);
@@ -292,13 +306,18 @@ struct Parts {
     pages: Pages,
     vcpus: Vec<VcpuFd>,
     contract: Contract,
+    ring: Option<DirtyRing>,
 }
 
 impl Parts {
     fn build(shell: Shell, config: &GuestConfig, huge_pages: HugePages) -> Result<Self, VmmError> {
+        let Shell { vm, vcpus, contract, ring } = shell;
         let (memory, pages) = ferry_kvm::allocate_in(&config.regions(), huge_pages)?;
-        let memory = MemorySlots::register(shell.vm, memory)?;
-        Ok(Self { memory, pages, vcpus: shell.vcpus, contract: shell.contract })
+        let mut memory = MemorySlots::register(vm, memory)?;
+        if let Some(ring) = &ring {
+            memory.use_dirty_ring(ring)?;
+        }
+        Ok(Self { memory, pages, vcpus, contract, ring })
     }
 
     fn assemble(
@@ -309,7 +328,7 @@ impl Parts {
     ) -> Result<KvmGuest, VmmError> {
         let serial = SerialPort::new(Arc::clone(self.memory.vm()));
         let devices = KvmDevices::new(Arc::new(DebugPort::new(config)), config.cpus, serial, self.pages)?;
-        let vcpus = VcpuThreads::start(self.vcpus, devices.ports())?;
+        let vcpus = VcpuThreads::start(self.vcpus, devices.ports(), self.ring)?;
         let machine = KvmMachine::new(kvm, self.memory, vcpus, devices)?
             .with_config(config.to_bytes())
             .with_contract(&self.contract);

@@ -28,7 +28,9 @@ mod shell;
 mod sim_guest;
 mod vcpu_threads;
 
-pub use backend::{AnyBuilder, AnyGuest, Backend, BackendError, Birth, Chosen, create, fresh_seed};
+pub use backend::{
+    AnyBuilder, AnyGuest, Backend, BackendError, Birth, Chosen, DirtyKind, DirtyKindError, create, fresh_seed,
+};
 pub use config::{
     ConfigError, GuestConfig, Level, MAX_CPUS, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload,
 };

@@ -18,6 +18,9 @@ pub fn create(
     if config.cpus != SimConfig::VCPUS {
         return Err(VmmError::OneSimulated { cpus: config.cpus });
     }
+    if config.low_bytes.is_some() {
+        return Err(VmmError::NotSplit);
+    }
     let workload = match config.payload {
         Payload::Idle => Workload::Idle { patterned_bytes: config.working_set_bytes() },
         Payload::Churn { rate_bytes_per_second, working_set_bytes } => {

@@ -61,6 +61,8 @@ impl Process {
         flags.push(format!("--rate={}", guest.rate.0));
         flags.push(format!("--backend={backend}"));
         flags.push(format!("--huge-pages={}", guest.huge_pages));
+        flags.push(format!("--dirty={}", guest.dirty.kind.name()));
+        flags.extend(guest.low_memory.map(|size| format!("--low-memory={}", size.0)));
         flags.extend(guest.working_set.map(|size| format!("--working-set={}", size.0)));
         flags.extend(more.iter().map(ToString::to_string));
         Self::start(id, &flags, "running")
@@ -74,6 +76,7 @@ impl Process {
             format!("--id={id}"),
             format!("--backend={backend}"),
             format!("--huge-pages={}", guest.huge_pages),
+            format!("--dirty={}", guest.dirty.kind.name()),
         ];
         Self::start(id.to_owned(), &flags, "waiting")
     }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferry_migrate::Address;
 use ferry_migrate::oneway::Place;
 use ferry_protocol::GuestId;
-use ferry_vmm::{Backend, GuestConfig, HugePages, Level, Payload};
+use ferry_vmm::{Backend, DirtyKind, GuestConfig, HugePages, Level, Payload};
 
 use crate::size::{Millis, Seconds, Size};
 
@@ -97,6 +97,19 @@ pub(crate) struct GuestArgs {
     /// (auto) the largest of 2M, transparent and ordinary ones that can be had.
     #[arg(long, value_name = "auto|off|2M|1G|transparent", default_value = "auto")]
     pub(crate) huge_pages: HugePages,
+    #[command(flatten)]
+    pub(crate) dirty: DirtyArgs,
+    /// How much of the memory lies below the hole under 4 GiB; a hook of tests.
+    #[arg(long, value_name = "SIZE", hide = true)]
+    pub(crate) low_memory: Option<Size>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct DirtyArgs {
+    /// How KVM notes the pages that the guest writes: log (a bitmap, which loses nothing however fast the
+    /// guest writes) or ring (a ring for each vCPU, which costs by the pages written and not by the memory).
+    #[arg(long = "dirty", value_name = "log|ring", default_value = "log")]
+    pub(crate) kind: DirtyKind,
 }
 
 /// A built-in payload's name, or a file; a file named like a payload is given with its folder.
@@ -170,7 +183,8 @@ impl GuestArgs {
                 working_set_bytes: self.working_set.map_or(quarter, |size| size.0),
             },
         };
-        GuestConfig { memory_bytes: self.memory.0, cpus: self.cpus, payload }
+        let low_bytes = self.low_memory.map(|size| size.0);
+        GuestConfig { memory_bytes: self.memory.0, cpus: self.cpus, payload, low_bytes }
     }
 }
 
@@ -279,6 +293,8 @@ pub(crate) struct ReceiveArgs {
     /// In which pages of this host its memory will lie, whatever it lies in now; as with `ferry run`.
     #[arg(long, value_name = "auto|off|2M|1G|transparent", default_value = "auto")]
     pub(crate) huge_pages: HugePages,
+    #[command(flatten)]
+    pub(crate) dirty: DirtyArgs,
     #[command(flatten)]
     pub(crate) serial: SerialArgs,
     #[command(flatten)]

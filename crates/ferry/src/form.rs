@@ -7,6 +7,7 @@ use ferry_contract::{Finding, Verdict};
 use ferry_memory::PAGE_SIZE;
 use ferry_migrate::{Arrival, DowntimeParts, Progress, Report};
 use ferry_protocol::{Cause, SourceOutcome};
+use ferry_vmm::DirtyKind;
 use serde::{Deserialize, Serialize};
 
 /// A process that has a guest, or waits for one.
@@ -28,6 +29,8 @@ pub(crate) struct Status {
     pub(crate) memory_pages: Option<String>,
     pub(crate) memory_pages_reason: Option<String>,
     pub(crate) cpus: Option<u32>,
+    /// How KVM notes written pages, `log` or `ring`; none for the simulated machine.
+    pub(crate) dirty_source: Option<String>,
     pub(crate) payload: Option<String>,
     /// Turns of the payload's loop since the guest's birth.
     pub(crate) progress: Option<u64>,
@@ -152,6 +155,8 @@ impl ProgressForm {
 pub(crate) struct MigrationReport {
     pub(crate) id: String,
     pub(crate) backend: String,
+    /// How KVM noted written pages, `log` or `ring`; none for the simulated machine.
+    pub(crate) dirty_source: Option<String>,
     pub(crate) to: String,
     /// `moved`, `kept`, `held` or `doubtful`.
     pub(crate) outcome: String,
@@ -225,7 +230,12 @@ impl PartsForm {
 }
 
 impl MigrationReport {
-    pub(crate) fn new(id: &str, backend: &str, to: &str, verify: bool, report: &Report) -> Self {
+    pub(crate) fn new(
+        (id, backend, dirty): (&str, &str, Option<DirtyKind>),
+        to: &str,
+        verify: bool,
+        report: &Report,
+    ) -> Self {
         let (outcome, custody, reason) = match &report.outcome {
             SourceOutcome::Moved { .. } => ("moved", "target", None),
             SourceOutcome::Abandoned { .. } => ("abandoned", "nobody", None),
@@ -239,6 +249,7 @@ impl MigrationReport {
         Self {
             id: id.into(),
             backend: backend.into(),
+            dirty_source: dirty.map(|dirty| dirty.name().to_owned()),
             to: to.into(),
             outcome: outcome.into(),
             custody: custody.into(),

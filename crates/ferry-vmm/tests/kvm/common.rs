@@ -20,11 +20,12 @@ pub(crate) fn kvm_is_here() -> bool {
     }
 }
 
-pub(crate) const IDLE: GuestConfig = GuestConfig { memory_bytes: 32 << 20, cpus: 1, payload: Payload::Idle };
+pub(crate) const IDLE: GuestConfig =
+    GuestConfig { memory_bytes: 32 << 20, cpus: 1, payload: Payload::Idle, low_bytes: None };
 
 pub(crate) fn churn(memory_bytes: u64, rate_bytes_per_second: u64, working_set_bytes: u64) -> GuestConfig {
     let payload = Payload::Churn { rate_bytes_per_second, working_set_bytes };
-    GuestConfig { memory_bytes, cpus: 1, payload }
+    GuestConfig { memory_bytes, cpus: 1, payload, low_bytes: None }
 }
 
 pub(crate) fn born(config: &GuestConfig) -> KvmGuest {

@@ -15,7 +15,7 @@ use ferry_migrate::oneway::{Place, PlaceError};
 use ferry_migrate::{Answering, Canceller, Custody, Machine, Migration};
 use ferry_protocol::message::MAX_LANES;
 use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, SessionId, SourceConfig, SourceOutcome};
-use ferry_vmm::{AnyGuest, CheckReport, Guest, GuestReport, fresh_seed};
+use ferry_vmm::{AnyGuest, CheckReport, DirtyKind, Guest, GuestReport, fresh_seed};
 
 use super::observer::MoveObserver;
 use super::route::Route;
@@ -95,6 +95,7 @@ struct Facts {
     /// The highest epoch that this process used or offered.
     highest: Epoch,
     machine: Option<MachineDescription>,
+    dirty: Option<DirtyKind>,
     report: Option<GuestReport>,
     listen: Option<String>,
     last_migration: Option<MigrationReport>,
@@ -116,6 +117,7 @@ impl Shared {
             epoch: None,
             highest: Epoch::BIRTH,
             machine: None,
+            dirty: None,
             report: None,
             listen: None,
             last_migration: None,
@@ -137,7 +139,7 @@ impl Shared {
 
     /// The guest runs here from now on.
     pub(crate) fn adopt(&self, guest: AnyGuest, id: &GuestId, epoch: Epoch) {
-        let (machine, report) = (guest.description(), guest.report());
+        let (machine, report, dirty) = (guest.description(), guest.report(), guest.dirty_kind());
         *self.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(guest);
         let mut facts = self.facts();
         facts.id = Some(id.clone());
@@ -146,6 +148,7 @@ impl Shared {
         facts.epoch = Some(epoch);
         facts.highest = facts.highest.max(epoch);
         facts.machine = Some(machine);
+        facts.dirty = dirty;
         facts.report = Some(report);
     }
 
@@ -204,6 +207,7 @@ impl Shared {
             memory_pages: report.and_then(|report| report.memory_pages.clone()),
             memory_pages_reason: report.and_then(|report| report.memory_pages_reason.clone()),
             cpus: facts.machine.as_ref().map(|machine| machine.vcpus),
+            dirty_source: facts.dirty.map(|dirty| dirty.name().to_owned()),
             payload: report.map(|report| report.payload.clone()),
             progress: report.map(|report| report.progress),
             pages_checked: report.map(|report| report.pages_checked),
@@ -428,7 +432,8 @@ fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Cus
     let guest = seat.as_mut()?;
     *shared.audience() = Audience { listeners: vec![wanted.replies], canceller: Some(migration.canceller()) };
     let (report, custody) = migration.run(guest, &MoveObserver::new(shared));
-    let form = MigrationReport::new(id.as_str(), shared.facts().backend, &to, verify, &report);
+    let who = (id.as_str(), shared.facts().backend, guest.dirty_kind());
+    let form = MigrationReport::new(who, &to, verify, &report);
     let state = match &report.outcome {
         SourceOutcome::Moved { .. } | SourceOutcome::Abandoned { .. } => State::Moved,
         SourceOutcome::Kept { .. } => State::Running,

@@ -41,6 +41,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
         contract: contract.as_ref(),
         image: image.as_ref(),
         huge_pages: args.guest.huge_pages,
+        dirty: args.guest.dirty.kind,
         ..Birth::plain(fresh_seed())
     };
     let mut guest = create(&chosen, &config, birth, watch).map_err(|error| unborn(&error))?;

@@ -62,6 +62,7 @@ fn details(status: &Status) -> Vec<String> {
     say("custody", Some(if status.custody { "here" } else { "not here" }.into()));
     say("epoch", status.epoch.map(|epoch| epoch.to_string()));
     say("backend", Some(status.backend.clone()));
+    say("written pages", status.dirty_source.as_ref().map(|source| format!("by KVM's dirty {source}")));
     say("process", Some(status.pid.to_string()));
     say("memory", status.memory_bytes.map(|bytes| HumanBytes(bytes).to_string()));
     say(
