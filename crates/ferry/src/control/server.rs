@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -36,7 +36,7 @@ pub(crate) struct ControlSocket {
 }
 
 impl ControlSocket {
-    pub(crate) fn path(&self) -> &std::path::Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -54,8 +54,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, name: &str) -> Result<ControlSocket, C
     let failed = |error: std::io::Error| {
         CliError::plain(format!("the control socket {} cannot be made: {error}", path.display()))
     };
-    let _ = std::fs::remove_file(&path); // of a process that had this number before
-    let listener = UnixListener::bind(&path).map_err(failed)?;
+    let listener = bind(&path).map_err(failed)?;
     let socket = ControlSocket { path: path.clone() };
     end_on_signals(path.clone(), Arc::clone(shared)).map_err(failed)?;
     let shared = Arc::clone(shared);
@@ -67,6 +66,16 @@ pub(crate) fn serve(shared: &Arc<Shared>, name: &str) -> Result<ControlSocket, C
     };
     std::thread::Builder::new().name("ferry-control".into()).spawn(accept).map_err(failed)?;
     Ok(socket)
+}
+
+/// A socket that is there under its name only once it listens: whoever finds one that refuses takes its
+/// process for dead, and removes it. Either name may be of a process that had this number before.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    let before = path.with_extension("new");
+    let _ = std::fs::remove_file(&before);
+    let listener = UnixListener::bind(&before)?;
+    std::fs::rename(&before, path)?;
+    Ok(listener)
 }
 
 fn end_on_signals(path: PathBuf, shared: Arc<Shared>) -> std::io::Result<()> {
