@@ -25,5 +25,6 @@ mod one_way;
 mod one_way_kill;
 mod permissions;
 mod probing;
+mod rings;
 mod soak;
 mod watching;

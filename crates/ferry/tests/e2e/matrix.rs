@@ -5,11 +5,12 @@
 //! guest moves twice, so that a machine that was built for an arrival is a source, too, and verifies all
 //! its pages itself after each move, while it writes.
 
-use ferry_vmm::{DirtyKind, KvmBuilder};
+use ferry_vmm::DirtyKind;
 
+use crate::rings::has_rings;
 use crate::support::house::House;
 use crate::support::process::Process;
-use crate::support::{each, kvm_is_here, skipped};
+use crate::support::{each, kvm_is_here};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Transport {
@@ -126,11 +127,8 @@ fn guests_move_in_every_pair_of_ways() {
     if !kvm_is_here() {
         return;
     }
-    let has_ring = KvmBuilder::new().unwrap().with_dirty(DirtyKind::Ring);
-    if let Err(error) = &has_ring {
-        skipped(&format!("guests with dirty rings: {error}"));
-    }
-    let is_there = |case: &&Case| case.dirty == DirtyKind::Log || has_ring.is_ok();
+    let has_ring = has_rings();
+    let is_there = |case: &&Case| case.dirty == DirtyKind::Log || has_ring;
     let cases: Vec<_> = CASES.iter().filter(is_there).copied().collect();
     each(&cases, Case::run);
 }
@@ -165,7 +163,6 @@ fn a_ring_is_asked_for_where_there_is_none() {
         let done = house.json(&[words, &["--backend=sim", "--dirty=ring"]].concat());
         done.failed(1, &["no dirty ring"]);
     }
-    house.ferry(&["run", "--dirty=bitmap"]);
     let done = house.ferry(&["run", "--dirty=bitmap"]);
     assert!(done.status == 2 && done.errors.contains("use `log` or `ring`"), "{done:?}");
 }
