@@ -331,3 +331,24 @@ fn page_of(layout: &Layout, slot: u32, offset: u64) -> Option<u64> {
     let region = layout.spans().get((slot & 0xffff) as usize)?.pages();
     (offset < region.count).then(|| region.first + offset)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_rings_that_see_every_write_count_as_offered() {
+        let offers = |caps: &[(u32, i32)]| {
+            let caps = caps.to_vec();
+            capability(move |cap| {
+                caps.iter().find(|known| c_ulong::from(known.0) == cap).map_or(0, |known| known.1)
+            })
+        };
+        let refused = |caps: &[(u32, i32)]| matches!(offers(caps), Err(DirtyRingError::NotOffered));
+        let (old, ordered) = ((KVM_CAP_DIRTY_LOG_RING, 4096), (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 1 << 20));
+        assert!(refused(&[]) && refused(&[(KVM_CAP_DIRTY_LOG_RING, -1)]));
+        assert!(refused(&[old, ordered, (KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 1)]));
+        assert_eq!(offers(&[old]).unwrap(), (KVM_CAP_DIRTY_LOG_RING, 4096));
+        assert_eq!(offers(&[old, ordered]).unwrap(), (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 1 << 20));
+    }
+}

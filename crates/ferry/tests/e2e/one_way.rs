@@ -10,6 +10,7 @@ on_both! {
     a_guest_goes_through_a_pipe,
     wrong_uses_say_so,
     the_locks_of_a_guest_in_a_file_are_free_until_somebody_takes_it,
+    a_source_whose_reader_dies_takes_its_locks_again,
 }
 
 fn a_guest_rests_in_a_file_and_is_taken_once(on: &'static str) {
@@ -89,6 +90,33 @@ fn the_locks_of_a_guest_in_a_file_are_free_until_somebody_takes_it(on: &'static 
     assert!(holder().contains(&format!("guest `g`, process {}", taker.pid())), "{}", holder());
     assert!(taker.check() > 0);
     refuses_as_taken(&house, on, &place, &taker);
+}
+
+fn a_source_whose_reader_dies_takes_its_locks_again(on: &'static str) {
+    for is_stolen in [false, true] {
+        let house = House::new(on);
+        let lock = format!("--lock={}", house.path("disk.lock").display());
+        let holder = || std::fs::read_to_string(house.path("disk.lock")).unwrap();
+        let guest = house.guest("g", &[CHURN, &["--stop-at=state", &lock]].concat());
+        let pipe = house.pipe("pipe");
+        let reader = house.reading_a_pipe(&pipe, &[]);
+        let migrating = house.migrating_into_a_pipe("g", &pipe, &[]);
+        guest.await_stop();
+        assert!(!holder().contains("guest `"), "{}", holder());
+        let thief = is_stolen.then(|| house.guest_without_journal("thief", &[CHURN, &[&lock]].concat()));
+        reader.kill();
+        guest.resume();
+        if let Some(thief) = thief {
+            migrating.end().failed(4, &["paused", "disk.lock is held by guest `thief`"]);
+            guest.await_state("held");
+            assert!(thief.check() > 0);
+        } else {
+            migrating.end().failed(4, &["still runs on this host"]);
+            guest.await_state("running");
+            assert!(guest.check() > 0);
+            assert!(holder().contains(&format!("guest `g`, process {}", guest.pid())), "{}", holder());
+        }
+    }
 }
 
 fn refuses_as_taken(house: &House, on: &str, place: &str, taker: &Process) {
