@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::host::{Job, Move, Shared};
+use super::host::{Job, Listener, Move, Shared};
 use super::passing::PassingReader;
 use super::{MAX_LINE_BYTES, Reply, Request};
 use crate::error::CliError;
@@ -173,15 +173,17 @@ fn answer(
             write(stream, &heard.map_or_else(|error| Reply::error(&error), |()| Reply::Cancelling))
         }
         Request::Watch {} => {
-            let (listener, answers) = bounded(MAX_REPLIES);
-            shared.watch(listener);
+            let (replies, answers) = bounded(MAX_REPLIES);
+            let (_hears, heard) = bounded(0);
+            shared.watch(Listener { replies, heard });
             pass_on(stream, &answers, true)
         }
         Request::Migrate { wait, .. } => match shared.plan(request, passed) {
             Ok(planned) => {
                 let (replies, answers) = bounded(MAX_REPLIES);
                 let (_hears, heard) = bounded(0);
-                let _ = shared.jobs.send(Job::Migrate(Box::new(Move { planned, replies, heard })));
+                let client = Listener { replies, heard };
+                let _ = shared.jobs.send(Job::Migrate(Box::new(Move { planned, client })));
                 pass_on(stream, &answers, *wait)
             }
             Err(error) => write(stream, &Reply::error(&error)),

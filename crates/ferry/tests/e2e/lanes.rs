@@ -26,9 +26,10 @@ fn pages_cross_on_as_many_lanes_as_asked_for(on: &'static str) {
         let before = (sockets(source.pid()), sockets(to.pid()));
         let migrating = house.migrating_to("g", &to.listen, &["--verify", &format!("--lanes={lanes}")]);
         source.await_stop();
-        // Lane 0 is the session's own link; the source also has a client: `migrate`, which waits.
+        // Lane 0 is the session's own link; the source also has a client, `migrate`, which waits, and may
+        // still have had the test itself as a client before.
         let links = (sockets(source.pid()) - before.0, sockets(to.pid()) - before.1);
-        assert_eq!(links, (lanes + 1, lanes));
+        assert!((lanes..=lanes + 1).contains(&links.0) && links.1 == lanes, "{lanes} lanes: {links:?}");
         source.resume();
         to.await_stop();
         to.resume();

@@ -2,7 +2,7 @@
 
 use crate::support::house::{CHURN, House};
 use crate::support::process::Process;
-use crate::support::wait_until;
+use crate::support::{let_pass, wait_until};
 
 on_both! {
     a_migration_is_watched_and_cancelled_by_others,
@@ -51,18 +51,28 @@ fn a_migration_is_watched_and_cancelled_by_others(on: &'static str) {
     house.json(&["watch", "g"]).failed(1, &["no migration"]);
 }
 
+/// The source's process ends with the move; those who watch have its report all the same.
 fn whoever_watches_sees_the_end(on: &'static str) {
     let house = House::new(on);
-    let source = house.guest("g", &[CHURN, &["--stop-at=pause"]].concat());
-    let to = house.receiver(&[]);
-    let migrating = house.migrating_to("g", &to.listen, &["--max-bandwidth=8M"]);
-    in_rounds(&source);
-    let watching = watching(&house, "json");
-    source.await_stop();
-    source.resume();
-    let (told, seen) = (migrating.end().document(), watching.end().document());
+    // A target that stops before it says ready keeps the migration under way.
+    let (source, to) = (house.guest("g", CHURN), house.receiver(&["--stop-at=ready"]));
+    let migrating = house.migrating_to("g", &to.listen, &[]);
+    to.await_stop();
+    let watchers = [watching(&house, "json"), watching(&house, "json"), watching(&house, "text")];
+    let client_threads = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", source.pid())).unwrap().flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.trim() == "ferry-client").count()
+    };
+    wait_until("the source has four clients", || client_threads() == 4);
+    // They are connected; what they ask comes right after.
+    let_pass(std::time::Duration::from_millis(200));
+    to.resume();
+    let told = migrating.end().document();
     assert_eq!((&told["outcome"], &told["epoch"]), (&"moved".into(), &2.into()));
-    assert_eq!(told, seen);
+    let [one, other, text] = watchers.map(Process::end);
+    assert_eq!((one.document(), other.document()), (told.clone(), told));
+    assert!(text.status == 0 && text.output.contains("guest       g moved to"), "{text:?}");
     assert_eq!(source.end().status, 0);
     assert!(to.check() > 0);
 }
