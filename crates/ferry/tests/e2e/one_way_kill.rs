@@ -17,6 +17,9 @@ on_both! {
 /// How long every wait lasts; none is to run out.
 const WAIT: Duration = Duration::from_secs(20);
 
+/// How long a reader waits for a source that was killed, where the pipe does not tell it at once.
+const SILENCE: Duration = Duration::from_secs(4);
+
 /// The phases of a source that nobody answers: it enters `given` before custody is written, and `done` after.
 const SOURCE: [&str; 7] = ["rounds", "pause", "last-round", "state", "ready", "given", "done"];
 
@@ -74,7 +77,7 @@ fn a_source_that_writes_a_file_is_killed(on: &'static str) {
 
 fn a_source_that_writes_into_a_pipe_is_killed(on: &'static str) {
     each(&SOURCE, |&phase| {
-        let house = House::hasty(on, WAIT);
+        let house = House::hasty(on, SILENCE);
         let source = stopping(&house, phase);
         let pipe = house.pipe("pipe");
         let reader = house.reading_a_pipe(&pipe, &[]);
@@ -85,7 +88,12 @@ fn a_source_that_writes_into_a_pipe_is_killed(on: &'static str) {
         if phase == "done" {
             is_taken_whole(&house, &reader.ready("arrived"));
         } else {
-            reader.end().failed(1, &["before its custody: it was never finished"]);
+            let done = reader.end();
+            let message = done.failed(1, &[])["message"].take();
+            let told = ["fd:0, byte ", "`silence` timed out"]
+                .iter()
+                .any(|text| message.as_str().unwrap().contains(text));
+            assert!(told, "{message}");
             assert_eq!(house.runners().len(), 1, "nobody runs it");
         }
     });
