@@ -89,11 +89,7 @@ fn a_source_that_writes_into_a_pipe_is_killed(on: &'static str) {
             is_taken_whole(&house, &reader.ready("arrived"));
         } else {
             let done = reader.end();
-            let message = done.failed(1, &[])["message"].take();
-            let told = ["fd:0, byte ", "`silence` timed out"]
-                .iter()
-                .any(|text| message.as_str().unwrap().contains(text));
-            assert!(told, "{message}");
+            done.failed(1, &["fd:0, byte "]);
             assert_eq!(house.runners().len(), 1, "nobody runs it");
         }
     });
