@@ -112,6 +112,10 @@ pub struct Source {
     journaled: bool,
     /// What the place where the target was knows, if it answered that it does not know.
     known: Option<Known>,
+    /// Why the guest comes back, while the witness has still to say so.
+    returns: Option<Cause>,
+    /// The witness gave the guest to the target.
+    lost: bool,
     log_started: bool,
     paused: bool,
     resources_released: bool,
@@ -144,6 +148,8 @@ impl Source {
             linked: false,
             journaled: false,
             known: None,
+            returns: None,
+            lost: false,
             log_started: false,
             paused: false,
             resources_released: false,

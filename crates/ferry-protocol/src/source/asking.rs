@@ -48,7 +48,7 @@ impl Source {
         match message {
             ToSource::Running(of) if of == self.offered() => self.moved(),
             ToSource::Refused(refused) if refused.of == self.offered() => {
-                self.back(None, Cause::Peer(refused.reason))
+                self.returned(None, Cause::Peer(refused.reason))
             }
             // Another process listens there now: no further question to it can settle this.
             ToSource::Unknown(unknown) if unknown.of == self.offered() => {
@@ -119,8 +119,11 @@ impl Source {
                 actions.extend(self.ask_again(now));
             }
             (Wait::Answer(Question::Resting { until }), _) if now >= *until => {
-                self.wait = Wait::Answer(Question::Linking);
-                actions.push(SourceAction::Connect);
+                let claim = if self.returns.is_some() { self.claim() } else { None };
+                if claim.is_none() {
+                    self.wait = Wait::Answer(Question::Linking);
+                }
+                actions.push(claim.unwrap_or(SourceAction::Connect));
             }
             _ => {}
         }

@@ -8,9 +8,15 @@ use crate::journal::Decided;
 use crate::{Claim, ClaimAnswer, Epoch, Rule};
 
 impl Source {
-    /// Asks the witness for the guest, if there is one.
+    /// Asks the witness for the guest, if there is one. Its record is as it was before, or the target
+    /// has it: from there the guest comes back only once the target can no longer run it.
     pub(super) fn claim(&mut self) -> Option<SourceAction> {
         let from = self.config.witness?;
+        let from = match (self.lost, &self.returns) {
+            (false, _) => from,
+            (true, Some(_)) => self.config.epoch,
+            (true, None) => return None,
+        };
         self.wait = Wait::Claim;
         let to = self.config.epoch.next();
         Some(SourceAction::Claim(Claim { guest: self.config.guest.clone(), from, to }))
@@ -20,14 +26,35 @@ impl Source {
         match answer {
             ClaimAnswer::Won => {
                 let text = "the link was lost after custody was given, and the witness gave the guest back";
-                self.back(Some(self.config.epoch.next()), Cause::Witness(text.into()))
+                let cause = self.returns.take().unwrap_or_else(|| Cause::Witness(text.into()));
+                self.back(Some(self.config.epoch.next()), cause)
             }
-            ClaimAnswer::Lost => self.moved(),
-            ClaimAnswer::Unreached(_) => {
+            // The target won its claim. It may still fail to run the guest: only its own word lets the
+            // guest go.
+            ClaimAnswer::Lost if !std::mem::replace(&mut self.lost, true) => {
+                let claim = self.claim();
+                if claim.is_none() {
+                    self.wait = Wait::Answer(Question::Linking);
+                }
+                vec![claim.unwrap_or(SourceAction::Connect)]
+            }
+            ClaimAnswer::Lost | ClaimAnswer::Unreached(_) => {
                 self.rest(now);
                 Vec::new()
             }
         }
+    }
+
+    /// The target cannot run the guest any more: it comes back, with a witness once that says so too.
+    pub(super) fn returned(&mut self, raise_to: Option<Epoch>, cause: Cause) -> Vec<SourceAction> {
+        self.returns = Some(cause.clone());
+        let Some(claim) = self.claim() else {
+            self.returns = None;
+            return self.back(raise_to, cause);
+        };
+        self.deadline = None;
+        let link = std::mem::take(&mut self.linked).then_some(SourceAction::Disconnect);
+        link.into_iter().chain([claim]).collect()
     }
 
     /// Custody is here again, and the guest goes on.
@@ -93,7 +120,7 @@ impl Source {
             Choice::SourceRuns => {
                 // Above what the target may have run: a runner's epoch is the highest.
                 let above = self.config.rules.keep(Rule::PersonAbove).then(|| epoch.next());
-                self.back(above, Cause::Decided(choice))
+                self.returned(above, Cause::Decided(choice))
             }
             Choice::TargetRuns => {
                 self.end();

@@ -3,8 +3,8 @@
 use ferry_contract::Verdict;
 use ferry_protocol::journal::{Choice, Decided, History, MayRun, OfGuest, Past, Record};
 use ferry_protocol::message::{
-    Ask, Hello, Known, OfEpoch, Offer, ReasonKind, RoundEnd, RoundTaken, StateEnd, TargetHello, ToSource,
-    ToTarget, Unknown,
+    Ask, Hello, Known, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, RoundTaken, StateEnd,
+    TargetHello, ToSource, ToTarget, Unknown,
 };
 use ferry_protocol::{
     Claim, ClaimAnswer, Epoch, InstanceId, LinkFault, LinkId, PersonsChoice, SessionId, Source, SourceAction,
@@ -131,9 +131,24 @@ fn with_a_witness_the_source_claims_and_does_what_the_claim_says() {
     assert_eq!(actions.last(), Some(&SourceAction::Claim(claim)));
     let answer = |answer| source.clone().step(Time::ZERO, SourceEvent::Claimed(answer));
     assert_eq!(answer(ClaimAnswer::Won)[0], SourceAction::TakeBack { raise_to: Some(Epoch(3)) });
-    assert_eq!(answer(ClaimAnswer::Lost)[0], SourceAction::ReleaseGuest);
+    assert_eq!(answer(ClaimAnswer::Lost), [SourceAction::Connect], "the target may still fail to run it");
     assert_eq!(answer(ClaimAnswer::Unreached("no route".into())), []);
     assert!(is_refused(&decide(&mut source.clone(), Choice::SourceRuns)), "the witness decides");
+}
+
+/// Found by the model: the target wins its claim, and cannot start the guest.
+#[test]
+fn a_guest_that_the_witness_gave_to_the_target_comes_back_if_it_cannot_run_there() {
+    let (mut source, _) = asking(Some(Epoch(1)));
+    source.step(Time::ZERO, SourceEvent::Claimed(ClaimAnswer::Lost));
+    source.step(Time::ZERO, SourceEvent::Connected);
+    let reason = Reason::new(ReasonKind::Machine, "it cannot be started");
+    let refused = ToSource::Refused(Refused { of: OF, reason });
+    let actions = source.step(Time::ZERO, SourceEvent::Received(refused));
+    let claim = Claim { guest: guest(), from: OF.epoch, to: Epoch(3) };
+    assert_eq!(actions, [SourceAction::Disconnect, SourceAction::Claim(claim)], "the record is the target's");
+    let actions = source.step(Time::ZERO, SourceEvent::Claimed(ClaimAnswer::Won));
+    assert_eq!(actions[0], SourceAction::TakeBack { raise_to: Some(Epoch(3)) });
 }
 
 /// Every message of a session up to custody, so that a later process can be sent them again.
@@ -141,7 +156,14 @@ fn session(witness: Option<Epoch>) -> Vec<ToTarget> {
     let (session, epoch) = (OF.session, OF.epoch);
     let program = String::new();
     let hello = Hello { version_min: 1, version_max: 1, session, guest: guest(), epoch, program };
-    let offer = Offer { machine: description("sim"), verify: false, lanes: 1, written: Vec::new(), witness };
+    let offer = Offer {
+        machine: description("sim"),
+        verify: false,
+        lanes: 1,
+        written: Vec::new(),
+        witness,
+        to: None,
+    };
     let end = RoundEnd { round: 0, data_pages: 1, zero_pages: 0, last: true };
     let messages = [ToTarget::Hello(hello), ToTarget::Offer(offer), ToTarget::RoundEnd(end)];
     messages
