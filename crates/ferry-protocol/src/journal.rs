@@ -181,6 +181,15 @@ impl Record {
         }
     }
 
+    /// The highest epoch that may be used because of it: who gets the guest back by a person's word runs
+    /// it above the one that was given.
+    fn highest_used(&self) -> Epoch {
+        match self {
+            Self::Decided(decided) if decided.choice == Choice::SourceRuns => decided.epoch.next(),
+            _ => self.epoch(),
+        }
+    }
+
     /// Whether it must be on disk before what follows it is done.
     pub fn is_promise(&self) -> bool {
         matches!(
@@ -221,7 +230,7 @@ pub struct GuestHistory {
 impl GuestHistory {
     fn add(&mut self, record: &Record) {
         let epoch = record.epoch();
-        self.highest = self.highest.max(Some(epoch));
+        self.highest = self.highest.max(Some(record.highest_used()));
         match record {
             Record::Born(_) => {}
             Record::MayBeGiven(given) => {
@@ -441,5 +450,18 @@ mod tests {
         past.add(InstanceId(2), History::of(&[Record::Born(of(3))]));
         assert_eq!((past.floor(&guest()), past.birth(&guest())), (Some(Epoch(7)), Epoch(8)));
         assert_eq!(past.answer(InstanceId(3), &guest(), Epoch(7)), None);
+    }
+
+    #[test]
+    fn what_a_person_gave_back_ran_above_the_epoch_that_was_given() {
+        let decided = |choice| {
+            let (guest, epoch, reason) = (guest(), Epoch(2), String::new());
+            Record::Decided(Decided { guest, epoch, choice, reason, unix_seconds: 0 })
+        };
+        for (choice, birth) in [(Choice::SourceRuns, 4), (Choice::TargetRuns, 3), (Choice::Abandon, 3)] {
+            let mut past = Past::default();
+            past.add(InstanceId(1), History::of(&[may_be_given(2), decided(choice)]));
+            assert_eq!(past.birth(&guest()), Epoch(birth), "{choice}");
+        }
     }
 }
