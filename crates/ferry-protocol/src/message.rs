@@ -197,6 +197,10 @@ pub struct Offer {
     /// guest only after it won the claim from this epoch to the one that is offered.
     #[n(4)]
     pub witness: Option<Epoch>,
+    /// The life of the target process to which it is made, as its hello named it; none in a file or a
+    /// pipe. No other process takes the offer, so whoever repeats a session to another gets nowhere.
+    #[n(5)]
+    pub to: Option<InstanceId>,
 }
 
 /// A further link of a live session.

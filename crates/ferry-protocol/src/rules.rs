@@ -24,8 +24,8 @@ pub enum Rule {
     MayRunOnDisk,
     /// A process that follows another never refuses what that one may have run.
     UnknownAfterRestart,
-    /// A process never takes an epoch that an earlier one of its place may have taken.
-    FloorAfterRestart,
+    /// A process takes no offer that was made to another.
+    OnlyToThatProcess,
     /// With a witness, nobody runs the guest after the pause without having won the claim.
     WitnessDecides,
     /// What a person gives back to the source runs above every epoch that was given.
@@ -42,7 +42,7 @@ impl Rule {
         Self::AnswerAfterStart,
         Self::MayRunOnDisk,
         Self::UnknownAfterRestart,
-        Self::FloorAfterRestart,
+        Self::OnlyToThatProcess,
         Self::WitnessDecides,
         Self::PersonAbove,
     ];
@@ -57,7 +57,7 @@ impl Rule {
             Self::AnswerAfterStart => "answer-after-start",
             Self::MayRunOnDisk => "may-run-on-disk",
             Self::UnknownAfterRestart => "unknown-after-restart",
-            Self::FloorAfterRestart => "floor-after-restart",
+            Self::OnlyToThatProcess => "only-to-that-process",
             Self::WitnessDecides => "witness-decides",
             Self::PersonAbove => "person-above",
         }

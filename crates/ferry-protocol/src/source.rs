@@ -271,6 +271,7 @@ impl Source {
             lanes: self.lanes(),
             written,
             witness: self.config.witness,
+            to: self.instance,
         }))
     }
 

@@ -393,9 +393,7 @@ impl Target {
             return turn_away(link, reason);
         }
         let of = OfEpoch { session: hello.session, epoch: hello.epoch };
-        if let Some(floor) = self.past.floor(&hello.guest).filter(|&floor| hello.epoch <= floor)
-            && self.rules.keep(Rule::FloorAfterRestart)
-        {
+        if let Some(floor) = self.past.floor(&hello.guest).filter(|&floor| hello.epoch <= floor) {
             // It is no refusal: an earlier process may have run the guest under this epoch.
             let text = format!(
                 "epoch {} of guest `{}` is not above {floor}, which was used here before: try again, each attempt offers a higher one",

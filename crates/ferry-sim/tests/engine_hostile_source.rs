@@ -59,6 +59,7 @@ fn a_stream_that_is_cut_anywhere_is_a_lost_link() {
             lanes: 1,
             written: Vec::new(),
             witness: None,
+            to: None,
         };
         let offer = to_target(&ToTarget::Offer(offer));
         for cut in [0, 1, 15, 16, 17, offer.len() - 1] {
@@ -309,8 +310,14 @@ fn an_offer_that_cannot_be_taken_is_refused_before_anything_is_built() {
         (MachineDescription { regions: Vec::new(), ..good }, false),
     ];
     for (machine, is_judged) in offers {
-        let offer =
-            ToTarget::Offer(Offer { machine, verify: false, lanes: 1, written: Vec::new(), witness: None });
+        let offer = ToTarget::Offer(Offer {
+            machine,
+            verify: false,
+            lanes: 1,
+            written: Vec::new(),
+            witness: None,
+            to: None,
+        });
         let cause = victim.cause(|victim| {
             let mut peer = victim.greeted();
             peer.tell(&offer);
@@ -389,6 +396,7 @@ fn pages_that_come_slowly_are_not_silence() {
         lanes: 1,
         written: Vec::new(),
         witness: None,
+        to: None,
     }));
     assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
     assert_eq!(peer.hear(), Some(ToSource::Built));

@@ -47,6 +47,7 @@ fn with_two_lanes(victim: &mut Victim) -> Raw {
         lanes: 2,
         written: Vec::new(),
         witness: None,
+        to: None,
     };
     peer.tell(&ToTarget::Offer(offer));
     assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));

@@ -18,6 +18,11 @@ impl Target {
                 session.phase = TargetPhase::Offer;
                 session.deadline = None;
                 let machine = offer.machine.clone();
+                if offer.to.is_some_and(|to| to != self.instance) && self.rules.keep(Rule::OnlyToThatProcess)
+                {
+                    let text = "the offer was made to another process: somebody repeats an old session";
+                    return self.end_session(Cause::Misbehaved(text.into()));
+                }
                 if offer.witness.is_some() && !self.has_witness {
                     let text =
                         "the source names a witness, which this target cannot reach: give both the same";

@@ -151,6 +151,27 @@ fn a_guest_that_the_witness_gave_to_the_target_comes_back_if_it_cannot_run_there
     assert_eq!(actions[0], SourceAction::TakeBack { raise_to: Some(Epoch(3)) });
 }
 
+/// Found by the model: somebody repeats a session to a process that has no trace of the one that took it.
+#[test]
+fn an_offer_that_was_made_to_another_process_is_refused() {
+    let (made_to, other) = (InstanceId(77), InstanceId(78));
+    for (instance, taken) in [(made_to, true), (other, false)] {
+        let mut target = Target::new(instance, None, Timeouts::default());
+        target.step(Time::ZERO, TargetEvent::Opened(LINK));
+        let mut actions = Vec::new();
+        for message in session(None).into_iter().take(2) {
+            let message = match message {
+                ToTarget::Offer(offer) => ToTarget::Offer(Offer { to: Some(made_to), ..offer }),
+                other => other,
+            };
+            actions = target.step(Time::ZERO, TargetEvent::Received(LINK, message));
+        }
+        let judged = matches!(actions[..], [TargetAction::Judge(_)]);
+        let told = |action: &TargetAction| matches!(action, TargetAction::Send(_, ToSource::Refused(_)));
+        assert_eq!((judged, actions.iter().any(told)), (taken, !taken), "{actions:?}");
+    }
+}
+
 /// Every message of a session up to custody, so that a later process can be sent them again.
 fn session(witness: Option<Epoch>) -> Vec<ToTarget> {
     let (session, epoch) = (OF.session, OF.epoch);

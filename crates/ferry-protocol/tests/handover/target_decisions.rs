@@ -77,7 +77,8 @@ fn state_end() -> TargetEvent {
 fn receiving(verify: bool) -> Target {
     let mut target = target();
     say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
-    let offer = Offer { machine: description("sim"), verify, lanes: 1, written: Vec::new(), witness: None };
+    let offer =
+        Offer { machine: description("sim"), verify, lanes: 1, written: Vec::new(), witness: None, to: None };
     let events =
         [on_link(ToTarget::Offer(offer)), TargetEvent::Judged(Verdict::accept()), TargetEvent::Built];
     feed(&mut target, events);
@@ -311,6 +312,7 @@ fn answers_of_an_ended_session_are_not_those_of_the_next() {
             lanes: 1,
             written: Vec::new(),
             witness: None,
+            to: None,
         })
     };
     feed(&mut target, [on_link(offer()), TargetEvent::LinkLost(LINK, LinkFault::Closed)]);
@@ -332,6 +334,7 @@ fn jobs_of_ended_sessions_do_not_pile_up() {
             lanes: 1,
             written: Vec::new(),
             witness: None,
+            to: None,
         })
     };
     let busy = (1..100).find(|&number| {

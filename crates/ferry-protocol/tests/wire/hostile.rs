@@ -139,6 +139,7 @@ fn texts_and_lists_over_their_bound_are_refused() {
             lanes: 1,
             written: Vec::new(),
             witness: None,
+            to: None,
         });
         ToTarget::from_bytes(&offer.to_bytes()).map(drop)
     };

@@ -52,7 +52,8 @@ pub(crate) fn to_target() -> Vec<ToTarget> {
             verify: true,
             lanes: 1,
             written: Vec::new(),
-            witness: None,
+            witness: Some(Epoch(1)),
+            to: Some(InstanceId(0x0123_4567_89ab_cdef)),
         }),
         ToTarget::RoundEnd(RoundEnd { round: 3, data_pages: 1000, zero_pages: 70_000, last: true }),
         ToTarget::MemoryHash(MemoryHash { blake3: [0xa5; 32] }),
@@ -159,9 +160,12 @@ pub(crate) fn any_to_target() -> impl Strategy<Value = ToTarget> {
     });
     prop_oneof![
         hello,
-        (any_machine(), any::<bool>(), 1..=16_u8).prop_map(|(machine, verify, lanes)| ToTarget::Offer(
-            Offer { machine, verify, lanes, written: Vec::new(), witness: None }
-        )),
+        (any_machine(), any::<bool>(), 1..=16_u8, any::<[Option<u64>; 2]>()).prop_map(
+            |(machine, verify, lanes, [witness, to])| {
+                let (witness, to) = (witness.map(Epoch), to.map(InstanceId));
+                ToTarget::Offer(Offer { machine, verify, lanes, written: Vec::new(), witness, to })
+            }
+        ),
         (any_of(), any::<u8>()).prop_map(|(of, number)| ToTarget::Lane(Lane { of, number })),
         round_end,
         any::<[u8; 32]>().prop_map(|blake3| ToTarget::MemoryHash(MemoryHash { blake3 })),

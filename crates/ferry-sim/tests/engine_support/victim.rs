@@ -63,6 +63,7 @@ impl Victim {
             lanes: 1,
             written: Vec::new(),
             witness: None,
+            to: None,
         }));
         assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
         assert_eq!(peer.hear(), Some(ToSource::Built));

@@ -135,6 +135,7 @@ impl World {
             lanes: 1,
             written: Vec::new(),
             witness: None,
+            to: None,
         };
         let words = [ToTarget::Hello(hello), ToTarget::Offer(offer)].into_iter().take(usize::from(words % 3));
         words.for_each(|message| link.to_target.send(message));

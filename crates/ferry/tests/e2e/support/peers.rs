@@ -115,6 +115,7 @@ impl Caller {
             lanes: 1,
             written: Vec::new(),
             witness: None,
+            to: None,
         }));
     }
 
