@@ -53,7 +53,10 @@ impl World {
     fn carry_source(&mut self, action: SourceAction) -> Option<SourceEvent> {
         match action {
             SourceAction::Disconnect => {
-                let number = self.source.change(|source| source.link.take());
+                let number = self.source.change(|source| {
+                    source.stop_sending();
+                    source.link.take()
+                });
                 if let Some(number) = number {
                     self.change_link(number, |link| {
                         link.to_source.shut();
@@ -120,15 +123,22 @@ impl World {
                     SourceAction::SendState => SourceEvent::StateSent { sections: 1 },
                     _ => panic!("{at_once:?} is no job of a migration over one link"),
                 };
-                return Some(if self.fails_now() { SourceEvent::Failed(String::new()) } else { done });
+                if !self.setup.slow {
+                    return Some(if self.fails_now() { SourceEvent::Failed(String::new()) } else { done });
+                }
+                let sends = matches!(at_once, SourceAction::SendRound { .. } | SourceAction::SendState);
+                SourceJob::Work { done, sends }
             }
         };
         if job == SourceJob::Resume && (self.source.gone || self.source.given.is_some()) {
             self.broken = Some("the source resumes a guest of which it has no custody");
         }
         self.source.change(|source| {
-            // From here on its vCPUs may run.
-            source.runs |= job == SourceJob::Resume;
+            if job == SourceJob::Resume {
+                source.stop_sending();
+                // From here on its vCPUs may run.
+                source.runs = true;
+            }
             source.jobs.push(job);
         });
         None
@@ -150,6 +160,7 @@ impl World {
                     SourceEvent::Paused
                 }
                 SourceJob::Resume if success => SourceEvent::Resumed,
+                SourceJob::Work { done, .. } if success => done,
                 job => {
                     if job == SourceJob::Resume {
                         (source.runs, source.stuck) = (false, true);
@@ -202,9 +213,9 @@ impl World {
                     link.to_target.shut();
                 });
             }
-            TargetAction::Judge(_) => return Some(self.at_once(TargetEvent::Judged(accepted()))),
-            TargetAction::Build { .. } => return Some(self.at_once(TargetEvent::Built)),
-            TargetAction::Restore { .. } => return Some(self.at_once(TargetEvent::Restored)),
+            TargetAction::Judge(_) => return self.work(number, TargetEvent::Judged(accepted())),
+            TargetAction::Build { .. } => return self.work(number, TargetEvent::Built),
+            TargetAction::Restore { .. } => return self.work(number, TargetEvent::Restored),
             TargetAction::Journal(record) => self.lives[number].change(|life| life.writes.push(record)),
             TargetAction::Claim(claim) => {
                 self.lives[number].change(|life| life.jobs.push(TargetJob::Claim(claim)));
@@ -222,8 +233,12 @@ impl World {
         None
     }
 
-    fn at_once(&mut self, done: TargetEvent) -> TargetEvent {
-        if self.fails_now() { TargetEvent::Failed(String::new()) } else { done }
+    fn work(&mut self, number: usize, done: TargetEvent) -> Option<TargetEvent> {
+        if self.setup.slow {
+            self.lives[number].change(|life| life.jobs.push(TargetJob::Work(done)));
+            return None;
+        }
+        Some(if self.fails_now() { TargetEvent::Failed(String::new()) } else { done })
     }
 
     /// Answers the oldest job of one life of the target.
@@ -234,6 +249,8 @@ impl World {
                 let who = Some(self.lives[number].instance);
                 TargetEvent::Claimed(self.claim(&claim, who, success))
             }
+            TargetJob::Work(done) if success => done,
+            TargetJob::Work(_) => TargetEvent::Failed(String::new()),
             TargetJob::Run(_) if success => TargetEvent::GuestRuns,
             TargetJob::Run(_) => {
                 // No vCPU ran: the trait `Machine` asks for that.
@@ -302,7 +319,10 @@ impl World {
             None => {}
             Some(Item::Message(message)) => self.feed_source(SourceEvent::Received(message)),
             Some(Item::Lost) => {
-                self.source.change(|source| source.link = None);
+                self.source.change(|source| {
+                    source.link = None;
+                    source.stop_sending();
+                });
                 self.feed_source(SourceEvent::LinkLost(LinkFault::Closed));
             }
         }

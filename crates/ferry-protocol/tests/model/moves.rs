@@ -63,7 +63,9 @@ impl World {
         self.calm_moves(into);
         self.people(into);
         if self.left.faults > 0 {
-            failures(into);
+            if !self.setup.slow {
+                failures(into);
+            }
             self.network_faults(into);
             self.process_faults(into);
         }
@@ -79,7 +81,6 @@ impl World {
             into.push(Move::Birth);
         }
         if let Some((to, of)) = self.source.given
-            && self.source.ambiguous
             && self.source.phase_is(SourcePhase::Asking)
             && self.source.jobs.is_empty()
         {

@@ -17,7 +17,7 @@ fn breaks(what: &str, setup: Setup, faults: u8, promise: &'static str) {
 
 fn breaks_without(rule: Rule, faults: u8, promise: &'static str) {
     let witness = rule == Rule::WitnessDecides;
-    let setup = Setup { rules: Rules::without(rule), witness, links: 2, forgets: false };
+    let setup = Setup { rules: Rules::without(rule), witness, ..Setup::default() };
     breaks(&format!("without `{rule}`"), setup, faults, promise);
 }
 
@@ -51,6 +51,6 @@ each! {
 /// The source's "may be given": without it a person could start the guest anew beside the target's.
 #[test]
 fn a_source_that_forgets_what_it_may_have_given() {
-    let setup = Setup { rules: Rules::default(), witness: false, links: 2, forgets: true };
+    let setup = Setup { forgets: true, ..Setup::default() };
     breaks("with a source's journal that is lost", setup, 1, TWO);
 }

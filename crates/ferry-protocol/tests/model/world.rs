@@ -9,7 +9,7 @@ use ferry_protocol::journal::{Choice, History, OfGuest, Past, Record};
 use ferry_protocol::message::{Hello, OfEpoch, Offer, RoundEnd, StateEnd, ToTarget};
 use ferry_protocol::{
     Claim, Epoch, GuestId, InstanceId, LinkId, MachineDescription, RegionSpan, Rules, SessionId, Source,
-    SourceConfig, SourcePhase, Target, Timeouts,
+    SourceConfig, SourceEvent, SourcePhase, Target, TargetEvent, Timeouts,
 };
 
 use super::links::Link;
@@ -37,12 +37,19 @@ pub(crate) struct Setup {
     pub(crate) witness: bool,
     /// The most links at once: a source that asks again and again finds nobody when there are more.
     pub(crate) links: u8,
+    /// Whether every job takes its time. Otherwise those of one side alone are done at once, or fail.
+    pub(crate) slow: bool,
     /// Whether the source's journal is lost with its process: a wrong one, to be found out.
     pub(crate) forgets: bool,
 }
 
-/// A job that takes its time: between it and its answer everything else can happen. All others are
-/// answered at once.
+impl Default for Setup {
+    fn default() -> Self {
+        Self { rules: Rules::default(), witness: false, links: 2, slow: false, forgets: false }
+    }
+}
+
+/// A job that takes its time: between it and its answer everything else can happen.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum SourceJob {
     Connect,
@@ -50,12 +57,18 @@ pub(crate) enum SourceJob {
     Pause,
     Claim(Claim),
     Resume,
+    /// Anything else, and its answer. What sends is not answered any more once its link is gone.
+    Work {
+        done: SourceEvent,
+        sends: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum TargetJob {
     Claim(Claim),
     Run(Epoch),
+    Work(TargetEvent),
 }
 
 /// The witness's record of the guest: who has it (a target's instance, or none for the source), and
@@ -307,6 +320,10 @@ impl SourceSide {
         self.jobs = vec![SourceJob::Connect];
         self.ending = None;
         self.ambiguous = false;
+    }
+
+    pub(crate) fn stop_sending(&mut self) {
+        self.jobs.retain(|job| !matches!(job, SourceJob::Work { sends: true, .. }));
     }
 
     pub(crate) fn may_begin(&self) -> bool {
