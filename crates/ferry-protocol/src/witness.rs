@@ -2,7 +2,9 @@
 //!
 //! It holds one record a guest, `{holder, epoch}`, which is changed by compare-and-set alone and never
 //! expires; no clock takes part. With a witness the target claims the guest before it runs it, and a
-//! source that hears no answer claims it back: one of the two wins, whatever the network does.
+//! source that hears no answer claims it back: one of the two wins, whatever the network does. A source
+//! that lost keeps the paused guest until the target says that it runs: if the target cannot start it,
+//! the source claims it back from there.
 
 use crate::{Epoch, GuestId};
 
