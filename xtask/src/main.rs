@@ -1,4 +1,4 @@
-//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`.
+//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`, `simulate`.
 //!
 //! Continuous integration runs these very commands (`.ci/run`) and knows nothing beyond them.
 
@@ -9,6 +9,7 @@ mod fuzz;
 mod lint;
 mod run;
 mod say;
+mod simulate;
 mod test;
 mod tree;
 
@@ -44,6 +45,13 @@ enum Task {
     },
     /// Fuzzes the parsers on the stable toolchain; needs a C++ compiler
     Fuzz(fuzz::Arguments),
+    /// Simulates hand-overs from seeds, faults and all; `--help` goes to the simulator
+    #[command(disable_help_flag = true)]
+    Simulate {
+        /// Go to the simulator as they are: `--seeds N`, `--seed S`, `--without RULE`, `--story`, `--steps`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -64,5 +72,6 @@ fn perform(task: Task) -> Result<(), Failure> {
         Task::Test { arguments } => test::run(&tree, &arguments),
         Task::Bench { name } => bench::run(&tree, name.as_deref()),
         Task::Fuzz(arguments) => fuzz::run(&tree, &arguments),
+        Task::Simulate { arguments } => simulate::run(&tree, &arguments),
     }
 }

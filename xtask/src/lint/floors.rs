@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["ferry-protocol"],
     &["ferry-migrate"],
     &["ferry-kvm", "ferry-sim"],
-    &["ferry-vmm", "embed"], // the example is a VMM of its own, not on Ferry's
+    &["ferry-vmm", "ferry-simulate", "embed"], // the example is a VMM of its own, not on Ferry's
     &["ferry"],
 ];
 
