@@ -70,6 +70,7 @@ impl World {
                     witness.register(process, epoch);
                 }
                 self.tally.births += 1;
+                self.note_born(process);
                 self.note_runs(process, epoch);
             }
             Err(text) => {

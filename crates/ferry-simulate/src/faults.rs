@@ -226,11 +226,9 @@ impl World {
     /// Somebody who listened sends everything of an earlier link once more.
     fn send_again(&mut self, move_back: u32) {
         let Some(target) = self.side(Side::Target) else { return };
-        let (host, folder) = (self.processes[target].host, self.processes[target].folder);
+        let host = self.processes[target].host;
         let recorded = self.links.iter().rev().filter(|link| {
-            let heard = &self.processes[link.target];
-            heard.host == host
-                && heard.folder == folder
+            self.processes[link.target].host == host
                 && matches!(link.maker, Maker::Source(_))
                 && !link.record.is_empty()
         });

@@ -97,6 +97,15 @@ impl World {
         }
     }
 
+    /// A guest is born. Its epoch is above every one that its own host knows; of a guest of that name that
+    /// lived and died on the other host meanwhile only a witness could tell.
+    pub(crate) fn note_born(&mut self, process: usize) {
+        let host = self.processes[process].host;
+        if self.truth.highest.is_some_and(|(_, holder)| self.processes[holder].host != host) {
+            self.truth.highest = None;
+        }
+    }
+
     /// A process's vCPUs run from now on.
     pub(crate) fn note_runs(&mut self, process: usize, epoch: Epoch) {
         let name = self.processes[process].name.clone();

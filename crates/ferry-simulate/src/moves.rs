@@ -136,6 +136,7 @@ impl World {
                 && let Some(after) = matches(fault.when)
             {
                 self.fired[number] = true;
+                self.strikes_due += 1;
                 self.agenda.enter(Time(self.now.0 + after), Due::Strike(number));
             }
         }

@@ -188,9 +188,11 @@ impl Fault {
 
     fn before_a_replay(dice: &mut Dice) -> Self {
         let phase = dice.weighted(&[(3, SourcePhase::Given), (1, SourcePhase::Asking)], SourcePhase::Given);
-        let when = When::Source { attempt: 1, phase, after_us: dice.below(1500) };
-        let again_after_us = dice.within(50, 8000);
-        Self { when, what: What::Kill { side: Side::Target, again_after_us, journals: Journals::Stay } }
+        let when = When::Source { attempt: 1, phase, after_us: dice.below(3000) };
+        let again_after_us = dice.within(50, 2000);
+        let kinds = [(1, Journals::Stay), (1, Journals::Elsewhere)];
+        let journals = dice.weighted(&kinds, Journals::Stay);
+        Self { when, what: What::Kill { side: Side::Target, again_after_us, journals } }
     }
 
     fn draw(dice: &mut Dice, moves: u32) -> Self {
@@ -214,9 +216,12 @@ impl Fault {
             }
             // Everything that it sends again was sent by then.
             (What::Replay { .. }, When::Source { attempt, .. }) => {
-                let early = dice.chance(60);
-                let phase = if early { SourcePhase::Connect } else { SourcePhase::Done };
-                When::Source { attempt, phase, after_us: if early { 0 } else { dice.below(40_000) } }
+                let (phase, after_us) = match dice.below(10) {
+                    0..4 => (SourcePhase::Connect, 0),
+                    4..8 => (SourcePhase::Given, dice.within(2_000, 40_000)),
+                    _ => (SourcePhase::Done, dice.below(40_000)),
+                };
+                When::Source { attempt, phase, after_us }
             }
             (_, when) => when,
         };

@@ -112,6 +112,8 @@ pub(crate) struct World {
     pub(crate) mover: usize,
     /// Faults of the plan whose time came.
     pub(crate) fired: Vec<bool>,
+    /// How many of them have not struck yet.
+    pub(crate) strikes_due: u32,
     /// How many users are about to start a guest again.
     pub(crate) births_due: u32,
     pub(crate) tally: Tally,
@@ -153,6 +155,7 @@ impl World {
             attempts: 0,
             mover: 0,
             fired: vec![false; plan.faults.len()],
+            strikes_due: 0,
             births_due: 0,
             tally: Tally::default(),
             healed: false,
@@ -245,6 +248,7 @@ impl World {
             Due::SourceJob(process) => self.source_job(process),
             Due::TargetJob(process) => self.target_job(process),
             Due::Strike(fault) => {
+                self.strikes_due = self.strikes_due.saturating_sub(1);
                 if let Some(fault) = self.plan.faults.get(fault).copied().filter(|_| !self.healed) {
                     self.tally.faults += 1;
                     self.strike(fault.what);
@@ -349,6 +353,9 @@ impl World {
 
     /// Whether nobody has anything left to do but to ask a process that is gone.
     fn is_settled(&self) -> bool {
+        if self.strikes_due > 0 && !self.healed {
+            return false;
+        }
         let moves = self.attempts < self.plan.base.moves && !self.healed && !self.guest_died;
         let is_quiet = |process: &Process| {
             let source = process.source.as_ref().is_none_or(|source| {

@@ -44,13 +44,13 @@ const NOTICED_AT: [(Rule, u64); 10] = [
     (Rule::RefusalBeforeResume, 21),
     (Rule::RefusalIsFinal, 2331),
     (Rule::TakenIsNotRefused, 21),
-    (Rule::OnlyThatProcess, 3278),
+    (Rule::OnlyThatProcess, 93),
     (Rule::AnswerAfterStart, 58),
-    (Rule::MayRunOnDisk, 97),
-    (Rule::UnknownAfterRestart, 97),
-    (Rule::FloorAfterRestart, 2627),
+    (Rule::MayRunOnDisk, 199),
+    (Rule::UnknownAfterRestart, 170),
+    (Rule::OnlyToThatProcess, 1726),
     (Rule::WitnessDecides, 203),
-    (Rule::PersonAbove, 922),
+    (Rule::PersonAbove, 498),
 ];
 
 #[test]
