@@ -185,6 +185,8 @@ struct Session {
     deadline: Option<(Time, TimerName)>,
     /// A job was asked for and is not answered yet.
     job: bool,
+    /// The witness is being asked: the guest is not being started yet.
+    claiming: bool,
     offer: Option<Offer>,
     /// The links that carry pages beside the session's own, by number; until the last round is over.
     lanes: BTreeMap<u8, LinkId>,
@@ -419,6 +421,7 @@ impl Target {
             phase: TargetPhase::Hello,
             deadline: Some((now.after(self.timeouts.offer), TimerName::Offer)),
             job: false,
+            claiming: false,
             offer: None,
             lanes: BTreeMap::new(),
             next_round: 0,

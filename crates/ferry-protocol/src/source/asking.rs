@@ -4,7 +4,7 @@ use super::{
     Ask, Cause, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome, Time, TimerName,
     ToSource, ToTarget, Wait,
 };
-use crate::Rule;
+use crate::{ClaimAnswer, Rule};
 
 impl Source {
     /// The point of no return.
@@ -28,6 +28,10 @@ impl Source {
         }
         match event {
             SourceEvent::Claimed(answer) if self.wait == Wait::Claim => self.on_claimed(now, &answer),
+            // The claim may have been carried out all the same.
+            SourceEvent::Failed(text) if self.wait == Wait::Claim => {
+                self.on_claimed(now, &ClaimAnswer::Unreached(text))
+            }
             SourceEvent::Received(message) => self.on_answer(now, message),
             SourceEvent::LinkLost(_) if self.wait != Wait::Claim => {
                 self.linked = false;

@@ -28,6 +28,11 @@ impl Target {
                         "the source names a witness, which this target cannot reach: give both the same";
                     return self.end_session(Cause::Machine(text.into()));
                 }
+                if offer.witness.is_some_and(|stands| stands >= session.of.epoch) {
+                    // Both sides could win a claim of it.
+                    let text = "the witness's record of the guest is not below the offered epoch: offer a higher one";
+                    return self.end_session(Cause::Misbehaved(text.into()));
+                }
                 session.offer = Some(offer);
                 session.job = true;
                 vec![TargetAction::Judge(machine)]
@@ -144,7 +149,12 @@ impl Target {
         session.deadline = None;
         session.job = true;
         match self.claim() {
-            Some(claim) if self.rules.keep(Rule::WitnessDecides) => vec![claim],
+            Some(claim) if self.rules.keep(Rule::WitnessDecides) => {
+                if let Some(session) = &mut self.session {
+                    session.claiming = true;
+                }
+                vec![claim]
+            }
             _ => vec![TargetAction::RunGuest { guest, epoch }],
         }
     }
@@ -162,7 +172,7 @@ impl Target {
         let Some(session) = &mut self.session else { return Vec::new() };
         match answer {
             ClaimAnswer::Won => {
-                session.job = true;
+                (session.job, session.claiming) = (true, false);
                 vec![TargetAction::RunGuest { guest: session.guest.clone(), epoch: session.of.epoch }]
             }
             ClaimAnswer::Lost => {
@@ -228,6 +238,10 @@ impl Target {
                 actions
             }
             (TargetPhase::Taking, TargetEvent::Claimed(answer)) => self.on_claimed(now, &answer),
+            // The claim may have been carried out all the same.
+            (TargetPhase::Taking, TargetEvent::Failed(text)) if session.claiming => {
+                self.on_claimed(now, &ClaimAnswer::Unreached(text))
+            }
             (TargetPhase::Taking, TargetEvent::Failed(text)) => self.not_started(Cause::Machine(text)),
             // The guest runs here: whatever failed, nobody may be told otherwise.
             (TargetPhase::Running, TargetEvent::Failed(_)) => Vec::new(),

@@ -172,6 +172,14 @@ fn an_offer_that_was_made_to_another_process_is_refused() {
     }
 }
 
+#[test]
+fn a_claim_that_failed_may_have_been_carried_out() {
+    let (mut source, _) = asking(Some(Epoch(1)));
+    assert_eq!(source.step(Time::ZERO, SourceEvent::Failed("no route".into())), []);
+    assert!(source.deadline().is_some(), "it asks again");
+    assert_eq!(source.phase(), SourcePhase::Asking);
+}
+
 /// Every message of a session up to custody, so that a later process can be sent them again.
 fn session(witness: Option<Epoch>) -> Vec<ToTarget> {
     let (session, epoch) = (OF.session, OF.epoch);
@@ -329,6 +337,10 @@ fn with_a_witness_the_target_runs_only_what_it_won() {
     let (at, _) = unreached.deadline().expect("it claims again");
     let again = unreached.step(at, TargetEvent::Tick);
     assert!(matches!(again[..], [TargetAction::Claim(_)]), "{again:?}");
+
+    let mut equal = target().with_witness();
+    let (actions, _) = play(&mut equal, session(Some(OF.epoch)), &ClaimAnswer::Won);
+    assert!(!actions.contains(&run), "a claim that changes nothing could be won by both");
 
     let mut without = target();
     let (actions, _) = play(&mut without, session(Some(Epoch(1))), &ClaimAnswer::Won);
