@@ -37,7 +37,7 @@ impl World {
             }
             What::PowerOff { side, again_after_us } => return self.power_off(side, again_after_us),
             What::Replay { move_back } => return self.send_again(move_back),
-            What::Stranger { words } => return self.visit(words),
+            What::Stranger { words, same_name } => return self.visit(words, same_name),
             _ => {}
         }
         self.story.tell(now, || what.to_string());
@@ -212,10 +212,10 @@ impl World {
     }
 
     /// Somebody opens a link, says little and goes away.
-    fn visit(&mut self, words: usize) {
+    fn visit(&mut self, words: usize, same_name: bool) {
         let Some(target) = self.side(Side::Target) else { return };
         self.story.tell(self.now, || "a stranger opens a link to the target".into());
-        let said = self.words_of_a_stranger(words);
+        let said = self.words_of_a_stranger(words, same_name);
         let link = self.open(Maker::Stranger, self.host(Side::Source), target);
         for message in said {
             self.send_down(link, self.now, Down::Message(message));
@@ -239,7 +239,7 @@ impl World {
         };
         let name = self.processes[target].name.clone();
         self.story.tell(self.now, || format!("a stranger sends an earlier session to {name} once more"));
-        let link = self.open(Maker::Stranger, self.host(Side::Source), target);
+        let link = self.open(Maker::Listener, self.host(Side::Source), target);
         self.links[link].replay = VecDeque::from(record);
         self.replay(link);
     }

@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ferry_memory::PageSet;
-use ferry_protocol::message::{Hello, OfEpoch, ToTarget};
+use ferry_protocol::message::{Hello, OfEpoch, Offer, ToTarget};
 use ferry_protocol::{
-    GuestId, SessionId, Source, SourceAction, SourceConfig, SourceOutcome, SourcePhase, TargetPhase, Time,
+    MachineDescription, RegionSpan, SessionId, Source, SourceAction, SourceConfig, SourceOutcome,
+    SourcePhase, TargetPhase, Time,
 };
 
 use crate::clock::Due;
@@ -17,6 +18,9 @@ use crate::plan::When;
 use crate::process::{Process, SourceSide};
 use crate::witness::Witness;
 use crate::world::{World, guest_id, timeouts};
+
+/// A stranger's guest, and the kind of its machine.
+pub(crate) const STRANGER: &str = "stranger";
 
 /// How long after one move the user wants the next, in microseconds.
 pub(crate) const TRY_AGAIN: u64 = 2_000;
@@ -150,22 +154,22 @@ impl World {
         })
     }
 
-    /// What a stranger says before it goes away.
-    pub(crate) fn words_of_a_stranger(&self, words: usize) -> Vec<ToTarget> {
+    /// What a stranger says before it goes away: it offers a guest of its own.
+    pub(crate) fn words_of_a_stranger(&self, words: usize, same_name: bool) -> Vec<ToTarget> {
+        let guest = if same_name { guest_id() } else { STRANGER.parse().ok() };
+        let Some(guest) = guest else { return Vec::new() };
         let Some(side) = &self.processes[self.mover].source else { return Vec::new() };
-        let hello = Hello {
-            version_min: 1,
-            version_max: 1,
-            session: SessionId(9),
-            guest: guest_id().filter(|_| words > 1).unwrap_or_else(stranger),
-            epoch: side.of.epoch,
-            program: String::new(),
+        let (session, epoch, program) = (SessionId(9), side.of.epoch, String::new());
+        let hello = Hello { version_min: 1, version_max: 1, session, guest, epoch, program };
+        let regions = vec![RegionSpan { start: 0, length: 4096 }];
+        let machine = MachineDescription {
+            kind: STRANGER.into(),
+            vcpus: 1,
+            regions,
+            config: Vec::new(),
+            contract: Vec::new(),
         };
-        [ToTarget::Hello(hello), ToTarget::Release(side.of)].into_iter().take(words).collect()
+        let offer = Offer { machine, verify: false, lanes: 1, written: Vec::new(), witness: None, to: None };
+        [ToTarget::Hello(hello), ToTarget::Offer(offer)].into_iter().take(words).collect()
     }
-}
-
-fn stranger() -> GuestId {
-    #[expect(clippy::expect_used, reason = "a constant that is a guest name")]
-    "stranger".parse().expect("a guest name")
 }

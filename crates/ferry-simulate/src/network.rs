@@ -165,8 +165,10 @@ impl<T: Ends> Way<T> {
 pub(crate) enum Maker {
     /// A process's source.
     Source(usize),
-    /// A stranger somewhere on the source's side.
+    /// A stranger with a guest of its own.
     Stranger,
+    /// A stranger who repeats what it heard.
+    Listener,
 }
 
 /// What was sent to a target, and after how many of its messages: a stranger who listened can send it

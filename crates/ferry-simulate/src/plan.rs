@@ -93,8 +93,9 @@ pub(crate) enum What {
     Fail { side: Side },
     /// The user cancels on a side.
     Cancel { side: Side },
-    /// Somebody opens a link to the target and says nothing, or a part of a greeting.
-    Stranger { words: usize },
+    /// Somebody opens a link to the target and says nothing, or offers a guest, perhaps of the same name
+    /// and epoch, and goes away.
+    Stranger { words: usize, same_name: bool },
     /// Somebody who listened sends everything that a source sent in an earlier move once more.
     Replay { move_back: u32 },
     /// A side's disk takes nothing for a while; what failed may be there all the same.
@@ -214,6 +215,10 @@ impl Fault {
             (What::Witness { .. }, When::Source { attempt, after_us, .. }) => {
                 When::Source { attempt, phase: SourcePhase::Given, after_us }
             }
+            // Where it may be first.
+            (What::Stranger { .. }, When::Source { attempt, after_us, .. }) if dice.chance(50) => {
+                When::Source { attempt, phase: SourcePhase::Connect, after_us: after_us % 200 }
+            }
             // Everything that it sends again was sent by then.
             (What::Replay { .. }, When::Source { attempt, .. }) => {
                 let (phase, after_us) = match dice.below(10) {
@@ -288,7 +293,7 @@ impl What {
             59..66 => Self::Stop { side, for_us: while_us },
             66..75 => Self::Fail { side },
             75..79 => Self::Cancel { side },
-            79..82 => Self::Stranger { words: keep(dice) },
+            79..82 => Self::Stranger { words: keep(dice), same_name: dice.chance(50) },
             82..88 => Self::Replay { move_back: u32::try_from(dice.below(3)).unwrap_or(0) },
             88..92 => Self::DiskFails { side, for_us: while_us, written: dice.chance(30) },
             92..94 => Self::DiskSlow { side, by_us: while_us },
@@ -353,7 +358,10 @@ impl fmt::Display for What {
             }
             Self::Fail { side } => write!(f, "the {side}'s next job fails"),
             Self::Cancel { side } => write!(f, "the user cancels on the {side}"),
-            Self::Stranger { .. } => f.write_str("a stranger opens a link to the target"),
+            Self::Stranger { same_name, .. } => {
+                let whose = if same_name { "of the same name" } else { "of its own" };
+                write!(f, "a stranger with a guest {whose} opens a link to the target")
+            }
             Self::Replay { .. } => f.write_str("a stranger sends an earlier session once more"),
             Self::DiskFails { side, for_us, .. } => {
                 write!(f, "the {side}'s disk takes nothing for {}", millis(for_us))

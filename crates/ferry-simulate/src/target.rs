@@ -1,12 +1,16 @@
 //! A process as a target: the actions of its decisions carried out, its jobs done.
 
+use ferry_contract::{Finding, FindingKind, Layer, Verdict};
 use ferry_protocol::journal::Record;
 use ferry_protocol::message::{ToSource, ToTarget};
-use ferry_protocol::{ClaimAnswer, Epoch, LinkFault, LinkId, TargetAction, TargetEvent, TargetPhase, Time};
+use ferry_protocol::{
+    ClaimAnswer, Epoch, LinkFault, LinkId, MachineDescription, TargetAction, TargetEvent, TargetPhase, Time,
+};
 
 use crate::clock::Due;
 use crate::guest::{Custody, Guest};
 use crate::invariants::{Broken, Said};
+use crate::moves::STRANGER;
 use crate::network::{Down, Ends, Maker, Up};
 use crate::process::{Incoming, Job};
 use crate::source::said;
@@ -117,6 +121,13 @@ impl World {
                 // For itself, or for a process of its folder that is gone: whichever was asked.
                 let instance = self.links[number].asked.unwrap_or(self.processes[process].instance);
                 self.note_answer(instance, refused.of, Said::Refused);
+            }
+            ToSource::Verdict(verdict) => {
+                let is_strangers =
+                    verdict.findings.first().is_some_and(|finding| finding.subject == STRANGER);
+                if is_strangers != (self.links[number].maker == Maker::Stranger) {
+                    self.broken(Broken::Answer, || "a verdict about another offer".into());
+                }
             }
             _ => {}
         }
@@ -259,7 +270,7 @@ impl World {
         let this = &mut self.processes[process];
         let Some(target) = &mut this.target else { return Ok(None) };
         let event = match what {
-            TargetAction::Judge(_) => TargetEvent::Judged(ferry_contract::Verdict { findings: Vec::new() }),
+            TargetAction::Judge(machine) => TargetEvent::Judged(verdict(machine)),
             TargetAction::Build { machine, .. } => {
                 this.guest = Some(Guest::built(machine, rate)?);
                 target.incoming = Some(Incoming::default());
@@ -308,9 +319,6 @@ impl World {
 
     /// A stranger hears an answer, and sends what the source had sent after so many.
     pub(crate) fn deliver_to_stranger(&mut self, link: usize) {
-        if self.links[link].maker != Maker::Stranger {
-            return;
-        }
         let now = self.now;
         let Some(item) = self.links[link].up.take(now) else { return };
         if item.is_end() {
@@ -330,4 +338,18 @@ impl World {
             self.send_down(link, self.now, item);
         }
     }
+}
+
+/// A verdict that says for which kind of machine it is.
+fn verdict(machine: &MachineDescription) -> Verdict {
+    let finding = Finding {
+        kind: FindingKind::Notice,
+        subject: machine.kind.clone(),
+        layer: Layer::Machine,
+        guest: String::new(),
+        target: String::new(),
+        effect: String::new(),
+        remedy: String::new(),
+    };
+    Verdict { findings: vec![finding] }
 }

@@ -273,6 +273,11 @@ impl World {
         for process in 0..self.processes.len() {
             self.agenda.enter(self.now, Due::SourceJob(process));
             self.agenda.enter(self.now, Due::TargetJob(process));
+            // A wakeup for nothing is no harm.
+            if !self.is_away(process) {
+                self.feed_source(process, SourceEvent::Tick);
+                self.feed_target(process, TargetEvent::Tick);
+            }
         }
     }
 

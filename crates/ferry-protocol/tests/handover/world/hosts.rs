@@ -13,7 +13,6 @@ use ferry_protocol::{
 pub(crate) struct SourceHost {
     /// None once the process died.
     pub(crate) machine: Option<Source>,
-    pub(crate) attempts: u64,
     /// The guest's vCPUs run, or may run any moment.
     pub(crate) runs: bool,
     pub(crate) log: bool,
@@ -36,7 +35,6 @@ impl SourceHost {
     pub(crate) fn new(machine: Source) -> Self {
         Self {
             machine: Some(machine),
-            attempts: 1,
             runs: true,
             log: false,
             resources: true,
@@ -55,11 +53,6 @@ impl SourceHost {
     /// A job that sends ends without an answer when its link does, and when the guest is to go on.
     pub(crate) fn stop_sending(&mut self) {
         self.jobs.retain(|job| !matches!(job, SourceAction::SendRound { .. } | SourceAction::SendState));
-    }
-
-    /// Everything that a failed migration must have undone.
-    pub(crate) fn is_as_before(&self) -> bool {
-        self.runs && self.resources && !self.log && self.given.is_none() && self.jobs.is_empty()
     }
 }
 
