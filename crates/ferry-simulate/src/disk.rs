@@ -104,3 +104,57 @@ impl Disk {
         past
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ferry_protocol::Epoch;
+    use ferry_protocol::journal::OfGuest;
+
+    use super::*;
+
+    const LIFE: InstanceId = InstanceId(1);
+
+    fn of(epoch: u64) -> OfGuest {
+        OfGuest { guest: "g".parse().unwrap(), epoch: Epoch(epoch) }
+    }
+
+    fn floor(disk: &Disk) -> Option<Epoch> {
+        disk.past(|_| true).floor(&of(1).guest)
+    }
+
+    #[test]
+    fn a_note_outlives_its_process_but_not_its_hosts_power() {
+        let mut disk = Disk::new();
+        disk.write(Time::ZERO, LIFE, Record::Born(of(1))).unwrap();
+        disk.note(Time::ZERO, LIFE, Record::Kept(of(2)));
+        assert_eq!(floor(&disk), Some(Epoch(2)));
+        disk.lose_power(None);
+        assert_eq!(floor(&disk), Some(Epoch(1)));
+        disk.lose_power(Some((LIFE, Record::Refused(of(4)))));
+        assert_eq!(floor(&disk), Some(Epoch(4)), "what was under way may be there");
+    }
+
+    #[test]
+    fn what_failed_may_be_there_all_the_same() {
+        let mut disk = Disk::new();
+        disk.fail(Time(10), false);
+        assert!(disk.write(Time(9), LIFE, Record::Born(of(1))).is_err());
+        assert_eq!(floor(&disk), None);
+        disk.fail(Time(10), true);
+        assert!(disk.write(Time(9), LIFE, Record::Born(of(1))).is_err());
+        assert_eq!(floor(&disk), Some(Epoch(1)));
+        assert!(disk.write(Time(10), LIFE, Record::Born(of(2))).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_journal_may_have_run_anything() {
+        let mut disk = Disk::new();
+        for epoch in 1..4 {
+            disk.write(Time::ZERO, LIFE, Record::Refused(of(epoch))).unwrap();
+        }
+        disk.damage(LIFE);
+        let past = disk.past(|_| true);
+        assert!(past.life(LIFE).unwrap().is_partial());
+        assert_eq!(disk.past(|_| false).lives().count(), 0, "it lives: nobody reads its journal");
+    }
+}

@@ -216,7 +216,8 @@ impl World {
         let Some(target) = self.side(Side::Target) else { return };
         self.story.tell(self.now, || "a stranger opens a link to the target".into());
         let said = self.words_of_a_stranger(words, same_name);
-        let link = self.open(Maker::Stranger, self.host(Side::Source), target);
+        let maker = if same_name { Maker::Listener } else { Maker::Stranger };
+        let link = self.open(maker, self.host(Side::Source), target);
         for message in said {
             self.send_down(link, self.now, Down::Message(message));
         }

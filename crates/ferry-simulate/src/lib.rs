@@ -43,5 +43,11 @@ use ferry_protocol::Rules;
 
 /// Runs a plan to its end, or until something is broken. The same plan tells the same story.
 pub fn simulate(plan: &Plan, rules: Rules, telling: Telling) -> Report {
-    world::World::new(plan, rules, telling).run()
+    let run = || world::World::new(plan, rules, telling).run();
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word");
+        let violation = Violation { broken: Broken::Machine, what: format!("the decisions panic: {text}") };
+        Report { violation: Some(violation), story: Vec::new(), tally: Tally::default() }
+    })
 }

@@ -10,6 +10,8 @@ use ferry_protocol::{
     SourcePhase, TargetPhase, Time,
 };
 
+use ferry_sim::KIND;
+
 use crate::clock::Due;
 use crate::guest::Custody;
 use crate::invariants::Broken;
@@ -31,8 +33,11 @@ impl World {
         if self.attempts >= self.plan.base.moves || self.healed {
             return;
         }
-        let free =
-            |process: &Process| process.runs() && process.source.as_ref().is_none_or(SourceSide::is_over);
+        let free = |process: &Process| {
+            process.runs()
+                && !process.is_starting()
+                && process.source.as_ref().is_none_or(SourceSide::is_over)
+        };
         let Some(process) = self.processes.iter().position(free) else {
             return self.agenda.enter(Time(self.now.0 + TRY_AGAIN), Due::Move);
         };
@@ -163,7 +168,7 @@ impl World {
         let hello = Hello { version_min: 1, version_max: 1, session, guest, epoch, program };
         let regions = vec![RegionSpan { start: 0, length: 4096 }];
         let machine = MachineDescription {
-            kind: STRANGER.into(),
+            kind: if same_name { KIND } else { STRANGER }.into(),
             vcpus: 1,
             regions,
             config: Vec::new(),

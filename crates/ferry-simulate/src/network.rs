@@ -167,7 +167,7 @@ pub(crate) enum Maker {
     Source(usize),
     /// A stranger with a guest of its own.
     Stranger,
-    /// A stranger who repeats what it heard.
+    /// A stranger who heard of the guest: uses its name, or repeats what it heard.
     Listener,
 }
 

@@ -12,6 +12,9 @@ use crate::guest::Custody;
 use crate::invariants::Broken;
 use crate::world::World;
 
+/// How long a person waits who cannot tell yet, in microseconds.
+const LOOK_AGAIN: u64 = 5_000;
+
 impl World {
     /// A person comes a while after having been asked, or only when everything else is settled.
     pub(crate) fn agenda_person(&mut self, process: usize) {
@@ -46,6 +49,11 @@ impl World {
             .collect();
         let given_to = self.processes[process].source.as_ref().and_then(|source| source.given_to);
         let Some(given_to) = given_to else { return false };
+        if others.iter().any(|&other| self.processes[other].is_starting()) {
+            // Whether it runs there is not known yet: looked at again later.
+            self.agenda.enter(Time(self.now.0 + LOOK_AGAIN), Due::Person(process));
+            return false;
+        }
         if !others.is_empty() {
             // It runs elsewhere, or may: the source lets go of it.
             let choice = if self.persons_dice.chance(70) { Choice::TargetRuns } else { Choice::Abandon };

@@ -147,6 +147,11 @@ impl TargetSide {
 }
 
 impl Process {
+    /// Whether a guest that came is being started: it may still fail.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| target.machine.phase() == TargetPhase::Taking)
+    }
+
     /// Whether its vCPUs run.
     pub(crate) fn runs(&self) -> bool {
         self.alive && self.guest.as_ref().is_some_and(|guest| guest.running)

@@ -117,6 +117,8 @@ impl World {
                 let instance = self.processes[process].instance;
                 self.note_answer(instance, *of, Said::Runs);
             }
+            // A stranger's own guest is another one.
+            ToSource::Refused(_) if self.links[number].maker == Maker::Stranger => {}
             ToSource::Refused(refused) => {
                 // For itself, or for a process of its folder that is gone: whichever was asked.
                 let instance = self.links[number].asked.unwrap_or(self.processes[process].instance);

@@ -99,7 +99,7 @@ fn a_seed_tells_the_same_story_again() {
         let tell = || simulate(&plan, Rules::default(), Telling::Steps);
         let (one, other) = (tell(), tell());
         assert_eq!(one.story, other.story, "seed {seed}");
-        assert!(one.story.len() > 20, "seed {seed} tells nothing");
+        assert!(!one.story.is_empty(), "seed {seed} tells nothing");
     }
 }
 
