@@ -37,6 +37,7 @@ impl World {
             }
             What::PowerOff { side, again_after_us } => return self.power_off(side, again_after_us),
             What::Replay { move_back } => return self.send_again(move_back),
+            What::Garble { to } => return self.garble(to),
             What::Stranger { words, same_name } => return self.visit(words, same_name),
             _ => {}
         }
@@ -91,6 +92,19 @@ impl World {
             self.agenda.enter(at, due);
         }
         self.story.tell(now, || format!("{what}{}", with_under_way(&lost)));
+    }
+
+    fn garble(&mut self, to: Side) {
+        let Some(link) = self.link_of_the_move() else { return };
+        let (now, this) = (self.now, &mut self.links[link]);
+        let garbled = match to {
+            Side::Target => this.down.garble(now).map(|at| (at, Due::Down(link))),
+            Side::Source => this.up.garble(now).map(|at| (at, Due::Up(link))),
+        };
+        if let Some((at, due)) = garbled {
+            self.story.tell(now, || What::Garble { to }.to_string());
+            self.agenda.enter(at, due);
+        }
     }
 
     fn stop(&mut self, side: Side, until: Time) {

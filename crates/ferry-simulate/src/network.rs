@@ -123,6 +123,17 @@ impl<T: Ends> Way<T> {
         lost
     }
 
+    /// What is under way arrives, and cannot be read.
+    pub(crate) fn garble(&mut self, now: Time) -> Option<Time> {
+        if !self.open || self.queue.is_empty() {
+            return None;
+        }
+        self.queue.clear();
+        self.ended = true;
+        self.queue.push_back((now, T::end(LinkFault::Garbled("it cannot be read".into()))));
+        Some(now)
+    }
+
     /// The receiver's kernel finds out that the link is gone.
     pub(crate) fn tell(&mut self, now: Time, fault: LinkFault) -> Option<Time> {
         if !self.open || self.queue.back().is_some_and(|(_, item)| item.is_end()) {

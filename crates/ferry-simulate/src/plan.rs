@@ -79,6 +79,8 @@ pub(crate) enum What {
     /// The link dies. Of what is under way the first items still arrive; a side that is not told
     /// finds out by waiting.
     Cut { keep_down: usize, keep_up: usize, tell_source: bool, tell_target: bool },
+    /// What is under way to a side arrives garbled; the other way of the link is whole.
+    Garble { to: Side },
     /// Everything that a side sends is held that long, then arrives.
     Hold { side: Side, for_us: u64 },
     /// Everything is slower for a while.
@@ -277,7 +279,8 @@ impl What {
         };
         let keep = |dice: &mut Dice| usize::try_from(dice.below(3)).unwrap_or(0);
         match dice.below(100) {
-            0..25 => Self::Cut {
+            0..3 => Self::Garble { to: side },
+            3..25 => Self::Cut {
                 keep_down: keep(dice),
                 keep_up: keep(dice),
                 tell_source: dice.chance(75),
@@ -338,6 +341,7 @@ impl fmt::Display for What {
                 };
                 write!(f, "the link dies{told}")
             }
+            Self::Garble { to } => write!(f, "what is under way to the {to} arrives garbled"),
             Self::Hold { side, for_us } => {
                 write!(f, "everything that the {side} sends is held for {}", millis(for_us))
             }

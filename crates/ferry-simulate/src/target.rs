@@ -181,8 +181,12 @@ impl World {
                 }
             }
             Down::Lost(fault) => {
-                self.send_up(link, now, Up::Lost(LinkFault::Closed));
+                // Who could not be read may still be told why.
+                if !matches!(fault, LinkFault::Garbled(_)) {
+                    self.send_up(link, now, Up::Lost(LinkFault::Closed));
+                }
                 self.feed_target(process, TargetEvent::LinkLost(id, fault));
+                self.send_up(link, now, Up::Lost(LinkFault::Closed));
                 self.forget(process, id);
             }
         }
@@ -268,7 +272,6 @@ impl World {
             let answer: ClaimAnswer = self.claim(process, claim);
             return Ok(Some(TargetEvent::Claimed(answer)));
         }
-        let locks = self.locks;
         let this = &mut self.processes[process];
         let Some(target) = &mut this.target else { return Ok(None) };
         let event = match what {
@@ -292,22 +295,7 @@ impl World {
             TargetAction::HashMemory => {
                 TargetEvent::Hashed(this.guest.as_ref().map(Guest::hash).ok_or("there is no machine")?)
             }
-            TargetAction::Restore { sections } => {
-                let (Some(guest), Some(incoming)) = (&mut this.guest, &mut target.incoming) else {
-                    return Err("there is no machine".into());
-                };
-                if locks && self.lock.is_some_and(|holder| holder != process) {
-                    return Err("the lock is held".into());
-                }
-                self.lock = self.lock.or(locks.then_some(process));
-                let sections_here = std::mem::take(&mut incoming.sections);
-                if u32::try_from(sections_here.len()) != Ok(*sections) {
-                    return Err("sections are missing".into());
-                }
-                guest.restore(sections_here).map_err(|error| error.to_string())?;
-                incoming.restored = true;
-                TargetEvent::Restored
-            }
+            TargetAction::Restore { sections } => return self.restore(process, *sections).map(Some),
             TargetAction::RunGuest { .. } => {
                 let Some(guest) = &mut this.guest else { return Err("there is no machine".into()) };
                 guest.run(now);
@@ -317,6 +305,26 @@ impl World {
             other => return Err(format!("{other:?} is no job")),
         };
         Ok(Some(event))
+    }
+
+    /// Takes the lock, then the state.
+    fn restore(&mut self, process: usize, sections: u32) -> Result<TargetEvent, String> {
+        let this = &mut self.processes[process];
+        let incoming = this.target.as_mut().and_then(|target| target.incoming.as_mut());
+        let (Some(guest), Some(incoming)) = (&mut this.guest, incoming) else {
+            return Err("there is no machine".into());
+        };
+        if self.locks && self.lock.is_some_and(|holder| holder != process) {
+            return Err("the lock is held".into());
+        }
+        self.lock = self.lock.or(self.locks.then_some(process));
+        let here = std::mem::take(&mut incoming.sections);
+        if u32::try_from(here.len()) != Ok(sections) {
+            return Err("sections are missing".into());
+        }
+        guest.restore(here).map_err(|error| error.to_string())?;
+        incoming.restored = true;
+        Ok(TargetEvent::Restored)
     }
 
     /// A stranger hears an answer, and sends what the source had sent after so many.

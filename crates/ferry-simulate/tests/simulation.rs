@@ -44,7 +44,7 @@ const NOTICED_AT: [(Rule, u64); 10] = [
     (Rule::RefusalBeforeResume, 21),
     (Rule::RefusalIsFinal, 28),
     (Rule::TakenIsNotRefused, 21),
-    (Rule::OnlyThatProcess, 93),
+    (Rule::OnlyThatProcess, 922),
     (Rule::AnswerAfterStart, 58),
     (Rule::MayRunOnDisk, 199),
     (Rule::UnknownAfterRestart, 170),
