@@ -35,6 +35,7 @@ impl World {
             folder: self.folders[host],
             instance: InstanceId(1000 + number as u64),
             alive: true,
+            ended_at: Time::ZERO,
             awake_at: Time::ZERO,
             last_epoch: Epoch::BIRTH,
             guest: None,
@@ -65,7 +66,7 @@ impl World {
                 self.processes[process].guest = Some(guest);
                 self.processes[process].last_epoch = epoch;
                 self.lock = self.locks.then_some(process);
-                self.guest_died = false;
+                (self.guest_died, self.born_at) = (false, self.now);
                 if let Some(witness) = &mut self.witness {
                     witness.register(process, epoch);
                 }
@@ -95,7 +96,9 @@ impl World {
     pub(crate) fn rebirth(&mut self, dead: usize) {
         self.births_due = self.births_due.saturating_sub(1);
         let (host, folder) = (self.processes[dead].host, self.processes[dead].folder);
-        if self.folders[host] != folder {
+        // Users know of each other, so a guest that was started since then is not started here as well.
+        let is_late = self.born_at > self.processes[dead].ended_at;
+        if self.folders[host] != folder || is_late {
             return;
         }
         let process = self.start_process(host);

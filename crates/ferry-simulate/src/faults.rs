@@ -188,7 +188,7 @@ impl World {
         let now = self.now;
         let has_claimed = self.has_claimed(process);
         let this = &mut self.processes[process];
-        this.alive = false;
+        (this.alive, this.ended_at) = (false, now);
         let custody = this.guest.take().map_or(Custody::None, |guest| guest.custody);
         let died = custody != Custody::None;
         let host = this.host;

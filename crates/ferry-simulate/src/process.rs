@@ -23,6 +23,8 @@ pub(crate) struct Process {
     pub(crate) folder: u32,
     pub(crate) instance: InstanceId,
     pub(crate) alive: bool,
+    /// When it ended.
+    pub(crate) ended_at: Time,
     /// Stopped until then.
     pub(crate) awake_at: Time,
     /// The machine: of a guest that runs or is paused here, or of one that is arriving.

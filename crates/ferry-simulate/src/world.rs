@@ -116,6 +116,8 @@ pub(crate) struct World {
     pub(crate) strikes_due: u32,
     /// How many users are about to start a guest again.
     pub(crate) births_due: u32,
+    /// When one of them did.
+    pub(crate) born_at: Time,
     pub(crate) tally: Tally,
     pub(crate) healed: bool,
     records: bool,
@@ -157,6 +159,7 @@ impl World {
             fired: vec![false; plan.faults.len()],
             strikes_due: 0,
             births_due: 0,
+            born_at: Time::ZERO,
             tally: Tally::default(),
             healed: false,
             records: plan.faults.iter().any(|fault| matches!(fault.what, What::Replay { .. })),
