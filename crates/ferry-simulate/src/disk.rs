@@ -84,12 +84,11 @@ impl Disk {
 
     /// A part of a journal cannot be read any more.
     pub(crate) fn damage(&mut self, instance: InstanceId) {
-        if let Some(journal) = self.journals.get_mut(&instance.0)
-            && let Some(middle) = journal.records.len().checked_sub(2)
-        {
+        let Some(journal) = self.journals.get_mut(&instance.0) else { return };
+        journal.damaged = true;
+        if let Some(middle) = journal.records.len().checked_sub(2) {
             journal.records.remove(middle);
             journal.synced = journal.synced.min(journal.records.len());
-            journal.damaged = true;
         }
     }
 

@@ -101,7 +101,8 @@ fn tell_shrunk(plan: &Plan, arguments: &Arguments, broken: ferry_simulate::Broke
     print_faults(&small);
     let telling = if arguments.steps { Telling::Steps } else { Telling::Story };
     simulate(&small, arguments.rules(), telling).story.iter().for_each(|line| say(&format!("  {line}")));
-    say(&format!("again: cargo xtask simulate --seed {}", plan.seed));
+    let without = arguments.without.map(|rule| format!(" --without {rule}")).unwrap_or_default();
+    say(&format!("again: cargo xtask simulate --seed {}{without}", plan.seed));
 }
 
 fn print_faults(plan: &Plan) {

@@ -9,6 +9,7 @@ use crate::guest::Custody;
 use crate::invariants::Broken;
 use crate::network::{Down, Ends, Maker, Up};
 use crate::process::{Job, SourceSide};
+use crate::story::ends;
 use crate::world::World;
 
 impl World {
@@ -85,9 +86,7 @@ impl World {
             }
             SourceAction::Finish(outcome) => {
                 let name = self.processes[process].name.clone();
-                self.story.tell(self.now, || {
-                    format!("the move from {name} is over: {}", said(&format!("{outcome:?}")))
-                });
+                self.story.tell(self.now, || format!("the move from {name} is over: {}", ends(&outcome)));
                 if let Some(source) = &mut self.processes[process].source {
                     source.stop_sending();
                     if source.outcome.replace(outcome).is_some() {

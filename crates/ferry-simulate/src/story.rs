@@ -1,6 +1,6 @@
 //! What happened, in plain words, one line an event.
 
-use ferry_protocol::Time;
+use ferry_protocol::{SourceOutcome, TargetOutcome, Time};
 
 /// How much is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +39,28 @@ impl Story {
         if self.telling >= least {
             self.lines.push(format!("at {}: {}", millis(now.0), line()));
         }
+    }
+}
+
+/// How a move ended, in words.
+pub(crate) fn ends(outcome: &SourceOutcome) -> String {
+    match outcome {
+        SourceOutcome::Moved { epoch } => format!("the target has the guest, under epoch {epoch}"),
+        SourceOutcome::Kept { cause } => format!("the guest stays: {cause}"),
+        SourceOutcome::Held { obstacle, .. } => {
+            format!("the guest is here and cannot be resumed: {obstacle}")
+        }
+        SourceOutcome::Abandoned { .. } => "a person gave the guest up".into(),
+        SourceOutcome::Doubtful { known, .. } => format!("nobody knows: {known}"),
+    }
+}
+
+/// How a session ended on the target, in words.
+pub(crate) fn session_ends(outcome: &TargetOutcome) -> String {
+    match outcome {
+        TargetOutcome::Runs { released: true, .. } => "the source let the guest go".into(),
+        TargetOutcome::Runs { .. } => "the guest runs, and the source may still ask".into(),
+        TargetOutcome::NotTaken { cause, .. } => format!("the guest was not taken: {cause}"),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::moves::STRANGER;
 use crate::network::{Down, Ends, Maker, Up};
 use crate::process::{Incoming, Job};
 use crate::source::said;
+use crate::story::session_ends;
 use crate::world::World;
 
 impl World {
@@ -73,9 +74,8 @@ impl World {
                 self.agenda.enter(ready_at, Due::TargetJob(process));
             }
             TargetAction::Finish(outcome) => {
-                let name = self.processes[process].name.clone();
-                let outcome = said(&format!("{outcome:?}"));
-                self.story.tell(now, || format!("the session in {name} is over: {outcome}"));
+                let name = &self.processes[process].name;
+                self.story.tell(now, || format!("the session in {name} is over: {}", session_ends(&outcome)));
             }
             job => {
                 if let TargetAction::RunGuest { epoch, .. } = &job {
