@@ -8,6 +8,7 @@ use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{Epoch, InstanceId, SourceOutcome, SourcePhase, TargetPhase};
 
 use crate::guest::Custody;
+use crate::source_jobs::{INJECTED, LOCKED};
 use crate::world::World;
 
 /// What was broken.
@@ -201,6 +202,12 @@ impl World {
                 self.broken(Broken::Trace, || {
                     format!("after a failed move of {name}: runs {running}, tracked {tracked}, lock {locked}")
                 });
+            }
+            Some(SourceOutcome::Held { obstacle, .. })
+                if obstacle != INJECTED && !obstacle.ends_with(LOCKED) =>
+            {
+                let obstacle = obstacle.clone();
+                self.broken(Broken::Trace, || format!("{name} cannot resume: {obstacle}"));
             }
             Some(SourceOutcome::Held { .. }) if guest.running || guest.tracked => {
                 self.broken(Broken::Trace, || {

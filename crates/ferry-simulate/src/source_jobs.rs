@@ -21,6 +21,11 @@ const LOOK_AGAIN: u64 = 200;
 /// Microseconds for which a source tries to take back a lock that the target still holds.
 const LETTING_GO: u64 = 2_000;
 
+/// Why a job fails that a fault struck, and how a resume fails whose lock is held: nothing else may keep a
+/// guest from being resumed.
+pub(crate) const INJECTED: &str = "the source's job failed";
+pub(crate) const LOCKED: &str = "holds the lock";
+
 /// What came of trying a job.
 enum Tried {
     Done(Option<SourceEvent>),
@@ -48,8 +53,7 @@ impl World {
         let fails = !matches!(what, SourceAction::StopLog | SourceAction::Connect)
             && source.round.is_none()
             && std::mem::take(&mut source.fail_next);
-        let tried =
-            if fails { failed("the source's job failed") } else { self.try_job(process, &what, waited) };
+        let tried = if fails { failed(INJECTED) } else { self.try_job(process, &what, waited) };
         match tried {
             Tried::Done(event) => {
                 if let Some(source) = &mut self.processes[process].source {
@@ -274,7 +278,7 @@ impl World {
                 }
                 Some(holder) if holder != process => {
                     let name = self.processes[holder].name.clone();
-                    return failed(format!("{name} holds the lock"));
+                    return failed(format!("{name} {LOCKED}"));
                 }
                 _ => self.lock = Some(process),
             }
