@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferry_contract::{CpuidEntry, Extra, ProbeGuest, Register};
 use ferry_memory::GuestRam;
@@ -190,6 +190,7 @@ impl Guest {
         let kick = Kick::new(&self.vcpu)?;
         let (done, over) = mpsc::channel::<()>();
         let vcpu = &mut self.vcpu;
+        let begun = Instant::now();
         thread::scope(|scope| {
             let watch = kick.clone();
             scope.spawn(move || {
@@ -199,7 +200,13 @@ impl Guest {
                 }
             });
             let entered = kick.enter();
-            let exit = vcpu.run();
+            let exit = loop {
+                match vcpu.run() {
+                    // Any signal ends a run: also when the process was stopped and goes on.
+                    Err(error) if error.errno() == libc::EINTR && begun.elapsed() < RUN => {}
+                    exit => break exit,
+                }
+            };
             drop(entered);
             drop(done);
             match exit {
