@@ -221,6 +221,8 @@ pub struct GuestHistory {
     pub end_of_given: Option<Record>,
     /// The highest epoch of which it noted that the guest ran there.
     pub ran: Option<Epoch>,
+    /// The highest epoch under which it handed the guest on, or saw it end.
+    pub left: Option<Epoch>,
     /// The highest epoch that its source released.
     pub released: Option<Epoch>,
     /// What a person decided last.
@@ -245,7 +247,11 @@ impl GuestHistory {
             }
             Record::Runs(_) => self.ran = self.ran.max(Some(epoch)),
             Record::Released(_) => self.released = self.released.max(Some(epoch)),
-            Record::Kept(_) | Record::Moved(_) | Record::Ended(_) => self.end_given(record),
+            Record::Kept(_) => self.end_given(record),
+            Record::Moved(_) | Record::Ended(_) => {
+                self.left = self.left.max(Some(epoch));
+                self.end_given(record);
+            }
             Record::Decided(decided) => {
                 self.decided = Some(decided.clone());
                 self.end_given(record);
@@ -264,10 +270,16 @@ impl GuestHistory {
         self.given.as_ref().filter(|_| self.end_of_given.is_none())
     }
 
+    /// Whether it ran the guest under this epoch, and then handed it on or saw it end: so the epoch was
+    /// taken for certain, and the guest did not die with the process.
+    pub fn went_through(&self, epoch: Epoch) -> bool {
+        self.may_have_run.contains(&epoch) && self.ran >= Some(epoch) && self.left >= Some(epoch)
+    }
+
     /// The epoch that it may have run as a target while the source still waits for a word.
     pub fn open_taking(&self) -> Option<Epoch> {
         let last = *self.may_have_run.last()?;
-        let closed = self.released.max(self.decided.as_ref().map(|decided| decided.epoch));
+        let closed = self.released.max(self.left).max(self.decided.as_ref().map(|decided| decided.epoch));
         (closed < Some(last)).then_some(last)
     }
 
@@ -290,6 +302,8 @@ pub struct History {
 pub enum PastAnswer {
     /// It may have run the guest under it; what ran died with the process.
     MayHaveRun,
+    /// It ran the guest under it, and handed it on or saw it end.
+    WentThrough,
     /// It never ran the guest under it, and never will.
     NeverRan,
 }
@@ -331,7 +345,11 @@ impl History {
 
     /// What became of an epoch.
     pub fn answer(&self, guest: &GuestId, epoch: Epoch) -> PastAnswer {
-        let may = self.guests.get(guest).is_some_and(|history| history.may_have_run.contains(&epoch));
+        let about = self.guests.get(guest);
+        if !self.partial && about.is_some_and(|history| history.went_through(epoch)) {
+            return PastAnswer::WentThrough;
+        }
+        let may = about.is_some_and(|history| history.may_have_run.contains(&epoch));
         if may || self.partial { PastAnswer::MayHaveRun } else { PastAnswer::NeverRan }
     }
 
@@ -440,6 +458,21 @@ mod tests {
         assert_eq!(history.guest(&guest()).unwrap().open_taking(), Some(Epoch(2)));
         history.add(&Record::Released(of(2)));
         assert!(history.is_settled());
+    }
+
+    #[test]
+    fn a_guest_that_was_handed_on_was_taken_for_certain() {
+        let mut history = History::of(&[may_run(2), Record::Runs(of(2)), may_be_given(3)]);
+        assert_eq!(history.answer(&guest(), Epoch(2)), PastAnswer::MayHaveRun);
+        history.add(&Record::Moved(of(3)));
+        assert_eq!(history.answer(&guest(), Epoch(2)), PastAnswer::WentThrough);
+        assert!(history.is_settled(), "its source will be told");
+        // A refusal is one whatever follows; and without the word that it ran nothing is certain.
+        let refused =
+            [may_run(2), Record::Refused(of(2)), may_run(3), Record::Runs(of(3)), Record::Ended(of(3))];
+        assert_eq!(History::of(&refused).answer(&guest(), Epoch(2)), PastAnswer::NeverRan);
+        let unsure = History::of(&[may_run(2), Record::Moved(of(3))]);
+        assert_eq!(unsure.answer(&guest(), Epoch(2)), PastAnswer::MayHaveRun);
     }
 
     #[test]

@@ -67,6 +67,10 @@ impl Target {
     fn answer_for_another(&self, link: LinkId, ask: &Ask) -> Vec<TargetAction> {
         let known = match self.past.answer(ask.instance, &ask.guest, ask.of.epoch) {
             Some(PastAnswer::NeverRan) => return refuse(link, ask.of).to_vec(),
+            // Whoever has it now has it from there: the source lets it go.
+            Some(PastAnswer::WentThrough) => {
+                return vec![TargetAction::Send(link, ToSource::Running(ask.of)), TargetAction::Close(link)];
+            }
             Some(PastAnswer::MayHaveRun) if !self.rules.keep(Rule::UnknownAfterRestart) => {
                 return refuse(link, ask.of).to_vec();
             }

@@ -317,6 +317,14 @@ fn a_process_that_follows_another_refuses_only_what_that_one_never_ran() {
     assert!(matches!(replayed, ToSource::Abort(_)), "a refused epoch is not taken by a later process");
 }
 
+/// Whoever has it now has it from there: told that it may have run, a person could run it twice.
+#[test]
+fn a_process_that_follows_one_that_handed_its_guest_on_lets_the_source_let_go() {
+    let may = Record::MayRun(MayRun { guest: guest(), of: OF });
+    let (answer, _) = follower(&[may, Record::Runs(of_guest(2)), Record::Moved(of_guest(3))]);
+    assert_eq!(answer, ToSource::Running(OF));
+}
+
 #[test]
 fn with_a_witness_the_target_runs_only_what_it_won() {
     let mut won = target().with_witness();
