@@ -22,7 +22,13 @@ pub struct Custody {
 impl Custody {
     /// Custody of a guest that has never run anywhere: call it once, where a guest is created.
     pub fn born(guest: GuestId) -> Self {
-        Self { guest, epoch: Epoch::BIRTH }
+        Self::born_at(guest, Epoch::BIRTH)
+    }
+
+    /// The same where guests of this name were before: the epoch is above every one that they used
+    /// (`Past::birth`), so that nothing of theirs can be taken for this one's.
+    pub fn born_at(guest: GuestId, epoch: Epoch) -> Self {
+        Self { guest, epoch }
     }
 
     /// Custody that a source gave and this process took.

@@ -1,5 +1,6 @@
 //! What a migration tells while it runs and at its end.
 
+use std::fmt;
 use std::time::Duration;
 
 use ferry_contract::Verdict;
@@ -19,12 +20,42 @@ pub trait Observer: Send + Sync {
     fn stalled(&self, _predicted: Duration) {}
     /// Nobody answered who runs the guest: a person is needed, though the source goes on asking.
     fn ambiguous(&self) {}
+    /// What came of a question who runs the guest, as long as that is not known.
+    fn word(&self, _word: &Word) {}
+    /// A person's choice is not followed, and why.
+    fn choice_refused(&self, _why: &str) {}
     /// A session ended on the target.
     fn target_finished(&self, _outcome: &TargetOutcome) {}
 }
 
 /// An observer that does not care.
 impl Observer for () {}
+
+/// What came of a question who runs the guest that did not settle it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Word {
+    /// The question could not be asked, or its link was lost; why.
+    NoLink(String),
+    /// Another process listens there, and knows nothing of the one that was given custody.
+    NoTrace,
+    /// Another process listens there: the one that was given custody may have run the guest, and is
+    /// gone with it.
+    MayHaveRun,
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoLink(why) => write!(f, "the target cannot be asked: {why}"),
+            Self::NoTrace => f.write_str(
+                "another process listens there now, which has no journal of the one that was given custody",
+            ),
+            Self::MayHaveRun => f.write_str(
+                "the target's process is gone; by its journal it may have run the guest, which is gone with it",
+            ),
+        }
+    }
+}
 
 /// Where a source is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,10 +89,15 @@ pub struct Report {
     pub verdict: Option<Verdict>,
     /// The epoch that was offered.
     pub epoch: Epoch,
+    /// The higher epoch under which the guest runs here again, where a person or the witness gave it
+    /// back.
+    pub raised_to: Option<Epoch>,
     /// From the first connection attempt to the end.
     pub total: Duration,
     /// From the first connection attempt to the first page.
     pub setup: Duration,
+    /// What of it was spent on waiting for the journal.
+    pub journal: Duration,
     /// From the order to pause to the target's word that the guest runs; if it did not move, to the
     /// guest running here again. None if it was never paused.
     pub downtime: Option<Duration>,
@@ -111,6 +147,8 @@ pub struct Arrival {
     pub total: Duration,
     /// Building the machine with its memory.
     pub build: Duration,
+    /// Waiting for the journal, before the first page.
+    pub journal: Duration,
     /// Restoring and checking.
     pub restore: Duration,
     /// Starting the vCPUs, after custody came.

@@ -17,26 +17,31 @@ use ferry_protocol::{
 use ferry_state::Resources;
 
 use crate::custody::Given;
+use crate::journal::Journal;
 use crate::lane::Lanes;
 use crate::link::{Address, Socket};
 use crate::oneway::{OpenSink, Sink};
 use crate::report::{Observer, Progress, Report};
 use crate::send::{LaneSender, Round, Standing};
+use crate::witness::Witness;
 use crate::{Custody, Harvest, Machine};
 
 mod figures;
 mod jobs;
 mod peer;
+mod question;
+mod steering;
+mod writing;
 
 use figures::Figures;
 pub(crate) use jobs::sentence;
 use peer::Peer;
+pub use question::{Asked, ask};
+use steering::Slot;
+pub use steering::{Canceller, Decider};
 
 /// Messages that may wait for the pump.
 const QUEUE: usize = 64;
-
-/// How long a cancel waits for room among the messages that the pump is about to read.
-const HEARING: Duration = Duration::from_secs(1);
 
 /// How long a peer that broke the link may still explain itself.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -54,19 +59,16 @@ pub struct MigrateOptions {
     pub address: Address,
     /// The guest, the session, the epoch, limits and timeouts.
     pub config: SourceConfig,
+    /// Where this process writes what it must not forget.
+    pub journal: Arc<dyn Journal>,
+    /// Who decides when the two sides cannot; then [`SourceConfig::witness`] names the epoch of its record.
+    pub witness: Option<Arc<dyn Witness>>,
 }
 
-/// Lets another thread end a migration.
-#[derive(Debug, Clone)]
-pub struct Canceller {
-    events: Sender<Incoming>,
-}
-
-impl Canceller {
-    /// Asks for the end; false if the engine did not hear it, because the migration is over or
-    /// because it is stuck. It has no effect once custody was given.
-    pub fn cancel(&self) -> bool {
-        self.events.send_timeout(Incoming { link: 0, event: SourceEvent::Cancel }, HEARING).is_ok()
+impl MigrateOptions {
+    /// A migration without a witness.
+    pub fn new(address: Address, config: SourceConfig, journal: Arc<dyn Journal>) -> Self {
+        Self { address, config, journal, witness: None }
     }
 }
 
@@ -95,6 +97,8 @@ enum Holder {
 struct Plan {
     route: Route,
     config: SourceConfig,
+    journal: Arc<dyn Journal>,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 #[derive(Debug)]
@@ -111,29 +115,38 @@ pub struct Migration {
     options: Plan,
     events: Receiver<Incoming>,
     sender: Sender<Incoming>,
+    doubtful: Slot,
 }
 
 impl Migration {
     /// A migration that [`run`](Self::run) will make.
     pub fn new(options: MigrateOptions) -> Self {
-        Self::planned(Plan { route: Route::Link(options.address), config: options.config })
+        let MigrateOptions { address, mut config, journal, witness } = options;
+        config.address = address.to_string();
+        Self::planned(Plan { route: Route::Link(address), config, journal, witness })
     }
 
     /// A migration into a file or a descriptor, where nobody answers. Once custody was written the guest
     /// is gone from here.
-    pub fn one_way(sink: Sink, mut config: SourceConfig) -> Self {
+    pub fn one_way(sink: Sink, mut config: SourceConfig, journal: Arc<dyn Journal>) -> Self {
         config.one_way = true;
-        Self::planned(Plan { route: Route::OneWay(Some(sink)), config })
+        config.address = sink.place();
+        Self::planned(Plan { route: Route::OneWay(Some(sink)), config, journal, witness: None })
     }
 
     fn planned(options: Plan) -> Self {
         let (sender, events) = bounded(QUEUE);
-        Self { options, events, sender }
+        Self { options, events, sender, doubtful: Slot::default() }
     }
 
     /// A handle to end it from another thread.
     pub fn canceller(&self) -> Canceller {
-        Canceller { events: self.sender.clone() }
+        Canceller::new(self.sender.clone())
+    }
+
+    /// A handle by which a person decides what the two sides could not settle.
+    pub fn decider(&self) -> Decider {
+        Decider::new(self.sender.clone(), self.doubtful.clone())
     }
 
     /// Makes the migration and returns when it is over.
@@ -169,6 +182,8 @@ impl Migration {
             lanes: Lanes::default(),
             figures: Figures::new(),
             released: Resources::default(),
+            raised: None,
+            doubtful: self.doubtful,
             outcome: None,
         };
         pump.drive();
@@ -203,6 +218,10 @@ struct Pump<'a, M: Machine + ?Sized> {
     figures: Figures,
     /// What was let go of after the pause: the target is told, and this side takes it again.
     released: Resources,
+    /// The higher epoch under which the guest came back.
+    raised: Option<Epoch>,
+    /// Where custody goes of which it is not known whether it was given.
+    doubtful: Slot,
     outcome: Option<SourceOutcome>,
 }
 
@@ -215,6 +234,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         while self.outcome.is_none() {
             let Some(event) = self.next_event() else { continue };
             tracing::trace!(?event, phase = phase.name(), "source");
+            self.tell_word(&event);
             for action in self.source.step(self.figures.now(), event) {
                 // The phase is told before its first job, so that an observer sees it begin.
                 self.tell_phase(&mut phase);
@@ -277,9 +297,10 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
                 self.figures.guest_runs();
                 self.holder = Holder::Gone;
             }
-            SourceAction::Journal(_) => self.pending.push_back(SourceEvent::Journaled),
-            SourceAction::Note(_) => {}
-            SourceAction::NoteChoiceRefused(text) => tracing::warn!(text, "a choice is not followed"),
+            SourceAction::Journal(record) => self.journal(&record),
+            SourceAction::Note(record) => self.options.journal.note(&record),
+            SourceAction::Claim(claim) => self.claim(&claim),
+            SourceAction::NoteChoiceRefused(text) => self.observer.choice_refused(&text),
             SourceAction::NoteStalled(predicted) => self.observer.stalled(predicted),
             SourceAction::NoteAmbiguous => {
                 tracing::warn!("nobody answers who runs the guest");
@@ -354,29 +375,6 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
         drop(peer);
         self.pending.push_back(SourceEvent::LinkLost(fault));
-    }
-
-    /// The message and the consumption of the custody are one step: whatever becomes of the message,
-    /// there is nothing here any more that could run the guest.
-    fn give(&mut self, of: ferry_protocol::message::OfEpoch) {
-        self.figures.custody_given();
-        match std::mem::replace(&mut self.holder, Holder::Gone) {
-            Holder::Pump(custody) => {
-                self.holder = Holder::Target(custody.give());
-                match (&mut self.sink, &self.peer) {
-                    (Some(sink), Some(peer)) => self.pending.push_back(sink.give(of, peer.socket())),
-                    _ => self.send(&ToTarget::Custody(of)),
-                }
-            }
-            other => self.holder = other,
-        }
-    }
-
-    fn take_back(&mut self, raise_to: Option<Epoch>) {
-        self.holder = match std::mem::replace(&mut self.holder, Holder::Gone) {
-            Holder::Target(given) => Holder::Pump(given.back(raise_to)),
-            other => other,
-        };
     }
 
     fn start_round(&mut self, number: u32, last: bool) {
@@ -465,9 +463,16 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         let outcome = self.outcome.take().unwrap_or(SourceOutcome::Kept {
             cause: ferry_protocol::Cause::Machine("the migration ended without an outcome".into()),
         });
-        let report = self.figures.report(outcome, self.source.verdict().cloned(), self.options.config.epoch);
+        let is_doubtful = matches!(outcome, SourceOutcome::Doubtful { .. });
+        let mut report =
+            self.figures.report(outcome, self.source.verdict().cloned(), self.options.config.epoch);
+        report.raised_to = self.raised;
         let custody = match self.holder {
             Holder::Pump(custody) => Some(custody),
+            Holder::Target(given) if is_doubtful => {
+                self.doubtful.keep(given, std::mem::take(&mut self.released));
+                None
+            }
             Holder::Machine | Holder::Target(_) | Holder::Gone => None,
         };
         (report, custody)

@@ -4,35 +4,49 @@
 //! caller's thread decides and does all jobs. A session that fails frees everything and the process
 //! waits for the next one.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferry_memory::{GuestRam, PAGE_SIZE, PageRange, PageSet};
+use ferry_protocol::journal::Record;
 use ferry_protocol::{
-    Epoch, GuestId, InstanceId, RegionSpan, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase,
-    Timeouts,
+    Epoch, GuestId, RegionSpan, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase, Timeouts,
 };
 
 use crate::intake::Received;
+use crate::journal::Journal;
 use crate::link::Listener;
 use crate::report::{Arrival, Observer, cpu_time};
 use crate::source::sentence;
+use crate::witness::Witness;
 use crate::{Builder, Machine, MachineError};
 
+mod books;
 mod desk;
 mod doors;
 
+pub(crate) use books::Books;
 pub(crate) use desk::Desk;
 use doors::Doors;
 
 /// How a process waits for a guest.
 #[derive(Debug, Clone)]
 pub struct ReceiveOptions {
-    /// This life of the process, chosen at random.
-    pub instance: InstanceId,
+    /// Where this process writes what it must not forget, and reads what those before it wrote.
+    pub journal: Arc<dyn Journal>,
+    /// Who decides when the two sides cannot; sources that name one are turned away without it.
+    pub witness: Option<Arc<dyn Witness>>,
     /// The only guest that is taken; any, if none is named.
     pub expected: Option<GuestId>,
     /// How long each wait may last.
     pub timeouts: Timeouts,
+}
+
+impl ReceiveOptions {
+    /// Any guest, the default waits, no witness.
+    pub fn new(journal: Arc<dyn Journal>) -> Self {
+        Self { journal, witness: None, expected: None, timeouts: Timeouts::default() }
+    }
 }
 
 /// A process that waits for a guest.
@@ -64,11 +78,21 @@ pub struct Answering {
 }
 
 impl Reception {
-    /// Waits on a listener.
-    pub fn new(listener: Listener, options: ReceiveOptions) -> std::io::Result<Self> {
-        let silence = options.timeouts.silence;
-        let target = Target::new(options.instance, options.expected, options.timeouts);
-        Ok(Self { doors: Doors::open(listener, target, silence)? })
+    /// Waits on a listener. What earlier processes wrote is read here, after the address was taken: the
+    /// process that had it before is gone.
+    pub fn new(listener: Listener, options: ReceiveOptions) -> Result<Self, MachineError> {
+        let ReceiveOptions { journal, witness, expected, timeouts } = options;
+        let silence = timeouts.silence;
+        let past = journal
+            .past()
+            .map_err(|error| MachineError::with_source("what earlier processes did is not known", error))?;
+        let mut target = Target::new(journal.instance(), expected, timeouts).with_past(past);
+        if witness.is_some() {
+            target = target.with_witness();
+        }
+        let doors = Doors::open(listener, target, Books { journal, witness }, silence)
+            .map_err(|error| MachineError::with_source("no guest can be waited for", error))?;
+        Ok(Self { doors })
     }
 
     /// Waits until a guest arrived and runs here. Sessions that fail are told to the observer, and
@@ -96,6 +120,7 @@ pub(crate) struct Pump<'a, B: Builder, D: Desk> {
 struct Figures {
     began: Instant,
     build: Duration,
+    journal: Duration,
     restore: Duration,
     resume: Duration,
     runs: Option<Instant>,
@@ -170,6 +195,7 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 let figures = Figures {
                     began,
                     build: Duration::ZERO,
+                    journal: Duration::ZERO,
                     restore: Duration::ZERO,
                     resume: Duration::ZERO,
                     runs: None,
@@ -208,9 +234,19 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 self.discard();
                 return None;
             }
-            TargetAction::Journal(_) => Ok(TargetEvent::JournalDone(Ok(()))),
-            TargetAction::Claim(_) => Err(MachineError::new("this target has no witness")),
-            TargetAction::Note(_) | TargetAction::Finish(_) => return None,
+            TargetAction::Journal(record) => {
+                let written = self.doors.write(&record).map_err(|error| sentence(&error));
+                if let Record::MayRun(_) = record {
+                    self.measure(|figures| figures.journal = began.elapsed());
+                }
+                Ok(TargetEvent::JournalDone(written))
+            }
+            TargetAction::Note(record) => {
+                self.doors.note(&record);
+                return None;
+            }
+            TargetAction::Claim(claim) => Ok(TargetEvent::Claimed(self.doors.claim(&claim))),
+            TargetAction::Finish(_) => return None,
         };
         Some(done.unwrap_or_else(|error| {
             tracing::warn!(error = sentence(&error), "a job failed");
@@ -278,6 +314,7 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 received,
                 total: Duration::ZERO,
                 build: Duration::ZERO,
+                journal: Duration::ZERO,
                 restore: Duration::ZERO,
                 resume: Duration::ZERO,
                 cpu: Duration::ZERO,
@@ -286,6 +323,7 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 received,
                 total: figures.runs.map_or(Duration::ZERO, |at| at - figures.began),
                 build: figures.build,
+                journal: figures.journal,
                 restore: figures.restore,
                 resume: figures.resume,
                 cpu: figures.cpu.1.saturating_sub(figures.cpu.0),

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use engine_support::{CHURN, Transport, Watching, fresh_address, options, quick, until};
+use engine_support::{CHURN, Transport, Watching, fresh_address, journal, options, quick, until};
 use ferry_contract::Verdict;
 use ferry_memory::{GuestRam, PAGE_SIZE, PageSet};
 use ferry_migrate::{
     Builder, Custody, Device, DevicePages, DeviceSet, Harvest, Listener, Machine, MachineError, Migration,
     ReceiveOptions, Reception, ResumeError, Saved,
 };
-use ferry_protocol::{GuestId, InstanceId, MachineDescription, SourceOutcome, SourcePhase};
+use ferry_protocol::{GuestId, MachineDescription, SourceOutcome, SourcePhase};
 use ferry_sim::{SimBuilder, SimMachine, SimOptions};
 use ferry_state::{Fields, MachineState, Part, Resources, Section};
 
@@ -231,7 +231,7 @@ fn moved(is_careless: bool) -> (usize, WithScribe) {
     until("a thousand numbers", || scribe.lock().unwrap().written() > 1000);
     let at = fresh_address(Transport::Unix, folder.path());
     let listener = Listener::bind(&at, false).unwrap();
-    let receive = ReceiveOptions { instance: InstanceId(1), expected: None, timeouts: quick() };
+    let receive = ReceiveOptions { timeouts: quick(), ..ReceiveOptions::new(journal()) };
     let target = std::thread::spawn(move || {
         let mut builder = ScribeBuilder(SimBuilder::new(SimOptions::default()));
         Reception::new(listener, receive).unwrap().wait(&mut builder, &()).unwrap().machine

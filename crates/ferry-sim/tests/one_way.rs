@@ -12,13 +12,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 
-use engine_support::{CHURN, PATIENCE, Watching, is_kept, is_undisturbed, quick, running, unique};
+use engine_support::{CHURN, PATIENCE, Watching, is_kept, is_undisturbed, journal, quick, running, unique};
 use ferry_memory::PAGE_SIZE;
-use ferry_migrate::oneway::{Direction, Origin, Sink, Stream, TakeError, TakeOptions, survey, take};
+use ferry_migrate::oneway::{
+    Direction, FileCopy, Origin, Sink, Stream, TakeError, TakeOptions, survey, take,
+};
 use ferry_migrate::{Arrived, Custody, Machine, Migration, Observer, Report};
 use ferry_protocol::frame::{FrameKind, HEADER_BYTES, Header, PageHead, encode};
 use ferry_protocol::message::{Message, ToTarget};
-use ferry_protocol::{Cause, Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome, SourcePhase};
+use ferry_protocol::{Cause, Epoch, SessionId, SourceConfig, SourceOutcome, SourcePhase};
 use ferry_sim::{SimBuilder, SimConfig, SimMachine, SimOptions, Workload};
 use tempfile::TempDir;
 
@@ -46,7 +48,7 @@ fn config(machine: &SimMachine, verify: bool) -> SourceConfig {
 
 fn write(machine: &mut SimMachine, path: &Path, verify: bool) -> (Report, Option<Custody>) {
     let config = config(machine, verify);
-    Migration::one_way(Sink::file(path), config).run(machine, &())
+    Migration::one_way(Sink::file(path), config, journal()).run(machine, &())
 }
 
 /// A file with a guest, and the guest as it was.
@@ -60,7 +62,7 @@ fn saved(folder: &Path, of: SimConfig, verify: bool) -> (PathBuf, SimMachine) {
 }
 
 fn options() -> TakeOptions {
-    TakeOptions { instance: InstanceId(unique()), expected: None, clone_as: None, timeouts: quick() }
+    TakeOptions { journal: journal(), expected: None, copy: None, timeouts: quick() }
 }
 
 fn builder() -> SimBuilder {
@@ -71,8 +73,12 @@ fn read(path: &Path) -> Result<Arrived<SimMachine>, TakeError> {
     take(Origin::File(path.into()), options(), &mut builder(), &())
 }
 
+fn of_name(name: &str) -> FileCopy {
+    FileCopy { guest: name.parse().unwrap(), epoch: Epoch::BIRTH }
+}
+
 fn copy(path: &Path, name: &str) -> Result<Arrived<SimMachine>, TakeError> {
-    let options = TakeOptions { clone_as: Some(name.parse().unwrap()), ..options() };
+    let options = TakeOptions { copy: Some(of_name(name)), ..options() };
     take(Origin::File(path.into()), options, &mut builder(), &())
 }
 
@@ -331,7 +337,7 @@ fn a_name_that_is_gone_at_the_end_is_doubtful_and_the_guest_stays_paused() {
     let mut machine = running(IDLE, SimOptions::default());
     let config = config(&machine, false);
     let (report, custody) =
-        Migration::one_way(Sink::file(&path), config).run(&mut machine, &Squatter(path.clone()));
+        Migration::one_way(Sink::file(&path), config, journal()).run(&mut machine, &Squatter(path.clone()));
     let SourceOutcome::Doubtful { known, .. } = &report.outcome else { panic!("{report:?}") };
     assert!(known.contains("custody is in") && known.contains(".partial"), "{known}");
     assert_eq!((report.outcome.exit_status(), custody), (6, None), "nothing here can run the guest");
@@ -360,7 +366,8 @@ fn a_guest_goes_through_a_pipe_and_a_socket() {
         let reader = std::thread::spawn(move || from_stream(out));
         let config = config(&source, true);
         let (report, custody) =
-            Migration::one_way(Sink::stream(stream(into, Direction::Out)), config).run(&mut source, &());
+            Migration::one_way(Sink::stream(stream(into, Direction::Out)), config, journal())
+                .run(&mut source, &());
         assert_eq!((report.outcome, custody), (SourceOutcome::Moved { epoch: Epoch(2) }, None));
         let mut arrived = reader.join().unwrap().unwrap();
         is_undisturbed(&mut arrived.machine);
@@ -376,7 +383,7 @@ fn whole_stream(machine: &mut SimMachine) -> Vec<u8> {
         all
     });
     let config = config(machine, false);
-    Migration::one_way(Sink::stream(stream(into, Direction::Out)), config).run(machine, &());
+    Migration::one_way(Sink::stream(stream(into, Direction::Out)), config, journal()).run(machine, &());
     reader.join().unwrap()
 }
 
@@ -405,8 +412,8 @@ fn a_stream_that_breaks_leaves_exactly_one_holder() {
             let _ = out.read_exact(&mut some);
         });
         let config = config(&machine, true);
-        let (report, _) =
-            Migration::one_way(Sink::stream(stream(into, Direction::Out)), config).run(&mut machine, &());
+        let (report, _) = Migration::one_way(Sink::stream(stream(into, Direction::Out)), config, journal())
+            .run(&mut machine, &());
         reader.join().unwrap();
         assert_eq!(report.outcome.exit_status(), 4, "{report:?}");
     }
@@ -420,7 +427,7 @@ fn a_reader_that_does_not_read_ends_the_wait() {
     let mut config = config(&machine, false);
     config.timeouts.silence = engine_support::SHORT;
     let began = std::time::Instant::now();
-    let (report, _) = Migration::one_way(Sink::stream(stream(into, Direction::Out)), config)
+    let (report, _) = Migration::one_way(Sink::stream(stream(into, Direction::Out)), config, journal())
         .run(&mut machine, &Watching::default());
     assert_eq!(report.outcome.exit_status(), 7, "{report:?}");
     assert!(began.elapsed() < PATIENCE);
@@ -437,7 +444,7 @@ fn only_pipes_and_stream_sockets_of_the_right_direction_are_taken() {
     let datagram = std::os::unix::net::UnixDatagram::unbound().unwrap();
     assert!(Stream::new(datagram.into(), Direction::In).is_err());
     let (out, _into) = std::io::pipe().unwrap();
-    let options = TakeOptions { clone_as: Some("copy".parse().unwrap()), ..options() };
+    let options = TakeOptions { copy: Some(of_name("copy")), ..options() };
     let origin = Origin::Stream(stream(out, Direction::In), "fd:3".into());
     assert!(matches!(take(origin, options, &mut builder(), &()), Err(TakeError::CloneOfStream)));
 }

@@ -70,7 +70,17 @@ impl Process {
 
     /// `ferry receive` for this guest, on a free port of the loopback address.
     pub(crate) fn receive(id: &str, guest: &GuestArgs, backend: &str) -> Result<Self, CliError> {
-        let flags = [
+        Self::receive_with(id, guest, backend, &[])
+    }
+
+    /// The same with more flags.
+    pub(crate) fn receive_with(
+        id: &str,
+        guest: &GuestArgs,
+        backend: &str,
+        more: &[&str],
+    ) -> Result<Self, CliError> {
+        let mut flags = vec![
             "receive".into(),
             "--listen=127.0.0.1:0".into(),
             format!("--id={id}"),
@@ -78,6 +88,7 @@ impl Process {
             format!("--huge-pages={}", guest.huge_pages),
             format!("--dirty={}", guest.dirty.kind.name()),
         ];
+        flags.extend(more.iter().map(ToString::to_string));
         Self::start(id.to_owned(), &flags, "waiting")
     }
 

@@ -13,6 +13,12 @@ use ferry_vmm::{Backend, DirtyKind, GuestConfig, HugePages, Level, Payload};
 
 use crate::size::{Millis, Seconds, Size};
 
+mod bench;
+mod settling;
+
+pub(crate) use bench::{Bench, BenchArgs, BenchJournalArgs, BenchPrecopyArgs, Peer};
+pub(crate) use settling::{RecoverArgs, StateArgs};
+
 /// Moves running KVM guests between hosts that are not alike.
 #[derive(Debug, Parser)]
 #[command(name = "ferry", version, about, disable_help_subcommand = true)]
@@ -45,6 +51,8 @@ pub(crate) enum Verb {
     Watch(OneGuestArgs),
     /// End the migration of a guest before custody passes; the guest runs on here.
     Cancel(OneGuestArgs),
+    /// Find out what became of a guest whose move the two sides could not settle, and decide it.
+    Recover(RecoverArgs),
     /// Write down what this host's KVM can offer a guest: its profile.
     Probe(ProbeArgs),
     /// Say whether a guest could be moved to a host, with every reason.
@@ -211,6 +219,9 @@ pub(crate) struct TestArgs {
     /// Fill the guest's memory with random bytes before it starts.
     #[arg(long, hide = true)]
     pub(crate) fill_random: bool,
+    /// Keep the journal in memory: it is forgotten with this process.
+    #[arg(long, hide = true)]
+    pub(crate) volatile_journal: bool,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     pub(crate) die_with_parent: bool,
@@ -257,6 +268,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) serial: SerialArgs,
     #[command(flatten)]
+    pub(crate) state: StateArgs,
+    #[command(flatten)]
     pub(crate) test: TestArgs,
 }
 
@@ -297,6 +310,8 @@ pub(crate) struct ReceiveArgs {
     pub(crate) dirty: DirtyArgs,
     #[command(flatten)]
     pub(crate) serial: SerialArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
     #[command(flatten)]
     pub(crate) test: TestArgs,
 }
@@ -362,46 +377,6 @@ pub(crate) struct CheckArgs {
 pub(crate) struct StatusArgs {
     /// The guest's name; all guests, if none is given.
     pub(crate) id: Option<GuestId>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    #[command(subcommand)]
-    pub(crate) what: Bench,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Bench {
-    /// How fast a guest of random memory moves, beside a raw loop from memory to memory over TCP.
-    Precopy(BenchPrecopyArgs),
-}
-
-/// Another VMM that moves guests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Peer {
-    /// `qemu-system-x86_64`.
-    Qemu,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchPrecopyArgs {
-    #[command(flatten)]
-    pub(crate) guest: GuestArgs,
-    /// How many connections carry pages, and streams the raw loop.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub(crate) lanes: u8,
-    /// Measure another VMM beside it, where it is found: the same migration by QEMU, after each pair.
-    #[arg(long, value_enum, value_name = "qemu")]
-    pub(crate) peer: Option<Peer>,
-    /// The other VMM's program; by default it is looked for in PATH.
-    #[arg(long, value_name = "FILE", requires = "peer")]
-    pub(crate) peer_binary: Option<PathBuf>,
-    /// How many pairs of raw loop and migration are measured.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) pairs: u32,
-    /// Pause the guest when the rest is predicted to take at most this long.
-    #[arg(long, value_name = "MS", default_value = "30")]
-    pub(crate) downtime_limit: Millis,
 }
 
 #[derive(Debug, Args)]

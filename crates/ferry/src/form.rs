@@ -6,7 +6,7 @@ use std::time::Duration;
 use ferry_contract::{Finding, Verdict};
 use ferry_memory::PAGE_SIZE;
 use ferry_migrate::{Arrival, DowntimeParts, Progress, Report};
-use ferry_protocol::{Cause, SourceOutcome};
+use ferry_protocol::{Cause, Epoch, SourceOutcome};
 use ferry_vmm::DirtyKind;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,8 @@ pub(crate) struct Status {
     /// Whether this process may run the guest.
     pub(crate) custody: bool,
     pub(crate) epoch: Option<u64>,
+    /// Custody that was given away, while it is not known who runs the guest.
+    pub(crate) doubt: Option<DoubtForm>,
     pub(crate) memory_bytes: Option<u64>,
     /// In which pages of this host it lies, and why in no huge ones.
     pub(crate) memory_pages: Option<String>,
@@ -48,6 +50,21 @@ pub(crate) struct Status {
     pub(crate) arrival: Option<ArrivalForm>,
 }
 
+/// Custody that was given away, or may have been.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DoubtForm {
+    pub(crate) epoch: u64,
+    pub(crate) to: String,
+    /// What came of the last question who runs the guest.
+    pub(crate) known: Option<String>,
+}
+
+impl DoubtForm {
+    pub(crate) fn new(epoch: Epoch, to: &str) -> Self {
+        Self { epoch: epoch.0, to: to.into(), known: None }
+    }
+}
+
 /// A guest that arrived.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ArrivalForm {
@@ -56,6 +73,8 @@ pub(crate) struct ArrivalForm {
     pub(crate) zero_bytes: u64,
     pub(crate) total_ms: f64,
     pub(crate) build_ms: f64,
+    /// Waiting for the journal, before the first page.
+    pub(crate) journal_ms: f64,
     pub(crate) restore_ms: f64,
     pub(crate) resume_ms: f64,
     /// Processor time from the built machine to the running guest.
@@ -70,6 +89,7 @@ impl ArrivalForm {
             zero_bytes: arrival.received.zero_pages * PAGE_SIZE,
             total_ms: millis(arrival.total),
             build_ms: millis(arrival.build),
+            journal_ms: millis(arrival.journal),
             restore_ms: millis(arrival.restore),
             resume_ms: millis(arrival.resume),
             cpu_ms: millis(arrival.cpu),
@@ -158,11 +178,13 @@ pub(crate) struct MigrationReport {
     /// How KVM noted written pages, `log` or `ring`; none for the simulated machine.
     pub(crate) dirty_source: Option<String>,
     pub(crate) to: String,
-    /// `moved`, `kept`, `held` or `doubtful`.
+    /// `moved`, `kept`, `held`, `doubtful` or `abandoned`.
     pub(crate) outcome: String,
-    /// Who may run the guest now: `target`, `source` or `unknown`.
+    /// Who may run the guest now: `target`, `source`, `unknown` or `nobody`.
     pub(crate) custody: String,
     pub(crate) epoch: u64,
+    /// The higher epoch under which the guest runs here again, where a person gave it back.
+    pub(crate) raised_to: Option<u64>,
     /// `accept`, `accept_with_notices` or `refuse`; none if it never came.
     pub(crate) verdict: Option<String>,
     pub(crate) findings: Vec<Finding>,
@@ -172,6 +194,8 @@ pub(crate) struct MigrationReport {
     pub(crate) hashes_equal: Option<bool>,
     pub(crate) total_ms: f64,
     pub(crate) setup_ms: f64,
+    /// What of it was spent on waiting for the journal.
+    pub(crate) journal_ms: f64,
     /// None if the guest was never paused.
     pub(crate) downtime_ms: Option<f64>,
     pub(crate) downtime_parts_ms: PartsForm,
@@ -230,6 +254,11 @@ impl PartsForm {
 }
 
 impl MigrationReport {
+    /// Whether the guest is gone from here.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.outcome.as_str(), "moved" | "abandoned")
+    }
+
     pub(crate) fn new(
         (id, backend, dirty): (&str, &str, Option<DirtyKind>),
         to: &str,
@@ -254,12 +283,14 @@ impl MigrationReport {
             outcome: outcome.into(),
             custody: custody.into(),
             epoch: report.epoch.0,
+            raised_to: report.raised_to.map(|epoch| epoch.0),
             verdict: report.verdict.as_ref().map(|verdict| verdict.name().into()),
             findings: findings(report),
             reason,
             hashes_equal: (verify && moved).then_some(true),
             total_ms: millis(report.total),
             setup_ms: millis(report.setup),
+            journal_ms: millis(report.journal),
             downtime_ms: report.downtime.map(millis),
             downtime_parts_ms: PartsForm::new(report.downtime_parts),
             rounds: report.rounds,

@@ -40,10 +40,12 @@ fn main() -> ExitCode {
         Verb::Check(args) => verbs::check::check(&args, format),
         Verb::Status(args) => verbs::status::status(&args, format),
         Verb::Bench(BenchArgs { what: Bench::Precopy(args) }) => bench::precopy(&args, format),
+        Verb::Bench(BenchArgs { what: Bench::Journal(args) }) => bench::journal(&args, format),
         Verb::Watch(args) => verbs::watch::watch(&args, format),
         Verb::Inspect(args) => verbs::inspect::inspect(&args, format),
         Verb::Completions(args) => Ok(verbs::completions::completions(&args)),
         Verb::Cancel(args) => verbs::watch::cancel(&args, format),
+        Verb::Recover(args) => verbs::recover::recover(&args, format),
     };
     match done {
         Ok(status) => ExitCode::from(status),

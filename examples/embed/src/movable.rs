@@ -8,13 +8,12 @@ use std::sync::Arc;
 use ferry_contract::{Finding, FindingKind, Layer, Verdict};
 use ferry_kvm::{Devices, HostLimits, KvmMachine, MemorySlots, UseVcpu, Vcpus};
 use ferry_memory::PageSet;
+use ferry_migrate::journal::Volatile;
 use ferry_migrate::{
     Address, Arrived, Builder, Listener, Machine, MachineError, MigrateOptions, Migration, ReceiveOptions,
     Reception, Report,
 };
-use ferry_protocol::{
-    Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId, SourceConfig, Timeouts,
-};
+use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId, SourceConfig};
 use ferry_state::{Fields, MachineState, Part, Section};
 
 use crate::vmm::{CPUS, CounterPort, Counts, Crew, MEMORY_BYTES, Vmm};
@@ -127,17 +126,21 @@ fn refusal(guest: &str, target: &str) -> Finding {
 pub(crate) fn send(machine: &mut Movable, guest: GuestId, address: Address) -> Report {
     let epoch = Epoch::BIRTH.next();
     let config = SourceConfig::new(guest, SessionId(random()), epoch, machine.description());
-    let (report, _held) = Migration::new(MigrateOptions { address, config }).run(machine, &());
+    let options = MigrateOptions::new(address, config, journal());
+    let (report, _held) = Migration::new(options).run(machine, &());
     report
 }
 
 /// Waits for a guest until it runs here.
 pub(crate) fn receive(listener: Listener) -> Result<Arrived<Movable>, MachineError> {
-    let instance = InstanceId(random());
-    let options = ReceiveOptions { instance, expected: None, timeouts: Timeouts::default() };
-    let reception = Reception::new(listener, options)
-        .map_err(|error| MachineError::with_source("nobody can be waited for", error))?;
+    let reception = Reception::new(listener, ReceiveOptions::new(journal()))?;
     reception.wait(&mut MiniBuilder, &())
+}
+
+/// Whose guest matters opens a `StateFolder` and begins a `FileJournal` there. This one forgets with its
+/// process what it may have given away or run.
+fn journal() -> Arc<Volatile> {
+    Arc::new(Volatile::new(InstanceId(random())))
 }
 
 /// A number that no other process has chosen; the standard library takes it from the kernel.

@@ -41,6 +41,14 @@ impl Sink {
         Self(Kind::Stream(stream))
     }
 
+    /// Where that is, as people name it.
+    pub(crate) fn place(&self) -> String {
+        match &self.0 {
+            Kind::File(path) => format!("file:{}", path.display()),
+            Kind::Stream(_) => "a pipe or socket".to_owned(),
+        }
+    }
+
     pub(crate) fn open(self, silence: Duration) -> Result<(OpenSink, Socket), String> {
         match self.0 {
             Kind::File(path) => {

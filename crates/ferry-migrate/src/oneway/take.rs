@@ -7,15 +7,17 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferry_contract::Verdict;
 use ferry_memory::GuestRam;
 use ferry_protocol::frame::FrameKind;
+use ferry_protocol::journal::{OfGuest, Record};
 use ferry_protocol::message::{OfEpoch, Reason, ReasonKind, Taken, ToSource, ToTarget};
 use ferry_protocol::{
-    Cause, Epoch, GuestId, InstanceId, LinkFault, LinkId, Target, TargetAction, TargetEvent, TargetOutcome,
-    TargetPhase, Time, Timeouts,
+    Cause, Claim, ClaimAnswer, Epoch, GuestId, LinkFault, LinkId, Target, TargetAction, TargetEvent,
+    TargetOutcome, TargetPhase, Time, Timeouts,
 };
 use rustix::event::PollFlags;
 use rustix::fs::FlockOperation;
@@ -26,8 +28,9 @@ use super::reader::{Damage, Next, Reader};
 use super::survey::survey_file;
 use crate::framing::parse_message;
 use crate::intake::{ArrivedState, Intake, Received};
+use crate::journal::{Journal, JournalError};
 use crate::link::{Socket, is_ready};
-use crate::target::{Answering, Arrived, Desk, Pump};
+use crate::target::{Answering, Arrived, Books, Desk, Pump};
 use crate::{Builder, Custody, MachineError, Observer};
 
 /// The one link that there is.
@@ -45,14 +48,23 @@ pub enum Origin {
 /// How a guest is taken.
 #[derive(Debug, Clone)]
 pub struct TakeOptions {
-    /// This life of the process, chosen at random.
-    pub instance: InstanceId,
+    /// Where this process writes what it must not forget.
+    pub journal: Arc<dyn Journal>,
     /// The only guest that is taken; any, if none is named.
     pub expected: Option<GuestId>,
-    /// Makes a copy of this name, born here: the custody stays in the file.
-    pub clone_as: Option<GuestId>,
+    /// Makes a copy that is born here: the custody stays in the file.
+    pub copy: Option<FileCopy>,
     /// How long each wait of a stream may last.
     pub timeouts: Timeouts,
+}
+
+/// The copy of a guest: another one, with a name of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileCopy {
+    /// Its name.
+    pub guest: GuestId,
+    /// The epoch at which it is born, above any that a guest of this name had.
+    pub epoch: Epoch,
 }
 
 /// Why no guest was taken. But for [`TakeError::Lost`] the file's custody is where it was.
@@ -128,8 +140,8 @@ struct Table {
     /// The file, locked, whose custody is to be taken.
     file: Option<File>,
     is_stream: bool,
-    clone_as: Option<GuestId>,
-    instance: InstanceId,
+    copy: Option<FileCopy>,
+    books: Books,
     target: Target,
     began: Instant,
     intake: Intake,
@@ -145,13 +157,13 @@ impl Table {
     fn open(origin: Origin, options: TakeOptions) -> Result<Self, TakeError> {
         let (socket, place, file, is_stream) = match origin {
             Origin::File(path) => {
-                let file = open_file(&path, options.clone_as.is_some())?;
+                let file = open_file(&path, options.copy.is_some())?;
                 let failed = |source| TakeError::Open { path: path.clone(), source };
                 let reading = file.try_clone().map_err(failed)?;
-                let file = options.clone_as.is_none().then_some(file);
+                let file = options.copy.is_none().then_some(file);
                 (Socket::Plain(reading, Duration::ZERO), path.display().to_string(), file, false)
             }
-            Origin::Stream(..) if options.clone_as.is_some() => return Err(TakeError::CloneOfStream),
+            Origin::Stream(..) if options.copy.is_some() => return Err(TakeError::CloneOfStream),
             Origin::Stream(stream, place) => {
                 let socket = stream.into_socket(options.timeouts.silence);
                 let failed = |source| TakeError::Descriptor { place: place.clone(), source };
@@ -162,9 +174,9 @@ impl Table {
             reader: Reader::new(socket, place),
             file,
             is_stream,
-            clone_as: options.clone_as,
-            instance: options.instance,
-            target: Target::new(options.instance, options.expected, options.timeouts),
+            copy: options.copy,
+            target: Target::new(options.journal.instance(), options.expected, options.timeouts),
+            books: Books { journal: options.journal, witness: None },
             began: Instant::now(),
             intake: Intake::default(),
             next: VecDeque::new(),
@@ -228,7 +240,7 @@ impl Table {
         if file.metadata().map_err(failed)?.len() != at {
             return Err(self.reader.damage("something follows the custody that begins here"));
         }
-        let written = claim::write(file, at, claim::mark(of, self.instance));
+        let written = claim::write(file, at, claim::mark(of, self.books.journal.instance()));
         if let Err(error) = written {
             let removed = claim::remove(file, at);
             let also =
@@ -283,8 +295,8 @@ impl Desk for Table {
                     self.not_taken(&cause.clone());
                 }
                 TargetAction::Finish(TargetOutcome::Runs { guest, epoch, .. }) => {
-                    if let Some(name) = &self.clone_as {
-                        (*guest, *epoch) = (name.clone(), Epoch::BIRTH);
+                    if let Some(copy) = &self.copy {
+                        (*guest, *epoch) = (copy.guest.clone(), copy.epoch);
                     }
                 }
                 _ => {}
@@ -348,7 +360,7 @@ impl Desk for Table {
     }
 
     fn guest(&self) -> Option<GuestId> {
-        self.clone_as.clone().or_else(|| self.target.session_guest().cloned())
+        self.copy.as_ref().map(|copy| copy.guest.clone()).or_else(|| self.target.session_guest().cloned())
     }
 
     fn state(&self, sections: u32) -> Result<ArrivedState, String> {
@@ -359,8 +371,36 @@ impl Desk for Table {
         self.intake.received()
     }
 
+    /// The file's own mark says who took it, and no source waits for a word; a copy is born.
+    fn write(&mut self, record: &Record) -> Result<(), JournalError> {
+        match (&self.copy, record) {
+            (Some(copy), Record::MayRun(_)) => {
+                let FileCopy { guest, epoch } = copy.clone();
+                self.books.write(&Record::Born(OfGuest { guest, epoch }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// That it ran is written so that no later guest of its name is born under its epoch.
+    fn note(&mut self, record: &Record) {
+        if self.copy.is_none()
+            && let Record::Runs(_) = record
+            && let Err(error) = self.books.write(record)
+        {
+            tracing::warn!(%error, "the epoch of a guest that was taken");
+        }
+    }
+
+    fn claim(&mut self, claim: &Claim) -> ClaimAnswer {
+        self.books.claim(claim)
+    }
+
     fn custody(&self, guest: GuestId, epoch: Epoch) -> Custody {
-        self.clone_as.clone().map_or_else(|| Custody::taken(guest, epoch), Custody::born)
+        match &self.copy {
+            Some(copy) => Custody::born_at(copy.guest.clone(), copy.epoch),
+            None => Custody::taken(guest, epoch),
+        }
     }
 
     fn answering(self) -> Result<Option<Answering>, MachineError> {

@@ -28,6 +28,7 @@ pub(super) struct Figures {
     last_harvest: Option<Instant>,
     dirty_pages: Option<(u64, Duration)>,
     untouched_pages: u64,
+    journal: Duration,
     parts: DowntimeParts,
 }
 
@@ -49,6 +50,7 @@ impl Figures {
             last_harvest: None,
             dirty_pages: None,
             untouched_pages: 0,
+            journal: Duration::ZERO,
             parts: DowntimeParts::default(),
         }
     }
@@ -94,6 +96,11 @@ impl Figures {
     /// Pages that were never written, and so are not sent.
     pub(super) fn untouched(&mut self, pages: u64) {
         self.untouched_pages = pages;
+    }
+
+    /// Waited for the journal.
+    pub(super) fn journaled(&mut self, took: Duration) {
+        self.journal += took;
     }
 
     pub(super) fn pause_ordered(&mut self) {
@@ -159,8 +166,10 @@ impl Figures {
             outcome,
             verdict,
             epoch,
+            raised_to: None,
             total: self.began.elapsed(),
             setup: self.first_page.map_or_else(|| self.began.elapsed(), |at| at - self.began),
+            journal: self.journal,
             downtime,
             downtime_parts: self.parts,
             rounds: self.rounds,

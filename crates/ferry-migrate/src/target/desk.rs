@@ -1,12 +1,18 @@
 //! What the target's pump needs of whatever brings it frames: the doors on which sources knock, or a
 //! file or descriptor that is read to its end.
 
+use std::collections::VecDeque;
+
 use ferry_memory::GuestRam;
+use ferry_protocol::journal::Record;
 use ferry_protocol::message::ToSource;
-use ferry_protocol::{Epoch, GuestId, LinkId, TargetAction, TargetEvent, TargetOutcome, TargetPhase};
+use ferry_protocol::{
+    Claim, ClaimAnswer, Epoch, GuestId, LinkId, TargetAction, TargetEvent, TargetOutcome, TargetPhase,
+};
 
 use super::{Answering, Doors};
 use crate::intake::{ArrivedState, Received};
+use crate::journal::JournalError;
 use crate::{Custody, MachineError};
 
 /// Brings events, takes messages, and holds what arrived.
@@ -24,6 +30,10 @@ pub(crate) trait Desk: Sized {
     fn guest(&self) -> Option<GuestId>;
     fn state(&self, sections: u32) -> Result<ArrivedState, String>;
     fn received(&self) -> Received;
+    /// Writes a record; it is on disk when this returns.
+    fn write(&mut self, record: &Record) -> Result<(), JournalError>;
+    fn note(&mut self, record: &Record);
+    fn claim(&mut self, claim: &Claim) -> ClaimAnswer;
     /// The one custody that the decision to run the guest becomes.
     fn custody(&self, guest: GuestId, epoch: Epoch) -> Custody {
         Custody::taken(guest, epoch)
@@ -77,6 +87,18 @@ impl Desk for Doors {
         Doors::received(self)
     }
 
+    fn write(&mut self, record: &Record) -> Result<(), JournalError> {
+        self.books().write(record)
+    }
+
+    fn note(&mut self, record: &Record) {
+        self.books().note(record);
+    }
+
+    fn claim(&mut self, claim: &Claim) -> ClaimAnswer {
+        self.books().claim(claim)
+    }
+
     fn answering(self) -> Result<Option<Answering>, MachineError> {
         answer(self).map(Some)
     }
@@ -92,11 +114,14 @@ fn answer(mut doors: Doors) -> Result<Answering, MachineError> {
         .name("ferry-answering".into())
         .spawn(move || {
             while let Ok(Some(event)) = doors.next_event_or(&stopped) {
-                for action in doors.step(event) {
-                    if released(&action) {
-                        return;
+                let mut events = VecDeque::from([event]);
+                while let Some(event) = events.pop_front() {
+                    for action in doors.step(event) {
+                        if released(&action) {
+                            return;
+                        }
+                        events.extend(doors.answer(action));
                     }
-                    doors.answer(action);
                 }
             }
         })

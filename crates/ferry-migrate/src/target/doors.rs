@@ -12,12 +12,16 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use ferry_memory::GuestRam;
 use ferry_protocol::frame::FrameKind;
 use ferry_protocol::message::{ToSource, ToTarget};
-use ferry_protocol::{GuestId, LinkFault, LinkId, Target, TargetAction, TargetEvent, TargetPhase, Time};
+use ferry_protocol::{
+    GuestId, InstanceId, LinkFault, LinkId, Target, TargetAction, TargetEvent, TargetPhase, Time,
+};
 
+use super::Books;
 use crate::MachineError;
 use crate::framing::{parse_message, read_frame, send_message};
 use crate::intake::{ArrivedState, Intake, Received};
 use crate::link::{Listener, Socket};
+use crate::source::sentence;
 
 /// Events that may wait for the pump; readers wait when it is full.
 const QUEUE: usize = 64;
@@ -30,6 +34,9 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How long the acceptor waits after a link that could not be accepted.
 const BETWEEN_ACCEPTS: Duration = Duration::from_millis(20);
+
+/// How often the journals of earlier processes are read for a question, at the most.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// How often a reader says that page data comes, at most.
 const HEARD_EVERY: Duration = Duration::from_millis(500);
@@ -56,6 +63,9 @@ type IntakeSlot = Arc<Mutex<Arc<Intake>>>;
 #[derive(Debug)]
 pub(super) struct Doors {
     target: Target,
+    books: Books,
+    /// When the journals of earlier processes were read last.
+    past_read: Instant,
     began: Instant,
     listener: Arc<Listener>,
     /// Nobody is let in any more.
@@ -75,7 +85,12 @@ pub(super) struct Doors {
 
 impl Doors {
     /// Opens them. `silence` is how long a source may be silent while pages cross.
-    pub(super) fn open(listener: Listener, target: Target, silence: Duration) -> std::io::Result<Self> {
+    pub(super) fn open(
+        listener: Listener,
+        target: Target,
+        books: Books,
+        silence: Duration,
+    ) -> std::io::Result<Self> {
         let (sender, events) = bounded(QUEUE);
         let listener = Arc::new(listener);
         let over = Arc::new(AtomicBool::new(false));
@@ -85,6 +100,8 @@ impl Doors {
             .spawn(move || accept_all(&accepting, &to_pump, &ends))?;
         Ok(Self {
             target,
+            books,
+            past_read: Instant::now(),
             began: Instant::now(),
             listener,
             over,
@@ -108,6 +125,9 @@ impl Doors {
             TargetEvent::LinkLost(link, _) => Some(*link),
             _ => None,
         };
+        if let TargetEvent::Received(_, ToTarget::Ask(ask)) = &event {
+            self.look_up(ask.instance);
+        }
         let now = self.now();
         let actions = self.target.step(now, event);
         // A garbled link still gets the reason why it ends, and is closed after that.
@@ -115,6 +135,24 @@ impl Doors {
             self.links.remove(&link);
         }
         actions
+    }
+
+    pub(super) fn books(&self) -> &Books {
+        &self.books
+    }
+
+    /// A question about a process that may have died since this one started: its journal says what
+    /// became of it.
+    fn look_up(&mut self, instance: InstanceId) {
+        let is_own = instance == self.books.journal.instance();
+        if is_own || self.past_read.elapsed() < BETWEEN_LOOKS {
+            return;
+        }
+        self.past_read = Instant::now();
+        match self.books.journal.past() {
+            Ok(past) => self.target = self.target.clone().with_past(past),
+            Err(error) => tracing::warn!(error = sentence(&error), "the journals of earlier processes"),
+        }
     }
 
     fn now(&self) -> Time {
@@ -225,12 +263,18 @@ impl Doors {
     }
 
     /// Carries out an action of a target that has its guest already.
-    pub(super) fn answer(&mut self, action: TargetAction) {
+    pub(super) fn answer(&mut self, action: TargetAction) -> Option<TargetEvent> {
         match action {
             TargetAction::Send(link, message) => self.send(link, &message),
             TargetAction::Close(link) => self.close(link),
+            TargetAction::Note(record) => self.books.note(&record),
+            TargetAction::Journal(record) => {
+                let written = self.books.write(&record).map_err(|error| sentence(&error));
+                return Some(TargetEvent::JournalDone(written));
+            }
             other => tracing::error!(?other, "a target that has its guest was asked for a job"),
         }
+        None
     }
 
     /// The session's machine stands: pages may come on its link.

@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ferry_memory::PAGE_SIZE;
+use ferry_migrate::journal::Volatile;
 use ferry_migrate::{
     Address, Arrived, Builder, Custody, FileLock, FileLockError, Listener, Machine, MachineError,
     MigrateOptions, Migration, ReceiveOptions, Reception, Report,
@@ -165,14 +166,23 @@ impl Waiting {
 
     pub(crate) fn built_by(
         address: &Address,
-        mut builder: impl Builder<Machine = SimMachine> + 'static,
+        builder: impl Builder<Machine = SimMachine> + 'static,
         timeouts: Timeouts,
         seen: Watching,
     ) -> Self {
         let listener = Listener::bind(address, false).unwrap();
+        Self::on(listener, ReceiveOptions { timeouts, ..ReceiveOptions::new(journal()) }, builder, seen)
+    }
+
+    /// With everything said.
+    pub(crate) fn on(
+        listener: Listener,
+        options: ReceiveOptions,
+        mut builder: impl Builder<Machine = SimMachine> + 'static,
+        seen: Watching,
+    ) -> Self {
         let address = listener.address().clone();
-        let receive = ReceiveOptions { instance: InstanceId(unique()), expected: None, timeouts };
-        let reception = Reception::new(listener, receive).unwrap();
+        let reception = Reception::new(listener, options).unwrap();
         let seen = Arc::new(seen);
         let watching = Arc::clone(&seen);
         let thread = std::thread::spawn(move || reception.wait(&mut builder, &*watching));
@@ -195,13 +205,18 @@ impl Waiting {
     }
 }
 
+/// A journal that is forgotten.
+pub(crate) fn journal() -> Arc<Volatile> {
+    Arc::new(Volatile::new(InstanceId(unique())))
+}
+
 /// A migration of this guest to there.
 pub(crate) fn options(machine: &SimMachine, to: &Address, epoch: u64) -> MigrateOptions {
     let guest = "guest".parse().unwrap();
     let mut config =
         SourceConfig::new(guest, SessionId(0x5e55_0000 + unique()), Epoch(epoch), machine.description());
     config.timeouts = quick();
-    MigrateOptions { address: to.clone(), config }
+    MigrateOptions::new(to.clone(), config, journal())
 }
 
 /// Moves the guest and expects that it moved.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use ferry_migrate::{Observer, Progress};
+use ferry_migrate::{Observer, Progress, Word};
 use ferry_protocol::{Cause, SourcePhase, TargetOutcome, TargetPhase};
 
 use super::PATIENCE;
@@ -18,6 +18,8 @@ pub(crate) struct Told {
     pub(crate) progress: Vec<Progress>,
     pub(crate) stalled: u32,
     pub(crate) ambiguous: u32,
+    pub(crate) words: Vec<Word>,
+    pub(crate) choices_refused: Vec<String>,
 }
 
 type OnSource = Box<dyn Fn(SourcePhase) + Send + Sync>;
@@ -95,6 +97,14 @@ impl Observer for Watching {
 
     fn ambiguous(&self) {
         self.note(|told| told.ambiguous += 1);
+    }
+
+    fn word(&self, word: &Word) {
+        self.note(|told| told.words.push(word.clone()));
+    }
+
+    fn choice_refused(&self, why: &str) {
+        self.note(|told| told.choices_refused.push(why.to_owned()));
     }
 
     fn target_finished(&self, outcome: &TargetOutcome) {

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferry_migrate::journal::Volatile;
 use ferry_migrate::{Builder, Listener, Machine, MigrateOptions, Migration, ReceiveOptions, Reception};
-use ferry_protocol::{Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome, Timeouts};
+use ferry_protocol::{Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome};
 use ferry_state::{device, x86};
 use ferry_vmm::{Guest, KvmBuilder, KvmGuest, SerialPort, ports};
 use iced_x86::code_asm::{CodeAssembler, al, cl, dx, eax, ebx, ecx};
@@ -92,14 +93,14 @@ fn moved(mut source: KvmGuest, epoch: u64, folder: &std::path::Path, output: Arc
     let listener = listener.unwrap();
     let address = listener.address().clone();
     let target = std::thread::spawn(move || {
-        let options =
-            ReceiveOptions { instance: InstanceId(epoch), expected: None, timeouts: Timeouts::default() };
+        let options = ReceiveOptions::new(Arc::new(Volatile::new(InstanceId(epoch))));
         let mut builder = KvmBuilder::new().unwrap().with_serial_output(Some(output));
         Reception::new(listener, options).unwrap().wait(&mut builder, &()).unwrap().machine
     });
     let guest = "guest".parse().unwrap();
     let config = SourceConfig::new(guest, SessionId(epoch), Epoch(epoch), source.description());
-    let (report, _) = Migration::new(MigrateOptions { address, config }).run(&mut source, &());
+    let journal = Arc::new(Volatile::new(InstanceId(epoch)));
+    let (report, _) = Migration::new(MigrateOptions::new(address, config, journal)).run(&mut source, &());
     assert!(matches!(report.outcome, SourceOutcome::Moved { .. }), "{report:?}");
     drop(source);
     target.join().unwrap()

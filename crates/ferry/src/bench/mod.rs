@@ -1,8 +1,10 @@
 //! `ferry bench`: figures beside the limit of the same machine, in the same run.
 
+mod journal;
 mod precopy;
 mod qemu;
 mod qmp;
 mod raw;
 
+pub(crate) use journal::journal;
 pub(crate) use precopy::precopy;

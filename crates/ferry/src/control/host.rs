@@ -3,7 +3,6 @@
 //! The main thread owns the guest's fate: it runs migrations and ends the process. Threads of the
 //! control socket read what it publishes in [`Shared`] and hand it jobs.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -11,19 +10,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use ferry_contract::Contract;
-use ferry_migrate::oneway::{Place, PlaceError};
-use ferry_migrate::{Answering, Canceller, Custody, Machine, Migration};
-use ferry_protocol::message::MAX_LANES;
-use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, SessionId, SourceConfig, SourceOutcome};
-use ferry_vmm::{AnyGuest, CheckReport, DirtyKind, Guest, GuestReport, fresh_seed};
+use ferry_migrate::journal::Journal;
+use ferry_migrate::{Answering, Canceller, Custody, Decider, Machine};
+use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, PersonsChoice, SourceOutcome};
+use ferry_vmm::{AnyGuest, CheckReport, DirtyKind, Guest, GuestReport};
 
+use super::Reply;
+use super::deciding::{self, Doubt};
 use super::observer::MoveObserver;
-use super::route::Route;
-use super::{Reply, Request};
+use super::planning::Planned;
 use crate::cli::TestArgs;
 use crate::error::{CliError, Kind};
-use crate::form::{ArrivalForm, MigrationReport, State, Status};
-use crate::size::Millis;
+use crate::form::{ArrivalForm, DoubtForm, MigrationReport, State, Status};
 
 /// How long a guest may take to verify all its pages.
 const CHECK: Duration = Duration::from_secs(120);
@@ -38,6 +36,7 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) enum Job {
     Migrate(Box<Move>),
+    Decide(Option<PersonsChoice>, Listener),
     Stop { replies: Sender<Reply>, heard: Receiver<()> },
 }
 
@@ -58,53 +57,49 @@ pub(crate) struct Listener {
     pub(crate) heard: Receiver<()>,
 }
 
-/// A migration that can begin.
-#[derive(Debug)]
-pub(crate) struct Planned {
-    migration: Migration,
-    id: GuestId,
-    epoch: Epoch,
-    verify: bool,
-    to: String,
-}
-
 /// What all threads of the process see.
 #[derive(Debug)]
 pub(crate) struct Shared {
     facts: Mutex<Facts>,
-    guest: Mutex<Option<AnyGuest>>,
+    pub(super) guest: Mutex<Option<AnyGuest>>,
     /// Who wants to hear of the migration under way; and the handle that ends it.
     audience: Mutex<Audience>,
     /// Whether the process stopped itself already, where a test wanted it.
     pub(crate) has_stopped: AtomicBool,
     pub(crate) jobs: Sender<Job>,
+    pub(super) journal: Arc<dyn Journal>,
     pub(crate) test: TestArgs,
 }
 
 /// The clients of the migration under way.
 #[derive(Debug, Default)]
-struct Audience {
+pub(super) struct Audience {
     listeners: Vec<Listener>,
     canceller: Option<Canceller>,
+    pub(super) decider: Option<Decider>,
+    /// Who made a choice that is being followed.
+    pub(super) chose: Option<Listener>,
 }
 
 /// The most clients that watch one migration.
 const MAX_LISTENERS: usize = 32;
 
 #[derive(Debug)]
-struct Facts {
-    id: Option<GuestId>,
+pub(super) struct Facts {
+    pub(super) id: Option<GuestId>,
     backend: &'static str,
-    state: State,
+    pub(super) state: State,
     phase: Option<&'static str>,
-    epoch: Option<Epoch>,
+    pub(super) epoch: Option<Epoch>,
+    /// Custody that was given away, while it is not known who runs the guest.
+    pub(super) doubt: Option<DoubtForm>,
     /// The highest epoch that this process used or offered.
-    highest: Epoch,
-    machine: Option<MachineDescription>,
+    pub(super) highest: Epoch,
+    pub(super) machine: Option<MachineDescription>,
     dirty: Option<DirtyKind>,
     report: Option<GuestReport>,
     listen: Option<String>,
-    last_migration: Option<MigrationReport>,
+    pub(super) last_migration: Option<MigrationReport>,
     arrival: Option<ArrivalForm>,
 }
 
@@ -113,6 +108,7 @@ impl Shared {
         id: Option<GuestId>,
         backend: &'static str,
         jobs: Sender<Job>,
+        journal: Arc<dyn Journal>,
         test: TestArgs,
     ) -> Arc<Self> {
         let facts = Facts {
@@ -121,6 +117,7 @@ impl Shared {
             state: State::Waiting,
             phase: None,
             epoch: None,
+            doubt: None,
             highest: Epoch::BIRTH,
             machine: None,
             dirty: None,
@@ -135,11 +132,12 @@ impl Shared {
             audience: Mutex::default(),
             has_stopped: AtomicBool::new(false),
             jobs,
+            journal,
             test,
         })
     }
 
-    fn facts(&self) -> MutexGuard<'_, Facts> {
+    pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -209,6 +207,7 @@ impl Shared {
             phase: facts.phase.map(Into::into),
             custody: has_custody(facts.state, facts.phase),
             epoch: facts.epoch.map(|epoch| epoch.0),
+            doubt: facts.doubt.clone(),
             memory_bytes: facts.machine.as_ref().map(MachineDescription::memory_bytes),
             memory_pages: report.and_then(|report| report.memory_pages.clone()),
             memory_pages_reason: report.and_then(|report| report.memory_pages_reason.clone()),
@@ -226,7 +225,7 @@ impl Shared {
         }
     }
 
-    fn audience(&self) -> MutexGuard<'_, Audience> {
+    pub(super) fn audience(&self) -> MutexGuard<'_, Audience> {
         self.audience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -304,57 +303,18 @@ impl Shared {
         }
     }
 
-    /// Prepares a migration: a fresh session and an epoch that was never used.
-    pub(crate) fn plan(&self, request: &Request, passed: Option<OwnedFd>) -> Result<Planned, CliError> {
-        let Request::Migrate {
-            to,
-            downtime_limit_ms,
-            timeout_ms,
-            verify,
-            lanes,
-            bandwidth_limit_bytes_per_second: bandwidth,
-            ..
-        } = request
-        else {
-            return Err(CliError::usage("that is no migration"));
-        };
-        let place: Place = to.parse().map_err(|error: PlaceError| CliError::usage(error.to_string()))?;
-        if !(1..=MAX_LANES).contains(lanes) {
-            return Err(CliError::usage(format!("{lanes} lanes are not to be had: give 1 to {MAX_LANES}")));
-        }
-        let route = Route::new(place, passed)?;
-        route.check_lanes(*lanes)?;
-        let millis = |value: f64| value.to_string().parse::<Millis>().map_err(CliError::usage);
-        let (downtime_limit, total) = (millis(*downtime_limit_ms)?.0, millis(*timeout_ms)?.0);
-        let mut facts = self.facts();
-        if facts.state == State::Migrating {
-            return Err(CliError::plain("the guest is being moved already: wait until that is over"));
-        }
-        let found = (facts.machine.clone(), facts.id.clone(), facts.state);
-        let (Some(machine), Some(id), State::Running) = found else {
-            let state = facts.state.name();
-            return Err(CliError::plain(format!(
-                "no guest that could be moved runs here: this process is `{state}`"
-            )));
-        };
-        facts.highest = facts.highest.next();
-        facts.state = State::Migrating;
-        let mut config = SourceConfig::new(id.clone(), SessionId(fresh_seed()), facts.highest, machine);
-        config.verify = *verify;
-        config.lanes = *lanes;
-        config.bandwidth_limit = *bandwidth;
-        config.downtime_limit = downtime_limit;
-        config.timeouts = self.test.timeouts();
-        config.timeouts.total = total;
-        let (epoch, verify) = (config.epoch, config.verify);
-        Ok(Planned { migration: route.migration(config), id, epoch, verify, to: to.clone() })
-    }
-
-    fn finished(&self, report: &MigrationReport, state: State) {
+    pub(super) fn finished(&self, report: &MigrationReport, state: State) {
         let mut facts = self.facts();
         facts.state = state;
         facts.phase = None;
         facts.last_migration = Some(report.clone());
+        if state != State::Ambiguous {
+            facts.doubt = None;
+        }
+        if let Some(epoch) = report.raised_to.map(Epoch) {
+            facts.epoch = Some(epoch);
+            facts.highest = facts.highest.max(epoch);
+        }
     }
 }
 
@@ -375,17 +335,29 @@ pub(crate) fn serve(
 ) -> Result<End, CliError> {
     // A guest that could not be resumed keeps its custody here; without it nothing could run it.
     let mut held: Option<Custody> = None;
+    let mut doubt: Option<Doubt> = None;
     let end = loop {
         match jobs.recv_timeout(LOOK) {
             Ok(Job::Migrate(wanted)) => {
-                let Some((report, custody, heard)) = migrate(shared, *wanted) else { continue };
+                let Some(over) = migrate(shared, *wanted) else { continue };
+                held = over.custody.or(held);
+                doubt = over.doubt;
+                if over.report.is_gone() {
+                    await_clients(&over.heard);
+                    break End::Moved(Box::new(over.report));
+                }
+            }
+            Ok(Job::Decide(choice, Listener { replies, heard })) => {
+                let (gone, custody) = deciding::settle(shared, &mut doubt, choice, &replies);
+                drop(replies);
                 held = custody.or(held);
-                if report.outcome == "moved" {
-                    await_clients(&heard);
+                if let Some(report) = gone {
+                    await_clients(&[heard]);
                     break End::Moved(Box::new(report));
                 }
             }
             Ok(Job::Stop { replies, heard }) => {
+                shared.note_end();
                 drop(shared.guest.lock().unwrap_or_else(PoisonError::into_inner).take());
                 let _ = replies.send(Reply::Stopped);
                 drop(replies);
@@ -424,6 +396,7 @@ fn look_after(shared: &Shared) -> Result<(), CliError> {
     let status = shared.status();
     match (status.state, status.stopped) {
         (State::Running, Some(why)) => {
+            shared.note_end();
             shared.enter(State::Ended, None);
             let id = status.id.unwrap_or_default();
             Err(CliError::plain(format!("the guest `{id}` ended by itself: {why}")))
@@ -432,14 +405,30 @@ fn look_after(shared: &Shared) -> Result<(), CliError> {
     }
 }
 
-/// Moves the guest; nothing happens without one. The report also says who is still to hear it.
-fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Custody>, Vec<Receiver<()>>)> {
+/// What a migration left.
+struct Over {
+    report: MigrationReport,
+    custody: Option<Custody>,
+    doubt: Option<Doubt>,
+    /// Who is still to hear the report.
+    heard: Vec<Receiver<()>>,
+}
+
+/// Moves the guest; nothing happens without one.
+fn migrate(shared: &Shared, wanted: Move) -> Option<Over> {
     let mut seat = shared.guest.lock().unwrap_or_else(PoisonError::into_inner);
-    let Planned { migration, id, epoch, verify, to } = wanted.planned;
+    let Planned { migration, of, id, epoch, verify, to } = wanted.planned;
     let guest = seat.as_mut()?;
     let started = wanted.client.replies.clone();
+    let decider = migration.decider();
     // Whoever hears that it started can watch and cancel it.
-    *shared.audience() = Audience { listeners: vec![wanted.client], canceller: Some(migration.canceller()) };
+    *shared.audience() = Audience {
+        listeners: vec![wanted.client],
+        canceller: Some(migration.canceller()),
+        decider: Some(decider.clone()),
+        chose: None,
+    };
+    shared.facts().doubt = Some(DoubtForm::new(epoch, &to));
     let _ = started.send(Reply::Started { epoch: epoch.0 });
     drop(started);
     let (report, custody) = migration.run(guest, &MoveObserver::new(shared));
@@ -452,18 +441,19 @@ fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Cus
         // It stays paused here: whoever has the file may run it.
         SourceOutcome::Doubtful { .. } => State::Ambiguous,
     };
-    if state == State::Moved {
+    if form.is_gone() {
         drop(seat.take());
     }
     drop(seat);
     shared.finished(&form, state);
-    let listeners = std::mem::take(&mut *shared.audience()).listeners;
-    let told = listeners.into_iter().map(|Listener { replies, heard }| {
+    let Audience { listeners, chose, .. } = std::mem::take(&mut *shared.audience());
+    let told = listeners.into_iter().chain(chose).map(|Listener { replies, heard }| {
         let _ = replies.send_timeout(Reply::Report(Box::new(form.clone())), LAST_REPLY);
         heard
     });
     let heard = told.collect();
-    Some((form, custody, heard))
+    let doubt = (state == State::Ambiguous).then(|| Doubt { of, guest: id, to, decider });
+    Some(Over { report: form, custody, doubt, heard })
 }
 
 /// The error that a report is for whoever waited for it.

@@ -5,13 +5,16 @@
 //! which is not [`Reply::Progress`]. Only the user who owns the socket's folder can connect.
 
 pub(crate) mod client;
+mod deciding;
 pub(crate) mod host;
 pub(crate) mod observer;
 pub(crate) mod passing;
+mod planning;
 mod route;
 pub(crate) mod server;
 
 use ferry_contract::Contract;
+use ferry_protocol::journal::Choice;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Kind};
@@ -55,8 +58,47 @@ pub(crate) enum Request {
     Check {},
     /// Asks for the guest's contract; answered by [`Reply::Contract`].
     Contract {},
+    /// Settles a migration whose outcome is open: what its file says, or what a person decides; answered by
+    /// [`Reply::Report`] of the migration's end.
+    Decide {
+        /// `source-runs`, `target-runs` or `abandon`; without one only a file is looked into.
+        #[serde(default)]
+        choice: Option<ChoiceForm>,
+        /// Why, and by whom; needed with a choice.
+        #[serde(default)]
+        reason: Option<String>,
+    },
     /// Ends the guest and its process; answered by [`Reply::Stopped`].
     Stop {},
+}
+
+/// A person's choice, as [`Choice`] names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ChoiceForm {
+    SourceRuns,
+    TargetRuns,
+    Abandon,
+}
+
+impl From<Choice> for ChoiceForm {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::SourceRuns => Self::SourceRuns,
+            Choice::TargetRuns => Self::TargetRuns,
+            Choice::Abandon => Self::Abandon,
+        }
+    }
+}
+
+impl From<ChoiceForm> for Choice {
+    fn from(choice: ChoiceForm) -> Self {
+        match choice {
+            ChoiceForm::SourceRuns => Self::SourceRuns,
+            ChoiceForm::TargetRuns => Self::TargetRuns,
+            ChoiceForm::Abandon => Self::Abandon,
+        }
+    }
 }
 
 fn one_lane() -> u8 {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ferry_migrate::{Observer, Progress};
+use ferry_migrate::{Observer, Progress, Word};
 use ferry_protocol::{SourcePhase, TargetOutcome, TargetPhase};
 
 use super::Reply;
@@ -57,10 +57,18 @@ impl Observer for MoveObserver<'_> {
         self.shared.enter(State::Ambiguous, Some(SourcePhase::Asking.name()));
         let message =
             "custody was given and nobody answers who runs the guest: it stays paused here, and this \
-                       side goes on asking; look at `ferry status` on the target before anything else"
+                       side goes on asking; look at `ferry status` on the target, then at `ferry recover` here"
                 .to_owned();
         output::note(&format!("ferry: {message}"));
         self.shared.tell(&Reply::Ambiguous { message });
+    }
+
+    fn word(&self, word: &Word) {
+        self.shared.hear(word.to_string());
+    }
+
+    fn choice_refused(&self, why: &str) {
+        self.shared.refuse_choice(why);
     }
 }
 

@@ -1,7 +1,9 @@
 //! The way of a migration that a client asked for.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use ferry_migrate::journal::Journal;
 use ferry_migrate::oneway::{Direction, Place, Sink, Stream};
 use ferry_migrate::{Address, MigrateOptions, Migration};
 use ferry_protocol::SourceConfig;
@@ -44,10 +46,10 @@ impl Route {
         }
     }
 
-    pub(super) fn migration(self, config: SourceConfig) -> Migration {
+    pub(super) fn migration(self, config: SourceConfig, journal: Arc<dyn Journal>) -> Migration {
         match self {
-            Self::Link(address) => Migration::new(MigrateOptions { address, config }),
-            Self::OneWay(sink) => Migration::one_way(sink, config),
+            Self::Link(address) => Migration::new(MigrateOptions::new(address, config, journal)),
+            Self::OneWay(sink) => Migration::one_way(sink, config, journal),
         }
     }
 }

@@ -88,6 +88,7 @@ fn end_on_signals(path: PathBuf, shared: Arc<Shared>) -> std::io::Result<()> {
                 let _ = std::fs::remove_file(waits_at);
             }
             // The guest ends with its process; whoever sends the signal wants that.
+            shared.note_end();
             std::process::exit(0);
         }
     };
@@ -167,6 +168,12 @@ fn answer(
             let (_hears, heard) = bounded(0);
             let _ = shared.jobs.send(Job::Stop { replies, heard });
             answers.recv().map_or(Ok(()), |reply| write(stream, &reply))
+        }
+        Request::Decide { choice, reason } => {
+            let (replies, answers) = bounded(MAX_REPLIES);
+            let (_hears, heard) = bounded(0);
+            shared.decide(choice.map(Into::into), reason.as_deref(), Listener { replies, heard });
+            pass_on(stream, &answers, true)
         }
         Request::Cancel {} => {
             let heard = shared.cancel();

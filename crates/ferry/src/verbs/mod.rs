@@ -7,6 +7,7 @@ pub(crate) mod inspect;
 pub(crate) mod migrate;
 pub(crate) mod probe;
 pub(crate) mod receive;
+pub(crate) mod recover;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod watch;
@@ -16,11 +17,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ferry_migrate::RunWatch;
-use ferry_vmm::{Backend, Chosen, RunLog};
+use ferry_migrate::journal::{Journal, Life, OpenKind, StateFolder, Volatile};
+use ferry_protocol::{Epoch, GuestId, InstanceId};
+use ferry_vmm::{Backend, Chosen, RunLog, fresh_seed};
 
-use crate::cli::{Format, SerialArgs, TestArgs};
+use crate::cli::{Format, SerialArgs, StateArgs, TestArgs};
 use crate::control::host::End;
 use crate::error::CliError;
+use crate::folder;
 use crate::output;
 
 /// Decides the backend; a fall-back is said in one line with its reason.
@@ -45,6 +49,43 @@ fn watch(test: &TestArgs) -> Result<Option<Arc<dyn RunWatch>>, CliError> {
         CliError::plain(format!("the run log {} cannot be opened: {error}", path.display()))
     })?;
     Ok(Some(Arc::new(log)))
+}
+
+/// The journal of this process, and the folder where those of others are; none if it is forgotten.
+fn keep(state: &StateArgs, test: &TestArgs) -> Result<(Option<StateFolder>, Arc<dyn Journal>), CliError> {
+    let instance = InstanceId(fresh_seed());
+    if test.volatile_journal {
+        return Ok((None, Arc::new(Volatile::new(instance))));
+    }
+    let folder = folder::state(state)?;
+    let journal = folder.begin(instance).map_err(|error| CliError::of(&error))?;
+    Ok((Some(folder), Arc::new(journal)))
+}
+
+/// The epoch at which a guest of this name can be born: above every one that was used here. Refused
+/// while another may come back, or may run elsewhere, for all that is known here.
+fn birth(folder: &StateFolder, id: &GuestId) -> Result<Epoch, CliError> {
+    let lives = folder.lives().map_err(|error| CliError::of(&error))?;
+    for complaint in lives.iter().filter_map(Life::complaint) {
+        output::note(&format!("ferry: {complaint}"));
+    }
+    if let Some(life) = lives.living_with(id) {
+        return Err(CliError::plain(format!(
+            "a guest `{id}` is in a process that lives (journal {}): choose another --id",
+            life.path.display()
+        )));
+    }
+    if let Some(open) = lives.open(Some(id)).first() {
+        let what = match &open.kind {
+            OpenKind::Given(given) => format!("custody of it may have been given to {}", given.address),
+            OpenKind::Taken { .. } => "it may have run here, and its source may wait for a word".into(),
+        };
+        return Err(CliError::plain(format!(
+            "what became of an earlier guest `{id}` is open ({what}, epoch {}): `ferry recover {id}` settles it, or choose another --id",
+            open.epoch
+        )));
+    }
+    Ok(lives.highest(id).map_or(Epoch::BIRTH, Epoch::next))
 }
 
 /// Where the guest's serial port writes to, if anywhere.
@@ -72,6 +113,12 @@ fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<O
 /// Says how a process with a guest ended.
 fn say_end(end: &End, id: &str, format: Format) {
     match (format, end) {
+        (Format::Json, End::Moved(report)) if report.outcome == "abandoned" => {
+            output::json(&serde_json::json!({ "abandoned": report }));
+        }
+        (Format::Text, End::Moved(report)) if report.outcome == "abandoned" => {
+            output::line(&format!("guest `{id}` was given up, as a person decided"));
+        }
         (Format::Json, End::Moved(report)) => output::json(&serde_json::json!({ "moved": report })),
         (Format::Json, End::Stopped) => output::json(&serde_json::json!({ "stopped": { "id": id } })),
         (Format::Text, End::Moved(report)) => {

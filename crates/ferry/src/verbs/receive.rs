@@ -1,15 +1,18 @@
 //! `ferry receive`: waits for a guest, then runs it as `ferry run` would.
 
+use std::sync::Arc;
+
 use crossbeam_channel::bounded;
-use ferry_migrate::oneway::{Direction, Origin, Place, Stream, TakeError, TakeOptions, take};
+use ferry_migrate::journal::StateFolder;
+use ferry_migrate::oneway::{Direction, FileCopy, Origin, Place, Stream, TakeError, TakeOptions, take};
 use ferry_migrate::{Address, Listener, ReceiveOptions, Reception};
-use ferry_protocol::InstanceId;
-use ferry_vmm::{AnyBuilder, Chosen, fresh_seed};
+use ferry_protocol::{Epoch, GuestId};
+use ferry_vmm::{AnyBuilder, Chosen};
 use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::migrate::adopt;
-use super::{choose, say_end, serial_output, watch};
+use super::{birth, choose, keep, say_end, serial_output, watch};
 use crate::cli::{Format, ReceiveArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::observer::ArrivalObserver;
@@ -29,6 +32,7 @@ pub(crate) fn receive(args: &ReceiveArgs, format: Format) -> Result<u8, CliError
 /// Takes a guest from a file or a descriptor.
 fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliError> {
     let origin = origin(place)?;
+    let (folder, journal) = keep(&args.state, &args.test)?;
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
@@ -37,16 +41,13 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
         .and_then(|builder| builder.with_dirty(args.dirty.kind));
     let mut builder = builder.map_err(|error| CliError::of(&error))?.with_serial_output(serial);
     let (jobs, wanted) = bounded(8);
-    let shared = Shared::new(args.id.clone(), chosen.name(), jobs, args.test.clone());
+    let shared = Shared::new(args.id.clone(), chosen.name(), jobs, Arc::clone(&journal), args.test.clone());
     let name = args.id.as_ref().map_or("receive", |id| id.as_str());
     let socket = server::serve(&shared, name)?;
     let expected = args.id.clone().filter(|_| !args.clone);
-    let options = TakeOptions {
-        instance: InstanceId(fresh_seed()),
-        expected,
-        clone_as: args.id.clone().filter(|_| args.clone),
-        timeouts: args.test.timeouts(),
-    };
+    let copy =
+        args.id.clone().filter(|_| args.clone).map(|guest| copy(folder.as_ref(), guest)).transpose()?;
+    let options = TakeOptions { journal, expected, copy, timeouts: args.test.timeouts() };
     let observer = ArrivalObserver { shared: &shared };
     let arrived = take(origin, options, &mut builder, &observer).map_err(|error| error_of(&error))?;
     shared.adopt(arrived.machine, &arrived.guest, arrived.epoch);
@@ -56,6 +57,12 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let end = serve(&shared, &wanted, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
+}
+
+/// The copy of a guest is born: no other of its name may be here.
+fn copy(folder: Option<&StateFolder>, guest: GuestId) -> Result<FileCopy, CliError> {
+    let epoch = folder.map_or(Ok(Epoch::BIRTH), |folder| birth(folder, &guest))?;
+    Ok(FileCopy { guest, epoch })
 }
 
 fn origin(place: &Place) -> Result<Origin, CliError> {
@@ -94,18 +101,21 @@ fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliE
     let mut builder = builder.map_err(|error| CliError::of(&error))?.with_serial_output(serial);
     let listener = Listener::bind(listen, args.insecure).map_err(|error| CliError::of(&error))?;
     let address = listener.address().to_string();
-    let (jobs, wanted) = bounded(8);
-    let shared = Shared::new(args.id.clone(), chosen.name(), jobs, args.test.clone());
-    shared.listens(address.clone());
-    let name = args.id.as_ref().map_or("receive", |id| id.as_str());
-    let socket = server::serve(&shared, name)?;
-    say_waiting(format, &address, &chosen, socket.path());
+    let (_, journal) = keep(&args.state, &args.test)?;
+    // The journals of earlier processes are read here, before any source can wait for that.
     let options = ReceiveOptions {
-        instance: InstanceId(fresh_seed()),
+        journal: Arc::clone(&journal),
+        witness: None,
         expected: args.id.clone(),
         timeouts: args.test.timeouts(),
     };
     let reception = Reception::new(listener, options).map_err(|error| CliError::of(&error))?;
+    let (jobs, wanted) = bounded(8);
+    let shared = Shared::new(args.id.clone(), chosen.name(), jobs, journal, args.test.clone());
+    shared.listens(address.clone());
+    let name = args.id.as_ref().map_or("receive", |id| id.as_str());
+    let socket = server::serve(&shared, name)?;
+    say_waiting(format, &address, &chosen, socket.path());
     let arrived = reception
         .wait(&mut builder, &ArrivalObserver { shared: &shared })
         .map_err(|error| CliError::of(&error))?;

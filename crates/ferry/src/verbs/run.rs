@@ -4,17 +4,20 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 use ferry_memory::{Classified, GuestRam, PAGE_SIZE, RamError};
+use ferry_migrate::journal::{Journal, JournalError, StateFolder};
 use ferry_migrate::{Custody, FileLock, Machine};
+use ferry_protocol::journal::{OfGuest, Record};
 use ferry_protocol::{Epoch, GuestId};
 use ferry_state::Resources;
 use ferry_vmm::{AnyGuest, Birth, Chosen, Guest, Image, MAX_IMAGE_BYTES, VmmError, create, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::{choose, say_end, serial_output, watch};
+use super::{birth, choose, keep, say_end, serial_output, watch};
 use crate::artefact::Artefact;
 use crate::cli::{Format, PayloadName, RunArgs};
 use crate::control::host::{Shared, serve};
@@ -29,6 +32,10 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     config.validate().map_err(|error| CliError::usage(error.to_string()))?;
     let id = args.id.clone().map_or_else(name, Ok)?;
     refuse_a_namesake(&id)?;
+    let (folder, journal) = keep(&args.state, &args.test)?;
+    if let Some(folder) = &folder {
+        birth(folder, &id)?;
+    }
     let watch = watch(&args.test)?;
     let chosen = choose(args.guest.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
@@ -55,11 +62,12 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     }
     take_locks(&mut guest, &id, &args.lock)?;
     let (jobs, wanted) = bounded(8);
-    let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, args.test.clone());
+    let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, Arc::clone(&journal), args.test.clone());
     let socket = server::serve(&shared, id.as_str())?;
     let pages = guest.report().memory_pages;
-    guest.resume(Custody::born(id.clone())).map_err(|error| CliError::of(&error))?;
-    shared.adopt(guest, &id, Epoch::BIRTH);
+    let epoch = be_born(folder.as_ref(), &*journal, &id)?;
+    guest.resume(Custody::born_at(id.clone(), epoch)).map_err(|error| CliError::of(&error))?;
+    shared.adopt(guest, &id, epoch);
     match format {
         Format::Json => output::json(&json!({ "running": {
             "id": id.as_str(), "backend": chosen.name(), "control_socket": socket.path(), "memory_pages": pages,
@@ -75,6 +83,16 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let end = serve(&shared, &wanted, None)?;
     say_end(&end, id.as_str(), format);
     Ok(0)
+}
+
+/// Writes the birth down; of two that want one name at once the second is refused.
+fn be_born(folder: Option<&StateFolder>, journal: &dyn Journal, id: &GuestId) -> Result<Epoch, CliError> {
+    let failed = |error: JournalError| CliError::of(&error);
+    let hold = folder.map(StateFolder::hold_births).transpose().map_err(failed)?;
+    let epoch = folder.map_or(Ok(Epoch::BIRTH), |folder| birth(folder, id))?;
+    journal.write(&Record::Born(OfGuest { guest: id.clone(), epoch })).map_err(failed)?;
+    drop(hold);
+    Ok(epoch)
 }
 
 /// The program in a file; one byte more than is taken is read, so that a longer file is told.

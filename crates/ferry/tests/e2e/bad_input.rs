@@ -10,6 +10,7 @@ on_both! {
     a_guest_is_moved_once_at_a_time,
     a_receiver_for_another_guest_says_which,
     two_guests_of_one_name_are_not_had,
+    of_two_that_are_born_at_once_one_is,
 }
 
 #[test]
@@ -175,4 +176,28 @@ fn two_guests_of_one_name_are_not_had(on: &'static str) {
     // The longest name has a socket, too.
     let long = "x".repeat(64);
     assert!(house.guest_without_journal(&long, IDLE).socket.exists());
+}
+
+/// Neither sees the other's control socket in time, but the journals are looked at one after the other.
+fn of_two_that_are_born_at_once_one_is(on: &'static str) {
+    let house = House::new(on);
+    let words = ["run", "--id=g", "--memory=16M", "--payload=idle", "--backend", on];
+    let all: Vec<_> = (0..4)
+        .map(|_| {
+            let mut command = house.command(&words);
+            command.args(["--output=json", "--die-with-parent"]);
+            house.start(command)
+        })
+        .collect();
+    let (mut born, mut refused) = (Vec::new(), 0);
+    for process in all {
+        if let Some(document) = process.first_word() {
+            assert_eq!(document["running"]["id"], "g");
+            born.push(process);
+        } else {
+            process.end().failed(1, &["`g`", "choose another --id"]);
+            refused += 1;
+        }
+    }
+    assert_eq!((born.len(), refused), (1, 3));
 }

@@ -1,10 +1,11 @@
-//! `ferry bench precopy`: the figures of a move beside the raw loop's, and beside QEMU's where it is found.
+//! `ferry bench`: the figures of a move beside the raw loop's, and beside QEMU's where it is found.
 
 use crate::support::house::House;
 use crate::support::skipped;
 
 on_both! {
     the_bench_sets_a_move_beside_the_limit_and_a_peer,
+    journals_are_measured_beside_moves_without,
 }
 
 const SMALL: &[&str] = &["bench", "precopy", "--memory=32M", "--pairs=2", "--lanes=2"];
@@ -36,4 +37,19 @@ fn the_bench_sets_a_move_beside_the_limit_and_a_peer(on: &'static str) {
     for each in peer["each"].as_array().unwrap() {
         assert!(each["transferred_bytes"].as_u64().unwrap() >= 32 << 20, "random pages are no zeros: {each}");
     }
+}
+
+/// Two moves of each guest, in turn, and what the journals added.
+fn journals_are_measured_beside_moves_without(on: &'static str) {
+    let house = House::new(on);
+    let words = ["bench", "journal", "--memory=16M", "--moves=2", "--payload=idle", "--backend", on];
+    let found = house.json(&words).document();
+    assert_eq!((&found["backend"], &found["moves"]), (&on.into(), &2.into()), "{found}");
+    for side in ["with", "without"] {
+        assert!(found[side]["total_ms"].as_f64().unwrap() > found[side]["downtime_ms"].as_f64().unwrap());
+    }
+    let waited = |side: &str| found[side]["target_journal_ms"].as_f64().unwrap();
+    assert!(waited("with") > 0.0 && waited("without") < waited("with"), "{found}");
+    let text = house.ferry(&words);
+    assert!(text.status == 0 && text.output.contains("waited"), "{text:?}");
 }

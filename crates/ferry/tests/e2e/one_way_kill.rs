@@ -66,6 +66,8 @@ fn a_source_that_writes_a_file_is_killed(on: &'static str) {
         house.json(&from_partial).failed(1, &["snapshot.partial"]);
         house.json(&[&from_partial[..], &["--clone", "--id=copy"]].concat()).failed(1, &[]);
         assert_eq!(house.runners().len(), 1, "nobody runs it");
+        // The file shows that nobody has it, or nothing is open: its name is free again.
+        assert_eq!(house.json(&["recover", "g"]).document()["open"], false, "{phase}");
         // What is left is not written over, and does not keep the guest, born again, from another place.
         let again = house.guest_without_journal("g", CHURN);
         house.migrate("g", &place).failed(1, &["snapshot.partial is there already", "ferry inspect"]);

@@ -47,10 +47,22 @@ impl House {
         self.path("run/ferry")
     }
 
+    /// The folder of journals.
+    pub(crate) fn journals(&self) -> PathBuf {
+        self.path("run/state")
+    }
+
     /// The program with these words, in this house.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ferry"));
-        command.args(words).env("XDG_RUNTIME_DIR", self.path("run")).env_remove("RUST_LOG");
+        command.args(words);
+        self.at_home(command)
+    }
+
+    /// Where sockets and journals of this house are.
+    fn at_home(&self, mut command: Command) -> Command {
+        command.env("XDG_RUNTIME_DIR", self.path("run")).env("FERRY_STATE_DIR", self.journals());
+        command.env_remove("RUST_LOG");
         command
     }
 
@@ -72,8 +84,8 @@ impl House {
     pub(crate) fn redirected(&self, words: &[&str], redirection: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}"), env!("CARGO_BIN_EXE_ferry")]);
-        command.args(words).env("XDG_RUNTIME_DIR", self.path("run")).env_remove("RUST_LOG");
-        command
+        command.args(words);
+        self.at_home(command)
     }
 
     fn with_hooks(&self, words: &[&str], journal: bool) -> Process {

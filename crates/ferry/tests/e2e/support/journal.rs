@@ -14,6 +14,7 @@ pub(crate) fn now_ns() -> u64 {
 /// Who ran the guest last, and whether that is over.
 #[derive(Debug, Clone, Copy)]
 struct Run {
+    at_ns: u64,
     pid: u32,
     epoch: u64,
     over: bool,
@@ -21,7 +22,7 @@ struct Run {
 
 /// Checks every line; `deaths` says when processes were killed. Gives the processes that ran the
 /// guest, in order.
-pub(crate) fn check(path: &Path, deaths: &BTreeMap<u32, u64>) -> Vec<u32> {
+pub(crate) fn check(path: &Path, deaths: &BTreeMap<u32, Vec<u64>>) -> Vec<u32> {
     let Ok(lines) = RunLog::read(path) else { return Vec::new() };
     let mut last: Option<Run> = None;
     let mut runners = Vec::new();
@@ -35,13 +36,16 @@ pub(crate) fn check(path: &Path, deaths: &BTreeMap<u32, u64>) -> Vec<u32> {
             }
             RunEvent::Run => {
                 if let Some(run) = last {
-                    let is_dead = || deaths.get(&run.pid).is_some_and(|&at| at <= line.at_ns);
+                    // A number may be another process's later on.
+                    let since = run.at_ns..=line.at_ns;
+                    let is_dead =
+                        || deaths.get(&run.pid).is_some_and(|at| at.iter().any(|at| since.contains(at)));
                     assert!(run.over || is_dead(), "{} still runs: {lines:#?}", run.pid);
                     let is_newer = line.epoch > run.epoch;
                     let is_the_same = line.epoch == run.epoch && line.pid == run.pid;
                     assert!(is_newer || is_the_same, "an epoch came back: {lines:#?}");
                 }
-                last = Some(Run { pid: line.pid, epoch: line.epoch, over: false });
+                last = Some(Run { at_ns: line.at_ns, pid: line.pid, epoch: line.epoch, over: false });
                 runners.push(line.pid);
             }
         }

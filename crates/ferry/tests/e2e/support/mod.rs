@@ -2,6 +2,7 @@
 
 pub(crate) mod house;
 pub(crate) mod journal;
+pub(crate) mod links;
 pub(crate) mod peers;
 pub(crate) mod process;
 

@@ -17,7 +17,7 @@ use super::journal::now_ns;
 use super::{PATIENCE, wait_until};
 
 /// When processes were killed, by their numbers.
-pub(crate) type Deaths = Arc<Mutex<BTreeMap<u32, u64>>>;
+pub(crate) type Deaths = Arc<Mutex<BTreeMap<u32, Vec<u64>>>>;
 
 /// A process; it is killed when this is dropped.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub(crate) struct Process {
     said: RefCell<String>,
     status: Cell<Option<i32>>,
     deaths: Deaths,
+    killed: Cell<bool>,
     /// Its control socket, once it is ready.
     pub(crate) socket: PathBuf,
     /// Where it waits for a guest.
@@ -59,6 +60,7 @@ impl Process {
             said: RefCell::default(),
             status: Cell::default(),
             deaths,
+            killed: Cell::default(),
             socket: PathBuf::new(),
             listen: String::new(),
         }
@@ -85,6 +87,15 @@ impl Process {
         }
     }
 
+    /// The first document on standard output; none if it ends without one.
+    pub(crate) fn first_word(&self) -> Option<Value> {
+        match self.output.recv_timeout(PATIENCE) {
+            Ok(line) => Some(serde_json::from_str(&line).unwrap()),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(error) => panic!("`{}` says nothing: {error}", self.words),
+        }
+    }
+
     /// What it said on standard error so far.
     pub(crate) fn errors(&self) -> String {
         self.said.borrow_mut().extend(self.errors.try_iter());
@@ -94,6 +105,12 @@ impl Process {
     /// Waits until it says this on standard error.
     pub(crate) fn await_error(&self, text: &str) {
         wait_until(&format!("`{}` says `{text}`", self.words), || self.errors().contains(text));
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn is_alive(&self) -> bool {
+        // A process that ended is a zombie until it is waited for.
+        self.kernels_state().is_some_and(|state| !matches!(state, 'Z' | 'X'))
     }
 
     /// Waits until it ends.
@@ -126,9 +143,30 @@ impl Process {
 
     /// Kills it without a word, also while it is stopped.
     pub(crate) fn kill(mut self) {
-        self.deaths.lock().unwrap().insert(self.pid(), now_ns());
+        self.note_death();
         self.child.kill().unwrap();
         assert_eq!(self.reap(), 128 + 9);
+    }
+
+    /// Once; later is too late.
+    fn note_death(&self) {
+        if !self.killed.replace(true) {
+            self.deaths.lock().unwrap().entry(self.pid()).or_default().push(now_ns());
+        }
+    }
+
+    /// The same while others still ask for it.
+    pub(crate) fn kill_now(&self) {
+        self.note_death();
+        self.signal(Signal::KILL);
+        wait_until("it is dead", || !self.is_alive());
+    }
+
+    /// Its memory that is in use, in KiB (proc(5)).
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -142,12 +180,18 @@ impl Process {
 
     /// Waits until it stopped itself.
     pub(crate) fn await_stop(&self) {
-        let path = format!("/proc/{}/stat", self.pid());
-        wait_until(&format!("`{}` stops", self.words), || {
-            let stat = std::fs::read_to_string(&path).unwrap();
-            // The state follows the name, which is in brackets (proc_pid_stat(5)).
-            stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
-        });
+        wait_until(&format!("`{}` stops", self.words), || self.is_stopped());
+    }
+
+    /// Whether it stopped itself, or was stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.kernels_state().is_some_and(|state| state == 'T')
+    }
+
+    /// Its state as the kernel names it, which follows the name in brackets (`proc_pid_stat(5)`).
+    fn kernels_state(&self) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?;
+        stat.rsplit_once(')')?.1.trim_start().chars().next()
     }
 
     /// Descriptors and threads that it has.
@@ -187,7 +231,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.status.get().is_none() {
-            self.deaths.lock().unwrap().insert(self.pid(), now_ns());
+            self.note_death();
             let _ = self.child.kill();
             let _ = self.child.wait();
             // All that it said comes before the end of its stream.

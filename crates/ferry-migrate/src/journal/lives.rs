@@ -1,0 +1,253 @@
+//! The journals of a folder, read: one for each life of a process, and what together they leave open.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use ferry_protocol::journal::{GuestHistory, History, MayBeGiven, Past, Record};
+use ferry_protocol::{Epoch, GuestId, InstanceId};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::JournalError;
+use super::form::{Condition, Content, MAX_JOURNAL_BYTES};
+
+/// The most journals of one folder.
+const MAX_LIVES: usize = 4096;
+
+/// One life of a process, as its journal tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    /// The process's life, as the file is named.
+    pub instance: InstanceId,
+    /// The journal.
+    pub path: PathBuf,
+    /// Whether the process lives: it holds the journal's lock.
+    pub alive: bool,
+    /// What was written.
+    pub content: Content,
+    /// When the journal was written last; none if that is not known.
+    pub modified: Option<SystemTime>,
+}
+
+impl Life {
+    /// What its records say.
+    pub fn history(&self) -> History {
+        let history = History::of(&self.content.records);
+        let is_its_own = self.content.instance == Some(self.instance);
+        if self.content.is_whole() && is_its_own { history } else { history.with_a_part_missing() }
+    }
+
+    /// Why not all of it can be trusted, as a sentence; none if it can.
+    pub fn complaint(&self) -> Option<String> {
+        let path = self.path.display();
+        let unknown = "what its process may have run is not known";
+        match self.content.condition {
+            _ if self.content.instance.is_some_and(|instance| instance != self.instance) => {
+                Some(format!("the journal {path} is another process's by its content: {unknown}"))
+            }
+            Condition::Whole | Condition::Torn => None,
+            Condition::Damaged { offset } => {
+                Some(format!("the journal {path} is damaged at byte {offset}: {unknown}"))
+            }
+            Condition::OtherVersion(version) => Some(format!(
+                "the journal {path} has the form {version}, which this build cannot read: {unknown}"
+            )),
+            Condition::Foreign => Some(format!("{path} does not begin as a journal does: {unknown}")),
+            Condition::Unreadable => Some(format!("the journal {path} cannot be read: {unknown}")),
+        }
+    }
+}
+
+/// Something that the end of a process left open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// The process that is gone.
+    pub instance: InstanceId,
+    /// The guest.
+    pub guest: GuestId,
+    /// The epoch whose fate is open.
+    pub epoch: Epoch,
+    /// What that process may have done.
+    pub kind: OpenKind,
+}
+
+/// What a process that is gone may have done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpenKind {
+    /// It may have given custody away.
+    Given(MayBeGiven),
+    /// It may have run the guest, while the source still waits for a word.
+    Taken {
+        /// Whether it noted that the guest ran.
+        ran: bool,
+    },
+}
+
+/// All journals of a folder.
+#[derive(Debug, Clone, Default)]
+pub struct Lives {
+    lives: Vec<Life>,
+}
+
+impl Lives {
+    /// Reads a folder. One journal that cannot be read is a [`Life`] with a complaint.
+    pub(super) fn read(folder: &Path) -> Result<Self, JournalError> {
+        let failed = |source| JournalError::new(folder, source);
+        let mut lives = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let Some(instance) = instance_of(&path) else { continue };
+            if lives.len() >= MAX_LIVES {
+                let text =
+                    format!("it holds more than {MAX_LIVES} journals: `ferry recover` lists what is open");
+                return Err(failed(io::Error::new(io::ErrorKind::QuotaExceeded, text)));
+            }
+            match life(instance, &path) {
+                Ok(life) => lives.push(life),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a journal");
+                    let content =
+                        Content { instance: None, records: Vec::new(), condition: Condition::Unreadable };
+                    lives.push(Life { instance, path, alive: false, content, modified: None });
+                }
+            }
+        }
+        // A folder names its files in no order.
+        lives.sort_by_key(|life| (life.modified, life.instance));
+        Ok(Self { lives })
+    }
+
+    /// Every life, the one that wrote last at the end.
+    pub fn iter(&self) -> impl Iterator<Item = &Life> {
+        self.lives.iter()
+    }
+
+    /// The histories of the processes that are gone.
+    pub fn past(&self) -> Past {
+        let mut past = Past::default();
+        for life in self.lives.iter().filter(|life| !life.alive) {
+            past.add(life.instance, life.history());
+        }
+        past
+    }
+
+    /// The highest epoch of a guest that any process mentions, also one that lives.
+    pub fn highest(&self, guest: &GuestId) -> Option<Epoch> {
+        self.lives.iter().filter_map(|life| life.history().guest(guest)?.highest).max()
+    }
+
+    /// A living process that has this guest by its journal, or waits to hear what became of it.
+    pub fn living_with(&self, guest: &GuestId) -> Option<&Life> {
+        self.lives.iter().filter(|life| life.alive).find(|life| has(life, guest))
+    }
+
+    /// What processes that are gone left open, of one guest or of all.
+    pub fn open(&self, guest: Option<&GuestId>) -> Vec<Open> {
+        let mut open = Vec::new();
+        for life in self.lives.iter().filter(|life| !life.alive) {
+            let history = life.history();
+            let wanted = history.guests().filter(|(name, _)| guest.is_none_or(|guest| guest == *name));
+            for (name, history) in wanted {
+                open.extend(open_of(life.instance, name, history));
+            }
+        }
+        open.retain(|open| !self.closes(open));
+        open
+    }
+
+    /// Whether another process's journal says how it ended.
+    fn closes(&self, open: &Open) -> bool {
+        self.records().any(|(life, record)| life.instance != open.instance && ends(record, open))
+    }
+
+    /// Journals of processes that are gone which nobody needs any more, oldest first.
+    pub(super) fn settled(&self) -> Vec<&Life> {
+        let open_alone: Vec<Open> = self
+            .lives
+            .iter()
+            .filter(|life| !life.alive)
+            .flat_map(|life| {
+                let history = life.history();
+                history.guests().flat_map(|(name, of)| open_of(life.instance, name, of)).collect::<Vec<_>>()
+            })
+            .collect();
+        let open = self.open(None);
+        let is_needed = |life: &Life| {
+            open.iter().any(|open| open.instance == life.instance)
+                // It says how another one ended, which is still there.
+                || open_alone.iter().any(|open| {
+                    open.instance != life.instance && life.content.records.iter().any(|record| ends(record, open))
+                })
+        };
+        let gone = self.lives.iter().filter(|life| !life.alive && !life.history().is_partial());
+        gone.filter(|life| !is_needed(life)).collect()
+    }
+
+    fn records(&self) -> impl Iterator<Item = (&Life, &Record)> {
+        self.lives.iter().flat_map(|life| life.content.records.iter().map(move |record| (life, record)))
+    }
+}
+
+fn open_of(instance: InstanceId, guest: &GuestId, history: &GuestHistory) -> Vec<Open> {
+    let open = |epoch, kind| Open { instance, guest: guest.clone(), epoch, kind };
+    let given = history.open_gift().map(|given| open(given.of.epoch, OpenKind::Given(given.clone())));
+    let taken =
+        history.open_taking().map(|epoch| open(epoch, OpenKind::Taken { ran: history.ran >= Some(epoch) }));
+    given.into_iter().chain(taken).collect()
+}
+
+/// Whether a record of another process says how something ended: what was found out or decided later,
+/// what the target of this very folder wrote, or that the guest ran under an epoch that came after.
+fn ends(record: &Record, open: &Open) -> bool {
+    if *record.guest() != open.guest {
+        return false;
+    }
+    let is_given = matches!(open.kind, OpenKind::Given(_));
+    match record {
+        Record::Kept(_) | Record::Moved(_) | Record::Ended(_) | Record::Decided(_) => {
+            record.epoch() == open.epoch
+        }
+        Record::Refused(of) => is_given && of.epoch == open.epoch,
+        Record::Runs(of) => of.epoch > open.epoch || (is_given && of.epoch == open.epoch),
+        _ => false,
+    }
+}
+
+/// Whether a life's journal says that the guest is there, may be, or may come back.
+fn has(life: &Life, guest: &GuestId) -> bool {
+    let about = life.content.records.iter().filter(|record| record.guest() == guest);
+    about.fold(false, |has, record| match record {
+        Record::Born(_) | Record::MayRun(_) | Record::Runs(_) => true,
+        Record::Refused(_) | Record::Moved(_) | Record::Ended(_) => false,
+        _ => has,
+    })
+}
+
+fn instance_of(path: &Path) -> Option<InstanceId> {
+    let is_journal = path.extension().is_some_and(|extension| extension == "journal");
+    let stem = path.file_stem().filter(|_| is_journal)?.to_str()?;
+    let is_ours = stem.len() == 16 && stem.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u64::from_str_radix(stem, 16).ok().filter(|_| is_ours).map(InstanceId)
+}
+
+fn life(instance: InstanceId, path: &Path) -> io::Result<Life> {
+    let file = File::open(path)?;
+    // First the lock, then the content: what a process that is gone wrote changes no more. Readers
+    // share it, so that one does not take another for the process.
+    let alive = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => false,
+        Err(Errno::WOULDBLOCK) => true,
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut bytes = Vec::new();
+    (&file).take(MAX_JOURNAL_BYTES + 1).read_to_end(&mut bytes)?;
+    let mut content = Content::parse(&bytes);
+    if bytes.len() as u64 > MAX_JOURNAL_BYTES {
+        content.condition = Condition::Damaged { offset: MAX_JOURNAL_BYTES };
+    }
+    let modified = file.metadata().and_then(|metadata| metadata.modified()).ok();
+    Ok(Life { instance, path: path.into(), alive, content, modified })
+}

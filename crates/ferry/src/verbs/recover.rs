@@ -1,0 +1,168 @@
+//! `ferry recover`: what became of a guest whose move the two sides could not settle.
+//!
+//! It looks at the processes of this machine and at the journals of those that are gone, asks the other
+//! side, and settles what can be settled. A person decides the rest: what is chosen is journaled first,
+//! and refused where something shows that it is wrong.
+
+mod matter;
+mod show;
+
+use ferry_protocol::journal::{Choice, Decided, OfGuest, Record};
+use ferry_protocol::{Epoch, InstanceId};
+use ferry_vmm::fresh_seed;
+use std::time::{Duration, SystemTime};
+
+use ferry_migrate::journal::{Journal, Life, StateFolder};
+use matter::{End, Matter, Process};
+
+use crate::cli::{Format, RecoverArgs};
+use crate::control::client::{Client, all};
+use crate::control::{Reply, Request};
+use crate::error::{CliError, Kind};
+use crate::folder;
+use crate::form::{MigrationReport, Status};
+
+pub(crate) fn recover(args: &RecoverArgs, format: Format) -> Result<u8, CliError> {
+    let folder = folder::state(&args.state)?;
+    let mut case = Case::of(args, &folder)?;
+    match args.choice.choice() {
+        Some(choice) => case.decide(choice, &signed(args.reason.as_deref().unwrap_or_default()), &folder)?,
+        None => case.settle(&folder)?,
+    }
+    show::show(&case, format);
+    Ok(if case.matters.iter().any(Matter::is_open) { Kind::Ambiguous.exit_status() } else { 0 })
+}
+
+/// All that is known of one guest here.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) id: String,
+    pub(crate) matters: Vec<Matter>,
+    /// Processes that have the guest, and nothing is open of it there.
+    pub(crate) has_it: Vec<Status>,
+    /// Journals that cannot be read as a whole.
+    pub(crate) complaints: Vec<String>,
+}
+
+impl Case {
+    fn of(args: &RecoverArgs, folder: &StateFolder) -> Result<Self, CliError> {
+        let lives = folder.lives().map_err(|error| CliError::of(&error))?;
+        let mut case = Self {
+            id: args.id.to_string(),
+            matters: Vec::new(),
+            has_it: Vec::new(),
+            complaints: lives.iter().filter_map(Life::complaint).collect(),
+        };
+        for (client, status) in all()? {
+            if status.id.as_deref() != Some(args.id.as_str()) {
+                continue;
+            }
+            match Matter::of_living(client, &status) {
+                Some(matter) => case.matters.push(matter),
+                None if status.custody => case.has_it.push(status),
+                None => {}
+            }
+        }
+        case.matters.extend(lives.open(Some(&args.id)).into_iter().map(Matter::of_dead));
+        Ok(case)
+    }
+
+    /// Settles what needs nobody's choice.
+    fn settle(&mut self, folder: &StateFolder) -> Result<(), CliError> {
+        let mut journal = None;
+        for matter in &mut self.matters {
+            match &mut matter.process {
+                Process::Lives { client, .. } if matter.is_file => {
+                    let request = Request::Decide { choice: None, reason: None };
+                    match ask(client, &request) {
+                        Ok(report) => matter.end = Some(End::Reported(Box::new(report))),
+                        Err(error) => matter.known = Some(error.message),
+                    }
+                }
+                Process::Lives { .. } => {}
+                Process::Gone { .. } => {
+                    if let Some(record) = matter.found_out() {
+                        write(&mut journal, folder, &record)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows a choice in everything that is open, or in nothing.
+    fn decide(&mut self, choice: Choice, reason: &str, folder: &StateFolder) -> Result<(), CliError> {
+        if self.matters.is_empty() {
+            return Err(CliError::plain(format!(
+                "nothing is open of a guest `{}` on this host: `ferry recover {}` shows what is known",
+                self.id, self.id
+            )));
+        }
+        let mut journal = None;
+        for matter in &mut self.matters {
+            if let Process::Gone { .. } = matter.process
+                && let Some(obstacle) = matter.obstacle(choice)
+            {
+                // What was found out settles it all the same.
+                if let Some(record) = matter.found_out() {
+                    write(&mut journal, folder, &record)?;
+                }
+                return Err(CliError::plain(format!("`--{choice}` is not followed: {obstacle}")));
+            }
+        }
+        for matter in &mut self.matters {
+            let (guest, epoch) = (matter.guest.clone(), Epoch(matter.epoch));
+            if let Process::Lives { client, .. } = &mut matter.process {
+                let request = Request::Decide { choice: Some(choice.into()), reason: Some(reason.into()) };
+                matter.end = Some(End::Reported(Box::new(ask(client, &request)?)));
+                continue;
+            }
+            let record = if let Some(end) = &matter.end {
+                end.record(OfGuest { guest, epoch })
+            } else {
+                matter.end = Some(End::Decided(choice));
+                let (reason, unix_seconds) = (reason.to_owned(), now());
+                Some(Record::Decided(Decided { guest, epoch, choice, reason, unix_seconds }))
+            };
+            if let Some(record) = record {
+                write(&mut journal, folder, &record)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes into a journal of this process's own, which is made for the first record.
+fn write(
+    journal: &mut Option<ferry_migrate::journal::FileJournal>,
+    folder: &StateFolder,
+    record: &Record,
+) -> Result<(), CliError> {
+    if journal.is_none() {
+        *journal = Some(folder.begin(InstanceId(fresh_seed())).map_err(|error| CliError::of(&error))?);
+    }
+    let Some(own) = journal else { return Ok(()) };
+    own.write(record).map_err(|error| CliError::of(&error))
+}
+
+/// Asks a process that lives to settle a matter, and waits until it has.
+fn ask(client: &mut Client, request: &Request) -> Result<MigrationReport, CliError> {
+    client.be_patient()?;
+    match client.ask(request)? {
+        Reply::Report(report) => Ok(*report),
+        other => Err(other.into_error()),
+    }
+}
+
+/// A reason, and whose it is.
+fn signed(reason: &str) -> String {
+    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
+    let name: String = user.chars().filter(|letter| !letter.is_control()).take(64).collect();
+    let id = rustix::process::getuid().as_raw();
+    format!("{reason} (user {id} `{name}`)")
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or(Duration::ZERO).as_secs()
+}
