@@ -15,6 +15,7 @@
 
 pub mod contract;
 pub mod guests;
+pub mod journal;
 pub mod mutate;
 pub mod oneway;
 pub mod protocol;
@@ -41,6 +42,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("profile", contract::profile),
     ("contract", contract::wire),
     ("contract_json", contract::json),
+    ("journal", journal::journal),
     ("vmm_config", guests::vmm_config),
     ("sim_config", guests::sim_config),
     ("image", guests::image),

@@ -4,7 +4,9 @@
 //! `FERRY_BLESS=1 cargo test -p ferry-fuzz`; old ones stay useful as inputs from an older build.
 
 use ferry_contract::{BirthRequest, Contract, Features, Finding, FindingKind, Layer, Profile, Verdict};
+use ferry_migrate::journal::Content;
 use ferry_protocol::frame::{FrameKind, PageHead, WireRange, encode};
+use ferry_protocol::journal::{Choice, Decided, MayBeGiven, MayRun, OfGuest, Record};
 use ferry_protocol::message::{
     Ask, Hello, Known, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
     Taken, TargetHello, ToSource, ToTarget, Unknown,
@@ -30,6 +32,7 @@ pub fn all() -> Vec<Seed> {
     let mut seeds = protocol();
     seeds.extend(contracts());
     seeds.extend(guests());
+    seeds.extend(journals());
     seeds.extend(state());
     seeds.extend(files());
     seeds.push(seed("image", "flat", &[0xf4, 0xeb, 0xfd]));
@@ -77,6 +80,46 @@ fn guests() -> Vec<Seed> {
         seed("vmm_config", "churn", &vmm(churn)),
         seed("sim_config", "idle", &sim(Workload::Idle { patterned_bytes: 1 << 20 })),
         seed("sim_config", "churn", &sim(Workload::Churn { working_set_bytes, rate_bytes_per_second })),
+    ]
+}
+
+/// A source's journal and a target's, and one whose last write did not come to its end.
+fn journals() -> Vec<Seed> {
+    let Some(guest) = guest() else { return Vec::new() };
+    let of = |epoch| OfGuest { guest: guest.clone(), epoch: Epoch(epoch) };
+    let attempt = |epoch| OfEpoch { session: SessionId(7), epoch: Epoch(epoch) };
+    let given = MayBeGiven {
+        guest: guest.clone(),
+        of: attempt(2),
+        to: Some(InstanceId(5)),
+        address: "10.0.0.2:7000".to_owned(),
+    };
+    let reason = "the other host burned (user 0 `root`)".to_owned();
+    let choice = Choice::SourceRuns;
+    let decided =
+        Decided { guest: guest.clone(), epoch: Epoch(2), choice, reason, unix_seconds: 1_700_000_000 };
+    let source = [
+        Record::Born(of(1)),
+        Record::MayBeGiven(given),
+        Record::Decided(decided),
+        Record::Runs(of(3)),
+        Record::Kept(of(2)),
+        Record::Ended(of(3)),
+    ];
+    let may_run = |epoch| Record::MayRun(MayRun { guest: guest.clone(), of: attempt(epoch) });
+    let target = [
+        may_run(2),
+        Record::Refused(of(2)),
+        may_run(3),
+        Record::Runs(of(3)),
+        Record::Released(of(3)),
+        Record::Moved(of(4)),
+    ];
+    let target = Content::encode(InstanceId(5), &target);
+    vec![
+        seed("journal", "source", &Content::encode(InstanceId(1), &source)),
+        seed("journal", "torn", target.get(..target.len() - 3).unwrap_or_default()),
+        seed("journal", "target", &target),
     ]
 }
 
