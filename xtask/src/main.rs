@@ -1,4 +1,4 @@
-//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`.
+//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`, `lab`.
 //!
 //! Continuous integration runs these very commands (`.ci/run`) and knows nothing beyond them.
 
@@ -6,6 +6,7 @@
 
 mod bench;
 mod fuzz;
+mod lab;
 mod lint;
 mod run;
 mod say;
@@ -44,12 +45,15 @@ enum Task {
     },
     /// Fuzzes the parsers on the stable toolchain; needs a C++ compiler
     Fuzz(fuzz::Arguments),
+    /// Real KVM hosts on any machine, by emulation
+    #[command(subcommand)]
+    Lab(lab::Command),
 }
 
 fn main() -> ExitCode {
     let task = Arguments::parse().task;
     match perform(task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(failure) => {
             say::error(&failure);
             ExitCode::FAILURE
@@ -57,12 +61,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(task: Task) -> Result<(), Failure> {
+fn perform(task: Task) -> Result<ExitCode, Failure> {
     let tree = Tree::load()?;
     match task {
         Task::Lint => lint::run(&tree),
         Task::Test { arguments } => test::run(&tree, &arguments),
         Task::Bench { name } => bench::run(&tree, name.as_deref()),
         Task::Fuzz(arguments) => fuzz::run(&tree, &arguments),
-    }
+        Task::Lab(command) => return lab::run(&tree, command),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
