@@ -45,13 +45,13 @@ impl Default for Job {
 }
 
 impl Job {
-    /// A host of 512 MiB with nothing of its own.
+    /// A host of 1 GiB with nothing of its own.
     pub const fn new() -> Self {
         Self {
             files: Vec::new(),
             kvm_parameters: Vec::new(),
             strict_tsc: false,
-            memory_mib: 512,
+            memory_mib: 1024,
             boot_within: None,
         }
     }

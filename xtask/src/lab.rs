@@ -78,7 +78,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
     /// The host's memory, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
     memory: u32,
     /// A parameter of the module kvm
     #[arg(long = "kvm", value_name = "NAME=VALUE")]
