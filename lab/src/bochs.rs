@@ -125,6 +125,7 @@ impl Boot<'_> {
              ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
              ata0-master: type=cdrom, path={disc}, status=inserted\n\
              boot: cdrom\n\
+             plugin_ctrl: speaker=0\n\
              com1: enabled=1, mode=file, dev={folder}/console\n\
              clock: sync=none, time0=utc\n\
              log: {folder}/bochs.log\n\

@@ -102,7 +102,7 @@ mod tests {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let file = text.find("init\0").unwrap();
         // The header is 110 bytes, the name 5: one byte of padding.
-        assert_eq!(&bytes[file + 5..file + 16], b"\0hello\0\0\0007");
+        assert_eq!(&bytes[file + 5..file + 16], b"\0hello\0\0\x0007");
         assert_eq!(&text[file - 110 + 54..file - 110 + 62], "00000005");
         assert!(text.contains("TRAILER!!!"));
     }

@@ -117,7 +117,7 @@ pub enum Error {
         console: String,
     },
     /// A step of a test or a pair failed.
-    #[error("{host}: `{script}` ended with status {status}: {said}")]
+    #[error("{host}: {script} ended with status {status}: {said}")]
     Status {
         /// The host.
         host: String,

@@ -96,10 +96,10 @@ impl Host {
         hosts
     }
 
-    /// The two hosts that quick tests use: unlike kernels, unlike processors.
+    /// The two hosts that quick tests use, with unlike kernels; what they need serves every processor model.
     pub fn smoke() -> Vec<Self> {
         let host = |kernel, model| Self { vendor: Vendor::Amd, kernel, model };
-        vec![host("5.10", "EPYC"), host("6.12", "EPYC-Milan")]
+        vec![host("5.10", "EPYC"), host("6.12", "EPYC")]
     }
 }
 

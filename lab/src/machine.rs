@@ -21,7 +21,7 @@ use crate::process::Running;
 use crate::stream::Stream;
 
 /// How many lines of the console an error shows.
-const CONSOLE_LINES: usize = 12;
+const CONSOLE_LINES: usize = 30;
 
 /// Which of a script's two outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -45,19 +45,23 @@ mod tests {
     #[test]
     fn a_program_ends_with_the_thread_that_started_it_and_with_its_value() {
         let start = || {
-            let mut command = tied(OsStr::new("sleep"));
-            Running(command.arg("600").stdout(Stdio::piped()).spawn().unwrap())
+            let mut command = tied(OsStr::new("sh"));
+            command.args(["-c", "echo; exec sleep 600"]).stdout(Stdio::piped());
+            let mut running = Running(command.spawn().unwrap());
+            // It says a line once `setpriv` has asked the kernel.
+            let mut output = running.0.stdout.take().unwrap();
+            assert_eq!(output.read(&mut [0]).unwrap(), 1);
+            (running, output)
         };
         // The pipe ends when nobody has it any more.
-        let mut dropped = start();
-        let mut output = dropped.0.stdout.take().unwrap();
+        let (dropped, mut output) = start();
         drop(dropped);
         assert_eq!(output.read(&mut [0]).unwrap(), 0);
         if in_path("setpriv").is_none() {
             println!("skipped the rest: this machine has no setpriv");
             return;
         }
-        let mut left = thread::spawn(start).join().unwrap();
-        assert_eq!(left.0.stdout.take().unwrap().read(&mut [0]).unwrap(), 0);
+        let (_left, mut output) = thread::spawn(start).join().unwrap();
+        assert_eq!(output.read(&mut [0]).unwrap(), 0);
     }
 }

@@ -30,7 +30,7 @@ impl Stream {
                 let status =
                     String::from_utf8_lossy(&rest[self.mark.len()..line]).trim().parse().unwrap_or(-1);
                 let said = self.take(zero);
-                self.held.drain(..=line - zero);
+                self.held.drain(..=line);
                 return (said, Some(status));
             }
             if self.mark.starts_with(rest) {
