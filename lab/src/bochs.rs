@@ -134,7 +134,7 @@ impl Boot<'_> {
             memory = self.memory_mib,
         );
         for (line, port) in (2..).zip(ports) {
-            text.push_str(&format!("com{line}: enabled=1, mode=socket-client, dev=127.0.0.1:{port}\n"));
+            text += &format!("com{line}: enabled=1, mode=socket-client, dev=127.0.0.1:{port}\n");
         }
         text
     }

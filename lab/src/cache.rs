@@ -54,11 +54,11 @@ impl Cache {
         self.item(name).is_dir()
     }
 
-    /// The item's folder; `make` fills it if it is not there.
+    /// The item's folder; `fill` fills it if it is not there.
     ///
     /// # Errors
-    /// What `make` says; then nothing of the item is left. [`Error::File`] for the cache's own files.
-    pub fn make(&self, name: &str, make: impl FnOnce(&Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
+    /// What `fill` says; then nothing of the item is left. [`Error::File`] for the cache's own files.
+    pub fn make(&self, name: &str, fill: impl FnOnce(&Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
         let whole = self.item(name);
         if whole.is_dir() {
             return Ok(whole);
@@ -70,7 +70,7 @@ impl Cache {
         let partial = self.root.join("partial").join(flat(name));
         clear(&partial)?;
         fs::create_dir_all(&partial).map_err(Error::file("create", &partial))?;
-        let made = make(&partial).and_then(|()| {
+        let made = fill(&partial).and_then(|()| {
             if let Some(parent) = whole.parent() {
                 fs::create_dir_all(parent).map_err(Error::file("create", parent))?;
             }
@@ -107,7 +107,7 @@ impl Cache {
         // Between making a folder and locking it another call would take it for a forgotten one.
         let _locked = self.lock("run")?;
         sweep(&runs)?;
-        let path = (0_u32..)
+        let path = (0..u32::MAX)
             .map(|number| runs.join(format!("{}-{number}", std::process::id())))
             .find(|path| !path.exists())
             .unwrap_or_else(|| runs.join("full"));

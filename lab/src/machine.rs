@@ -132,7 +132,9 @@ impl Start {
                 if let Ok(mut file) = fs::File::create(words) {
                     let _ = io::copy(&mut stderr, &mut file);
                 }
-                release.into_iter().for_each(|release| release());
+                for release in release {
+                    release();
+                }
             });
         }
         Ok(Machine {
@@ -268,7 +270,7 @@ impl Machine {
     }
 
     fn send(&mut self, script: &str) -> Result<(), Error> {
-        let mut line: String = script.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let mut line = script.bytes().fold(String::new(), |line, byte| line + &format!("{byte:02x}"));
         line.push('\n');
         let sent = match &mut self.input {
             Some(input) => input.write_all(line.as_bytes()).is_ok(),

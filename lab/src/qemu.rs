@@ -101,11 +101,11 @@ impl Boot<'_> {
     fn kernel_line(&self) -> String {
         let mut line = "console=ttyS0 panic=-1 loglevel=4 net.ifnames=0".to_owned();
         match self.mark {
-            Some(mark) => line.push_str(&format!(" lab.mark={mark}")),
-            None => line.push_str(" lab.mode=shell"),
+            Some(mark) => line += &format!(" lab.mark={mark}"),
+            None => line += " lab.mode=shell",
         }
         if let Some(network) = self.network {
-            line.push_str(&format!(" lab.address={}", Network::address(network.number)));
+            line += &format!(" lab.address={}", Network::address(network.number));
         }
         line
     }

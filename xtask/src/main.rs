@@ -34,6 +34,9 @@ enum Task {
     Lint,
     /// Builds and runs all tests, documentation examples included
     Test {
+        /// Which tests run in the lab, on real and unlike KVM hosts
+        #[arg(long, value_enum, default_value_t = test::InLab::Smoke)]
+        lab: test::InLab,
         /// Goes to `cargo test` as it is: a filter, `-p CRATE`, `-- --nocapture`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
@@ -65,7 +68,7 @@ fn perform(task: Task) -> Result<ExitCode, Failure> {
     let tree = Tree::load()?;
     match task {
         Task::Lint => lint::run(&tree),
-        Task::Test { arguments } => test::run(&tree, &arguments),
+        Task::Test { lab, arguments } => test::run(&tree, lab, &arguments),
         Task::Bench { name } => bench::run(&tree, name.as_deref()),
         Task::Fuzz(arguments) => fuzz::run(&tree, &arguments),
         Task::Lab(command) => return lab::run(&tree, command),

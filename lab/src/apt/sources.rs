@@ -98,9 +98,9 @@ fn from_fields(text: &str) -> Option<Source> {
     plain.split(|line| line.trim().is_empty()).find_map(|paragraph| {
         let field = |name: &str| {
             let lines = paragraph.iter().filter_map(|line| line.split_once(':'));
-            let found =
+            let mut found =
                 lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim());
-            found.last().unwrap_or_default()
+            found.next_back().unwrap_or_default()
         };
         let list = |name: &str| field(name).split_whitespace().collect::<Vec<&str>>();
         if field("Enabled").eq_ignore_ascii_case("no") || !list("Types").contains(&"deb") {
