@@ -16,6 +16,7 @@
 pub mod contract;
 pub mod guests;
 pub mod mutate;
+pub mod oneway;
 pub mod protocol;
 pub mod seeds;
 pub mod state;
@@ -43,6 +44,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("vmm_config", guests::vmm_config),
     ("sim_config", guests::sim_config),
     ("image", guests::image),
+    ("one_way_file", oneway::file),
     ("section", state::section),
     ("x86_regs", state::part::<x86::Regs>),
     ("x86_sregs", state::part::<x86::Sregs>),

@@ -6,8 +6,8 @@
 use ferry_contract::{BirthRequest, Contract, Features, Finding, FindingKind, Layer, Profile, Verdict};
 use ferry_protocol::frame::{FrameKind, PageHead, WireRange, encode};
 use ferry_protocol::message::{
-    Ask, Hello, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
-    TargetHello, ToSource, ToTarget,
+    Ask, Hello, Known, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
+    Taken, TargetHello, ToSource, ToTarget, Unknown,
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use ferry_sim::{SimConfig, Workload};
@@ -31,6 +31,7 @@ pub fn all() -> Vec<Seed> {
     seeds.extend(contracts());
     seeds.extend(guests());
     seeds.extend(state());
+    seeds.extend(files());
     seeds.push(seed("image", "flat", &[0xf4, 0xeb, 0xfd]));
     seeds.push(seed("image", "elf", &elf()));
     seeds
@@ -66,9 +67,12 @@ const PROFILE: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/kv
 fn guests() -> Vec<Seed> {
     let (working_set_bytes, rate_bytes_per_second) = (1 << 20, 4 << 20);
     let churn = Payload::Churn { rate_bytes_per_second, working_set_bytes };
-    let vmm = |payload| GuestConfig { memory_bytes: 16 << 20, cpus: 1, payload }.to_bytes();
+    let vmm = |payload| GuestConfig { memory_bytes: 16 << 20, cpus: 1, payload, low_bytes: None }.to_bytes();
     let sim = |workload| SimConfig { seed: 7, memory_bytes: 4 << 20, workload }.to_bytes();
+    let split =
+        GuestConfig { memory_bytes: 16 << 20, cpus: 2, payload: Payload::Idle, low_bytes: Some(8 << 20) };
     vec![
+        seed("vmm_config", "split", &split.to_bytes()),
         seed("vmm_config", "idle", &vmm(Payload::Idle)),
         seed("vmm_config", "churn", &vmm(churn)),
         seed("sim_config", "idle", &sim(Workload::Idle { patterned_bytes: 1 << 20 })),
@@ -113,13 +117,21 @@ fn to_target() -> Vec<ToTarget> {
     };
     vec![
         ToTarget::Hello(hello),
-        ToTarget::Offer(Offer { machine, verify: true, lanes: 1, written: Vec::new() }),
+        ToTarget::Offer(Offer {
+            machine,
+            verify: true,
+            lanes: 1,
+            written: Vec::new(),
+            witness: None,
+            to: None,
+        }),
         ToTarget::RoundEnd(RoundEnd { round: 1, data_pages: 2, zero_pages: 3, last: false }),
         ToTarget::MemoryHash(MemoryHash { blake3: [9; 32] }),
         ToTarget::StateEnd(StateEnd { sections: 12 }),
         ToTarget::Custody(of_epoch()),
         ToTarget::Release(of_epoch()),
         ToTarget::Abort(reason()),
+        ToTarget::Taken(taken()),
         ToTarget::Ask(Ask { guest, of: of_epoch(), instance: InstanceId(5) }),
     ]
 }
@@ -133,7 +145,7 @@ fn to_source() -> Vec<ToSource> {
         ToSource::Ready,
         ToSource::Running(of_epoch()),
         ToSource::Refused(Refused { of: of_epoch(), reason: reason() }),
-        ToSource::Unknown(of_epoch()),
+        ToSource::Unknown(Unknown { of: of_epoch(), known: Known::NoTrace }),
         ToSource::Abort(reason()),
     ]
 }
@@ -144,6 +156,37 @@ fn guest() -> Option<GuestId> {
 
 fn of_epoch() -> OfEpoch {
     OfEpoch { session: SessionId(7), epoch: Epoch::BIRTH.next() }
+}
+
+fn taken() -> Taken {
+    let host = "host-b".to_owned();
+    Taken { of: of_epoch(), instance: InstanceId(5), pid: 42, host, unix_seconds: 1_700_000_000 }
+}
+
+/// A guest in a file: without its custody, with it, and taken.
+fn files() -> Vec<Seed> {
+    let mut file = Vec::new();
+    for message in to_target().iter().take(2) {
+        file.extend(encode(FrameKind::ToTarget, &message.to_bytes()));
+    }
+    let zeros = PageHead { round: 1, checksum: None, ranges: vec![WireRange { first: 1, count: 255 }] };
+    file.extend(encode(FrameKind::Zeros, &zeros.to_bytes()));
+    let data = PageHead { round: 1, checksum: Some(7), ranges: vec![WireRange { first: 0, count: 1 }] };
+    file.extend(encode(FrameKind::Pages, &data.to_bytes()));
+    file.extend([0xa5; 4096]);
+    let section = Section::of(&device::Serial::default(), 0, None).map(|section| section.to_bytes());
+    let end = |message: ToTarget| encode(FrameKind::ToTarget, &message.to_bytes());
+    file.extend(end(ToTarget::RoundEnd(RoundEnd { round: 1, data_pages: 1, zero_pages: 255, last: true })));
+    file.extend(end(ToTarget::MemoryHash(MemoryHash { blake3: [9; 32] })));
+    file.extend(section.map_or_else(|_| Vec::new(), |section| encode(FrameKind::Section, &section)));
+    file.extend(end(ToTarget::StateEnd(StateEnd { sections: 1 })));
+    let custody = end(ToTarget::Custody(of_epoch()));
+    let room = [&file[..], &vec![0; custody.len()]].concat();
+    file.extend(custody);
+    let taken = [&file[..], &end(ToTarget::Taken(taken()))].concat();
+    [("without_custody", room), ("whole", file), ("taken", taken)]
+        .map(|(name, bytes)| seed("one_way_file", name, &bytes))
+        .into()
 }
 
 fn reason() -> Reason {
@@ -232,6 +275,18 @@ fn of_part<T: Part>(body: &'static str, value: &T) -> Vec<Seed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_file_seeds_are_what_they_are_called() {
+        for seed in files() {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            std::io::Write::write_all(&mut file, &seed.bytes).unwrap();
+            let found = ferry_migrate::oneway::survey(file.path()).unwrap();
+            assert_eq!(found.damage.is_some(), seed.name == "without_custody", "{:?}", found.damage);
+            assert_eq!(found.taken.is_some(), seed.name == "taken");
+            assert_eq!((found.data_pages, found.zero_pages, found.sections.len()), (1, 255, 1));
+        }
+    }
 
     #[test]
     fn every_part_seed_is_a_section_that_decodes() {

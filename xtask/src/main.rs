@@ -1,4 +1,4 @@
-//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`, `lab`.
+//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`, `simulate`, `lab`.
 //!
 //! Continuous integration runs these very commands (`.ci/run`) and knows nothing beyond them.
 
@@ -10,6 +10,7 @@ mod lab;
 mod lint;
 mod run;
 mod say;
+mod simulate;
 mod test;
 mod tree;
 
@@ -51,6 +52,13 @@ enum Task {
     /// Real KVM hosts on any machine, by emulation
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Simulates hand-overs from seeds, faults and all; `--help` goes to the simulator
+    #[command(disable_help_flag = true)]
+    Simulate {
+        /// Go to the simulator as they are: `--seeds N`, `--seed S`, `--without RULE`, `--story`, `--steps`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -71,6 +79,7 @@ fn perform(task: Task) -> Result<ExitCode, Failure> {
         Task::Test { lab, arguments } => test::run(&tree, lab, &arguments),
         Task::Bench { name } => bench::run(&tree, name.as_deref()),
         Task::Fuzz(arguments) => fuzz::run(&tree, &arguments),
+        Task::Simulate { arguments } => simulate::run(&tree, &arguments),
         Task::Lab(command) => return lab::run(&tree, command),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -120,6 +120,18 @@ mod tests {
     ];
     const ALL_PAGES: u64 = 256;
 
+    /// Code that writes its turn's number into every page from 2 to 0x25f without an exit, then says so:
+    /// `again: mov ebx, 0x2000; inc ecx; next: mov [ebx], ecx; add ebx, 0x1000; cmp ebx, 0x260000; jne next;
+    /// mov eax, ecx; out 0x10, eax; jmp again`. Far more than the smallest ring holds: a KVM that emulates
+    /// this code in one stretch writes over it.
+    const WRITE_STORM: &[u8] = &[
+        0x66, 0xbb, 0, 0x20, 0, 0, 0x66, 0x41, 0x67, 0x66, 0x89, 0x0b, 0x66, 0x81, 0xc3, 0, 0x10, 0, 0, 0x66,
+        0x81, 0xfb, 0, 0, 0x26, 0, 0x75, 0xec, 0x66, 0x89, 0xc8, 0x66, 0xe7, 0x10, 0xeb, 0xdc,
+    ];
+    const STORM_PAGES: u64 = 0x260;
+    /// Where [`WRITE_ALL`] lies beside it.
+    const CALM: u64 = 0x1800;
+
     struct Writer {
         /// Gone while another thread runs it.
         vcpu: Option<VcpuFd>,
@@ -250,7 +262,7 @@ mod tests {
                 (Ok(VcpuExit::IoOut(0x11, _)), _) => {}
                 (Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)), Some(ring)) => {
                     fulls += 1;
-                    ring.make_room().unwrap();
+                    ring.make_room(0).unwrap();
                 }
                 (exit, _) => panic!("{exit:?}"),
             }
@@ -258,6 +270,58 @@ mod tests {
             if stop.load(Ordering::Relaxed) {
                 return (turns, fulls);
             }
+        }
+    }
+
+    #[test]
+    fn a_ring_that_was_written_over_stops_no_vcpu_and_is_whole_in_the_next_tracking() {
+        let Some(mut guest) = Writer::new(Source::Ring(256), STORM_PAGES, WRITE_STORM) else { return };
+        guest.memory.memory().write_slice(WRITE_ALL, GuestAddress(CALM)).unwrap();
+        let ring = guest.memory.dirty_ring().cloned().unwrap();
+        let mut vcpu = guest.vcpu.take().unwrap();
+        let mut sregs = vcpu.get_sregs().unwrap();
+        (sregs.ds.base, sregs.ds.selector, sregs.ds.limit, sregs.ds.g) = (0, 0, u32::MAX, 1);
+        vcpu.set_sregs(&sregs).unwrap();
+        guest.start();
+        run_turns(&mut vcpu, &ring, 20);
+        let mut pages = PageSet::empty(guest.ram.layout());
+        match guest.source.harvest(&guest.memory, Harvest::Live, &mut pages) {
+            Ok(()) => println!("this KVM never wrote over the ring"),
+            Err(error) => assert!(format!("{error:?}").contains("Overflowed"), "{error:?}"),
+        }
+        // Also when nobody tracks any more, and in the next tracking.
+        guest.source.stop(&guest.memory).unwrap();
+        run_turns(&mut vcpu, &ring, 3);
+        vcpu.set_regs(&kvm_regs { rip: CALM, rflags: 2, ..Default::default() }).unwrap();
+        guest.start();
+        let mut copy = vec![0; usize::try_from(STORM_PAGES * PAGE_SIZE).unwrap()];
+        guest.ram.read(0, &mut copy).unwrap();
+        for turn in 0..10 {
+            run_turns(&mut vcpu, &ring, 2);
+            let when = if turn == 9 { Harvest::Paused } else { Harvest::Live };
+            let pages = guest.harvest(when);
+            assert!(pages.len() >= 0xee, "turn {turn}: {} pages", pages.len());
+            guest.take(&pages, &mut copy);
+        }
+        let mut memory = vec![0; copy.len()];
+        guest.ram.read(0, &mut memory).unwrap();
+        assert!(memory == copy, "the copy differs from memory");
+    }
+
+    /// Runs the vCPU for so many turns.
+    fn run_turns(vcpu: &mut VcpuFd, ring: &DirtyRing, turns: u32) {
+        let (mut done, mut fulls) = (0, 0);
+        while done < turns {
+            match vcpu.run() {
+                Ok(VcpuExit::IoOut(0x10, _)) => done += 1,
+                Ok(VcpuExit::IoOut(0x11, _)) => {}
+                Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
+                    fulls += 1;
+                    ring.make_room(0).unwrap();
+                }
+                exit => panic!("{exit:?}"),
+            }
+            assert!(fulls < 100_000, "no room is made");
         }
     }
 
@@ -277,6 +341,9 @@ mod tests {
                     assert!(matches!(other, Err(DirtyRingError::Entries { .. })), "{entries}: {other:?}");
                 }
             }
+        }
+        if let Ok(ring) = MemorySlots::enable_dirty_ring(&mut memory, 256) {
+            assert!(matches!(ring.make_room(0), Err(DirtyRingError::NoSuchVcpu { vcpu: 0 })));
         }
         let _vcpu = vm.create_vcpu(0).unwrap();
         let late = memory.enable_dirty_ring(DirtyRing::ENTRIES).unwrap_err();

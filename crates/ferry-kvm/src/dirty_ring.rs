@@ -1,9 +1,10 @@
 //! Which pages the guest wrote: KVM's dirty rings, one a vCPU.
 //!
-//! [`MemorySlots::enable_dirty_ring`] before the first vCPU exists; [`KvmMachine::new`](crate::KvmMachine::new)
-//! then maps the rings and harvests them. The VMM does one thing: where `KVM_RUN` comes back because a ring is full
+//! [`MemorySlots::enable_dirty_ring`] before the first vCPU exists, or [`DirtyRing::enable`] where memory comes
+//! after the vCPUs, then [`MemorySlots::use_dirty_ring`]; [`KvmMachine::new`](crate::KvmMachine::new) maps the
+//! rings and harvests them. The VMM does one thing: where `KVM_RUN` comes back because a ring is full
 //! (`KVM_EXIT_DIRTY_RING_FULL`, which kvm-ioctls calls `VcpuExit::Unsupported(31)`), it calls
-//! [`DirtyRing::make_room`] and runs on.
+//! [`DirtyRing::make_room`] with the vCPU's index and runs on.
 //!
 //! The log costs by the size of memory, a ring by the number of pages written; where the guest writes
 //! fast, a small ring makes it stop often.
@@ -16,12 +17,14 @@
 //! - Entry by entry, in order: the kernel fills one and sets `DIRTY`; this side reads the flags with
 //!   acquire, takes the page, sets `RESET` with release. `KVM_RESET_DIRTY_RINGS` protects the pages of
 //!   all such entries again and frees them. A page is read after that call, never before.
-//! - The call may end early for a signal (`EINTR`) and is then made again.
+//! - The call frees entries only while they follow one another from where it last stopped, ring by ring, and
+//!   returns how many. It ends early for a signal, and then returns what it had done; so here each
+//!   ring is emptied by itself and the call is made until all of its entries are free.
 //! - The kernel keeps entries in reserve for what it writes between noticing that a ring is full and
 //!   leaving `KVM_RUN`. A KVM that emulates long stretches of code at once (`kvm_pvm` at privilege level 0)
-//!   can need more, and then writes over entries: every entry holds a page at once, which never
-//!   happens otherwise. Harvests then fail with [`DirtyRingError::Overflowed`] until tracking is
-//!   started anew.
+//!   can need more, and then writes over entries ([`ring`]): pages are lost, and harvests fail with
+//!   [`DirtyRingError::Overflowed`] until tracking is started anew. The ring itself is set right
+//!   again, so that the guest runs on and the next tracking is whole.
 //! - With rings `KVM_GET_DIRTY_LOG` fails with ENXIO, and the log's manual mode must stay off: with it,
 //!   switching tracking on would protect nothing.
 //! - `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP` exists for pages that the kernel writes for no vCPU (the ITS
@@ -31,33 +34,30 @@
 //!   exit. A live harvest may lack those; a later one has them, the paused one at the latest, and the
 //!   engine is as right as with pages written a moment later.
 
+mod ring;
+
 use std::io;
-use std::mem::offset_of;
-use std::os::fd::AsRawFd;
 use std::os::raw::c_ulong;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferry_memory::{Layout, LayoutError, PAGE_SIZE, PageRange, PageSet, Span};
 use ferry_migrate::Harvest;
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
-    KVM_DIRTY_LOG_PAGE_OFFSET, KVM_MEM_LOG_DIRTY_PAGES, kvm_dirty_gfn, kvm_enable_cap,
+    KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap,
 };
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 
+use self::ring::{ENTRY_BYTES, Ring};
 use crate::ioctl::reset_dirty_rings;
 use crate::memory::{MemoryError, MemorySlots};
 
-/// `KVM_DIRTY_GFN_F_DIRTY` of linux/kvm.h: the entry holds a page.
-const DIRTY: u32 = 1;
+/// How often in a row a reset may free nothing before it is believed: a signal ends it early, too.
+const IDLE_RESETS_MAX: u32 = 16;
 
-/// `KVM_DIRTY_GFN_F_RESET` of linux/kvm.h: the page was taken.
-const RESET: u32 = 2;
-
-const ENTRY_BYTES: usize = size_of::<kvm_dirty_gfn>();
+/// How often a ring that is written over while it is emptied is looked at again, at one time.
+const WALKS_MAX: u32 = 4;
 
 /// The dirty rings could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,12 @@ pub enum DirtyRingError {
         /// The most that this KVM offers.
         max: u32,
     },
+    /// There is no such vCPU, or its ring is not attached.
+    #[error("vCPU {vcpu} has no dirty ring here")]
+    NoSuchVcpu {
+        /// Index of the vCPU.
+        vcpu: u32,
+    },
     /// KVM refused the rings that it offers.
     #[error("KVM refuses dirty rings of {entries} entries: {source}; enable them before the first vCPU")]
     Enable {
@@ -89,7 +95,9 @@ pub enum DirtyRingError {
     #[error("KVM cannot reset the dirty rings: {0}")]
     Reset(errno::Error),
     /// KVM wrote past a ring's end, over pages that nobody had seen.
-    #[error("a dirty ring overflowed and pages were lost: use more entries, or the dirty log")]
+    #[error(
+        "a dirty ring overflowed, so that not every written page is known: use more entries, or the dirty log"
+    )]
     Overflowed,
     /// Tracking could not be switched on or off.
     #[error("KVM cannot switch the dirty tracking of a memory slot")]
@@ -115,44 +123,72 @@ struct Shared {
 #[derive(Debug)]
 struct Rings {
     mapped: Vec<Ring>,
-    /// Pages taken out of a ring and not yet harvested.
-    taken: PageSet,
+    /// Pages taken out of a ring and not yet harvested; none before there is memory.
+    taken: Option<PageSet>,
     /// Whether a page was lost since tracking began.
     overflowed: bool,
+}
+
+/// The capability of rings that see every write, and their most bytes.
+fn capability(check: impl Fn(c_ulong) -> i32) -> Result<(u32, u32), DirtyRingError> {
+    let offered = |cap: u32| u32::try_from(check(c_ulong::from(cap))).unwrap_or(0);
+    if offered(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0 {
+        return Err(DirtyRingError::NotOffered);
+    }
+    let ordered = [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING];
+    let found = ordered.into_iter().map(|cap| (cap, offered(cap))).find(|(_, bytes)| *bytes > 0);
+    found.ok_or(DirtyRingError::NotOffered)
 }
 
 impl DirtyRing {
     /// Entries of a vCPU's ring that suit most guests: 64 KiB, full after 16 MiB.
     pub const ENTRIES: u32 = 4096;
 
-    /// Gives every vCPU of the VM, which must have none yet, a ring.
-    pub(crate) fn enable(memory: &MemorySlots, entries: u32) -> Result<Self, DirtyRingError> {
-        let vm = memory.vm();
-        let offered = |cap: u32| u32::try_from(vm.check_extension_raw(c_ulong::from(cap))).unwrap_or(0);
-        let ordered = [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING];
-        let cap = ordered.into_iter().find(|&cap| offered(cap) > 0).ok_or(DirtyRingError::NotOffered)?;
-        if offered(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0 {
-            return Err(DirtyRingError::NotOffered);
-        }
+    /// Fails where [`enable`](Self::enable) would, for want of a KVM that offers rings.
+    pub fn is_offered(kvm: &Kvm) -> Result<(), DirtyRingError> {
+        capability(|cap| kvm.check_extension_raw(cap)).map(drop)
+    }
+
+    /// Gives every vCPU of the VM, which must have none yet, a ring of so many entries, a power of two (see
+    /// [`DirtyRing::ENTRIES`]). Its memory is registered with [`MemorySlots::use_dirty_ring`].
+    pub fn enable(vm: &Arc<VmFd>, entries: u32) -> Result<Self, DirtyRingError> {
+        let (cap, bytes_max) = capability(|cap| vm.check_extension_raw(cap))?;
         let bytes = u64::from(entries) * ENTRY_BYTES as u64;
-        if !entries.is_power_of_two() || bytes < PAGE_SIZE || bytes > u64::from(offered(cap)) {
-            let max = offered(cap) / u32::try_from(ENTRY_BYTES).unwrap_or(u32::MAX);
+        if !entries.is_power_of_two() || bytes < PAGE_SIZE || bytes > u64::from(bytes_max) {
+            let max = bytes_max / u32::try_from(ENTRY_BYTES).unwrap_or(u32::MAX);
             return Err(DirtyRingError::Entries { entries, max });
         }
         let mut request = kvm_enable_cap { cap, ..Default::default() };
         request.args[0] = bytes;
         vm.enable_cap(&request).map_err(|source| DirtyRingError::Enable { entries, source })?;
-        let span = |slot: ferry_protocol::RegionSpan| Span { start: slot.start, length: slot.length };
-        let layout = Layout::new(memory.regions().into_iter().map(span).collect())?;
-        let rings = Rings { mapped: Vec::new(), taken: PageSet::empty(&layout), overflowed: false };
+        let rings = Rings { mapped: Vec::new(), taken: None, overflowed: false };
         Ok(Self { shared: Arc::new(Shared { vm: Arc::clone(vm), entries, rings: Mutex::new(rings) }) })
     }
 
-    /// Empties the rings, so that the vCPU can run on. Call it on the vCPU's thread each time its
+    /// Notes pages of this memory from now on.
+    pub(crate) fn track(&self, memory: &MemorySlots) -> Result<(), DirtyRingError> {
+        let span = |slot: ferry_protocol::RegionSpan| Span { start: slot.start, length: slot.length };
+        let layout = Layout::new(memory.regions().into_iter().map(span).collect())?;
+        self.lock().taken = Some(PageSet::empty(&layout));
+        Ok(())
+    }
+
+    /// Empties the ring of a vCPU, so that it can run on. Call it on the vCPU's thread each time its
     /// `KVM_RUN` comes back with `KVM_EXIT_DIRTY_RING_FULL`. The pages are not lost: the next harvest
     /// has them.
-    pub fn make_room(&self) -> Result<(), DirtyRingError> {
-        self.take_all(&mut self.lock())
+    pub fn make_room(&self, vcpu: u32) -> Result<(), DirtyRingError> {
+        let mut rings = self.lock();
+        let index = usize::try_from(vcpu).ok().filter(|&index| index < rings.mapped.len());
+        let index = index.ok_or(DirtyRingError::NoSuchVcpu { vcpu })?;
+        let taken = self.empty(&mut rings, index)?;
+        let Some(ring) = rings.mapped.get_mut(index) else { return Ok(()) };
+        let was_written_over = ring.was_written_over;
+        if taken > 0 || !ring.is_full_while_empty() {
+            return Ok(());
+        }
+        // What was lost before this tracking began is not missed in it.
+        rings.overflowed |= !was_written_over;
+        self.empty(&mut rings, index).map(drop)
     }
 
     /// Maps a vCPU's ring. Pages of vCPUs that are not attached are never seen.
@@ -166,10 +202,16 @@ impl DirtyRing {
     pub(crate) fn start(&self, memory: &MemorySlots) -> Result<(), DirtyRingError> {
         Self::stop(memory)?;
         {
-            // What an earlier tracking left in the rings.
+            // What an earlier tracking left in the rings; in one that was written over it is found in steps.
             let mut rings = self.lock();
-            self.take_all(&mut rings)?;
-            rings.taken.clear();
+            for index in 0..rings.mapped.len() {
+                for _ in 0..WALKS_MAX {
+                    if self.empty(&mut rings, index)? == 0 {
+                        break;
+                    }
+                }
+            }
+            rings.taken.as_mut().map(PageSet::clear);
             rings.overflowed = false;
         }
         let started = switch(memory, KVM_MEM_LOG_DIRTY_PAGES);
@@ -185,18 +227,20 @@ impl DirtyRing {
     pub(crate) fn harvest(&self, when: Harvest, into: &mut PageSet) -> Result<(), DirtyRingError> {
         let mut rings = self.lock();
         match when {
-            Harvest::Live => self.take_all(&mut rings)?,
+            Harvest::Live => self.empty_all(&mut rings)?,
             // Nothing is written any more, so nothing needs to be protected.
-            Harvest::Paused => rings.take(),
+            Harvest::Paused => rings.look_at_all(),
         }
         if rings.overflowed {
             return Err(DirtyRingError::Overflowed);
         }
-        if into.union(&rings.taken) {
-            rings.taken.clear();
-            return Ok(());
+        match &mut rings.taken {
+            Some(taken) if into.union(taken) => {
+                taken.clear();
+                Ok(())
+            }
+            _ => Err(DirtyRingError::Layout(LayoutError::Empty)),
         }
-        Err(DirtyRingError::Layout(LayoutError::Empty))
     }
 
     /// Switches tracking off.
@@ -205,9 +249,41 @@ impl DirtyRing {
     }
 
     /// Takes every page out of the rings, and protects them again.
-    fn take_all(&self, rings: &mut Rings) -> Result<(), DirtyRingError> {
-        rings.take();
-        reset_dirty_rings(&self.shared.vm).map_err(DirtyRingError::Reset)
+    fn empty_all(&self, rings: &mut Rings) -> Result<(), DirtyRingError> {
+        for index in 0..rings.mapped.len() {
+            self.empty(rings, index)?;
+        }
+        Ok(())
+    }
+
+    /// Takes every page out of one ring and protects them again; how many entries that freed.
+    fn empty(&self, rings: &mut Rings, index: usize) -> Result<u32, DirtyRingError> {
+        let mut freed_in_all = 0;
+        for _ in 0..WALKS_MAX {
+            let taken = rings.take(index);
+            let freed = self.reset(taken)?;
+            freed_in_all += freed;
+            let Some(ring) = rings.mapped.get_mut(index) else { break };
+            ring.freed(freed);
+            if freed == taken {
+                break;
+            }
+            // An entry was written over after it was taken: its page is in no entry and not protected.
+            ring.was_written_over = true;
+            rings.overflowed = true;
+        }
+        Ok(freed_in_all)
+    }
+
+    /// Lets the kernel free entries of one ring, the only one with any to free; how many it did.
+    fn reset(&self, entries: u32) -> Result<u32, DirtyRingError> {
+        let (mut freed, mut idle) = (0, 0);
+        while freed < entries && idle < IDLE_RESETS_MAX {
+            let more = reset_dirty_rings(&self.shared.vm).map_err(DirtyRingError::Reset)?;
+            idle = if more == 0 { idle + 1 } else { 0 };
+            freed += more;
+        }
+        Ok(freed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Rings> {
@@ -220,21 +296,32 @@ fn switch(memory: &MemorySlots, flags: u32) -> Result<(), DirtyRingError> {
 }
 
 impl Rings {
-    fn take(&mut self) {
+    /// Takes the pages of every ring, and leaves the rings as they are.
+    fn look_at_all(&mut self) {
         let Self { mapped, taken, overflowed } = self;
         for ring in mapped {
-            let mut left = ring.entries;
-            while left > 0
-                && let Some((slot, offset)) = ring.next_page()
-            {
-                left -= 1;
-                // A slot that is none of ours belongs to the VMM: its pages are not guest memory to move.
-                if let Some(first) = page_of(taken.layout(), slot, offset) {
-                    taken.insert(PageRange { first, count: 1 });
-                }
-            }
-            *overflowed |= left == 0;
+            let count = ring.look(|slot, offset| note(taken, slot, offset));
+            *overflowed |= count == ring.entries();
         }
+    }
+
+    /// Takes every page out of one ring; how many of its entries wait to be freed now.
+    fn take(&mut self, index: usize) -> u32 {
+        let Self { mapped, taken, overflowed } = self;
+        let Some(ring) = mapped.get_mut(index) else { return 0 };
+        let count = ring.take(|slot, offset| note(taken, slot, offset));
+        *overflowed |= count == ring.entries();
+        count
+    }
+}
+
+/// Notes a slot's page. A slot that is none of ours belongs to the VMM: its pages are not guest memory to
+/// move.
+fn note(pages: &mut Option<PageSet>, slot: u32, offset: u64) {
+    if let Some(pages) = pages
+        && let Some(first) = page_of(pages.layout(), slot, offset)
+    {
+        pages.insert(PageRange { first, count: 1 });
     }
 }
 
@@ -245,63 +332,23 @@ fn page_of(layout: &Layout, slot: u32, offset: u64) -> Option<u64> {
     (offset < region.count).then(|| region.first + offset)
 }
 
-/// The mapped ring of one vCPU.
-#[derive(Debug)]
-struct Ring {
-    base: NonNull<kvm_dirty_gfn>,
-    entries: u32,
-    /// The entry that the kernel fills next, or has filled.
-    next: u32,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Ring {
-    fn map(vcpu: &VcpuFd, entries: u32) -> io::Result<Self> {
-        let offset = i64::from(KVM_DIRTY_LOG_PAGE_OFFSET) * PAGE_SIZE.cast_signed();
-        // SAFETY: a new shared mapping at an address of the kernel's choice; it disturbs no other.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                entries as usize * ENTRY_BYTES,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                vcpu.as_raw_fd(),
-                offset,
-            )
+    #[test]
+    fn only_rings_that_see_every_write_count_as_offered() {
+        let offers = |caps: &[(u32, i32)]| {
+            let caps = caps.to_vec();
+            capability(move |cap| {
+                caps.iter().find(|known| c_ulong::from(known.0) == cap).map_or(0, |known| known.1)
+            })
         };
-        match NonNull::new(address.cast::<kvm_dirty_gfn>()) {
-            Some(base) if address != libc::MAP_FAILED => Ok(Self { base, entries, next: 0 }),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    /// Takes the next page out: its slot, and its number in the slot.
-    fn next_page(&mut self) -> Option<(u32, u64)> {
-        const { assert!(offset_of!(kvm_dirty_gfn, flags) == 0 && offset_of!(kvm_dirty_gfn, slot) == 4) };
-        const { assert!(offset_of!(kvm_dirty_gfn, offset) == 8) };
-        let entry = self.base.as_ptr().wrapping_add((self.next % self.entries) as usize);
-        // SAFETY: the flags are a word of the mapped entry; in this mapping only atomics touch them.
-        let flags = unsafe { AtomicU32::from_ptr(entry.cast()) };
-        // Acquire: what the kernel wrote before it set the flag is seen.
-        if flags.load(Ordering::Acquire) & (DIRTY | RESET) != DIRTY {
-            return None;
-        }
-        // SAFETY: mapped and aligned; the kernel writes it no more until the entry is reset.
-        let slot = unsafe { entry.cast::<u32>().wrapping_add(1).read_volatile() };
-        // SAFETY: as above.
-        let offset = unsafe { entry.cast::<u64>().wrapping_add(1).read_volatile() };
-        // Release: the entry was read before the kernel may use it again.
-        flags.store(RESET, Ordering::Release);
-        self.next = (self.next + 1) % self.entries;
-        Some((slot, offset))
+        let refused = |caps: &[(u32, i32)]| matches!(offers(caps), Err(DirtyRingError::NotOffered));
+        let (old, ordered) = ((KVM_CAP_DIRTY_LOG_RING, 4096), (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 1 << 20));
+        assert!(refused(&[]) && refused(&[(KVM_CAP_DIRTY_LOG_RING, -1)]));
+        assert!(refused(&[old, ordered, (KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 1)]));
+        assert_eq!(offers(&[old]).unwrap(), (KVM_CAP_DIRTY_LOG_RING, 4096));
+        assert_eq!(offers(&[old, ordered]).unwrap(), (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 1 << 20));
     }
 }
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and no reference into it outlives the value.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.entries as usize * ENTRY_BYTES) };
-    }
-}
-
-// SAFETY: the mapping belongs to the process, not to a thread.
-unsafe impl Send for Ring {}

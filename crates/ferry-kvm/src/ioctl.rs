@@ -5,7 +5,8 @@
 //! `num_pages`, unless the range ends with the slot; the kernel reads one bit a page, rounded up to
 //! whole 64-bit words. A set bit clears the page in the log and protects it, so that the next write
 //! is noted again. The rings' reset takes no argument and gives the number of entries that it freed;
-//! newer kernels end it with EINTR when a signal waits (`kvm_dirty_ring_reset` in `virt/kvm/dirty_ring.c`).
+//! newer kernels end it when a signal waits and give the number so far (`kvm_vm_ioctl_reset_dirty_pages`
+//! in `virt/kvm/kvm_main.c`).
 
 use std::os::raw::c_ulong;
 
@@ -54,20 +55,16 @@ pub(crate) fn clear_dirty_log(
 /// `_IO(KVMIO, 0xc7)` of linux/kvm.h.
 const KVM_RESET_DIRTY_RINGS: c_ulong = ioctl_expr(_IOC_NONE, KVMIO, 0xc7, 0);
 
-/// Protects the pages again that were taken from the VM's dirty rings, and frees their entries.
-pub(crate) fn reset_dirty_rings(vm: &VmFd) -> Result<(), errno::Error> {
-    loop {
-        // SAFETY: the call takes no argument and writes to no memory of this process but the rings,
-        // whose entries this process has given back.
-        let result = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS) };
-        if result >= 0 {
-            return Ok(());
-        }
+/// Protects the pages again that were taken from the VM's dirty rings, and frees their entries; how many.
+/// Fewer than there are if a signal waits.
+pub(crate) fn reset_dirty_rings(vm: &VmFd) -> Result<u32, errno::Error> {
+    // SAFETY: the call takes no argument and writes to no memory of this process but the rings,
+    // whose entries this process has given back.
+    let result = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS) };
+    u32::try_from(result).or_else(|_| {
         let error = errno::Error::last();
-        if error.errno() != libc::EINTR {
-            return Err(error);
-        }
-    }
+        if error.errno() == libc::EINTR { Ok(0) } else { Err(error) }
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //!
 //! - [`open`] opens `/dev/kvm` or says why not; [`HostLimits`] and [`judge()`] hold an offered machine
 //!   against this host;
-//! - [`allocate`] maps guest memory on a memfd, [`MemorySlots`] registers memory with KVM;
+//! - [`allocate`] maps guest memory on a memfd, [`allocate_in`] in [`HugePages`], [`MemorySlots`] registers memory with KVM;
 //! - [`DirtyRing`] notes written pages by vCPU where the dirty log is not wanted;
 //! - [`Kick`] gets a vCPU's thread out of `KVM_RUN`;
 //! - [`adopt()`] takes over an inherited descriptor;
@@ -20,6 +20,7 @@ mod dirty;
 mod dirty_log;
 mod dirty_ring;
 mod host;
+mod huge_pages;
 mod ioctl;
 mod judge;
 mod kick;
@@ -33,6 +34,7 @@ pub use adopt::adopt;
 pub use contract::{ContractApplyError, apply_contract, judge_contract};
 pub use dirty_ring::{DirtyRing, DirtyRingError};
 pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};
+pub use huge_pages::{HugePages, HugePagesError, Pages, allocate_in};
 pub use judge::judge;
 pub use kick::{Entered, Kick, KickError, kick_signal};
 pub use machine::{Devices, KIND, KvmMachine, UseVcpu, Vcpus};

@@ -210,6 +210,11 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
         self.vcpus.with_vcpu(index, use_vcpu)
     }
 
+    /// Whether written pages are noted in dirty rings, and not in the dirty log.
+    pub fn has_dirty_ring(&self) -> bool {
+        self.memory.dirty_ring().is_some()
+    }
+
     /// Whether the machine holds its custody, so that its guest runs (or has ended by itself).
     pub fn runs(&self) -> bool {
         self.run.custody.is_some()

@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ferry_protocol::RegionSpan;
@@ -40,6 +41,46 @@ pub enum MemoryError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The host has no pages of that size.
+    #[error("this host has no pages of {page}: /sys/kernel/mm/hugepages shows those that it has")]
+    NoSuchPages {
+        /// The size.
+        page: String,
+    },
+    /// Memory that is no multiple of its pages.
+    #[error(
+        "a region of {length} bytes of guest memory is no whole number of {page} pages: give a multiple, or take smaller pages"
+    )]
+    NotHugePages {
+        /// Bytes of the region.
+        length: u64,
+        /// The size.
+        page: String,
+    },
+    /// Too few reserved pages are free.
+    #[error(
+        "guest memory needs {wanted} of the reserved {page} pages, {free} are free: add {more} to {}, or take ordinary pages", pool.display()
+    )]
+    PoolTooSmall {
+        /// The size.
+        page: String,
+        /// Pages wanted.
+        wanted: u64,
+        /// Pages free.
+        free: u64,
+        /// Pages to add at least.
+        more: u64,
+        /// Where the number of reserved pages is written.
+        pool: PathBuf,
+    },
+    /// The host gives shared memory no transparent huge pages.
+    #[error(
+        "this host gives shared memory no transparent huge pages: write `advise` to /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+    )]
+    Transparent {
+        /// What the kernel said to the advice, if it was asked.
+        source: Option<io::Error>,
+    },
     /// The regions make no memory: empty, out of order, one over another, or too large to count.
     #[error("the memory regions make no guest memory: {0}")]
     Regions(String),
@@ -59,9 +100,10 @@ pub enum MemoryError {
     },
 }
 
-/// Where `memory_bytes` of guest memory lie on x86: up to 3 GiB from address 0, the rest from 4 GiB.
-pub fn x86_layout(memory_bytes: u64) -> Vec<RegionSpan> {
-    let low = RegionSpan { start: 0, length: memory_bytes.min(HOLE_START) };
+/// Where `memory_bytes` of guest memory lie on x86: from address 0 to `low_end` at most ([`HOLE_START`], where
+/// there is no reason for less), the rest from 4 GiB.
+pub fn x86_layout(memory_bytes: u64, low_end: u64) -> Vec<RegionSpan> {
+    let low = RegionSpan { start: 0, length: memory_bytes.min(low_end.min(HOLE_START)) };
     let high = RegionSpan { start: HOLE_END, length: memory_bytes - low.length };
     [low, high].into_iter().filter(|region| region.length > 0).collect()
 }
@@ -69,13 +111,22 @@ pub fn x86_layout(memory_bytes: u64) -> Vec<RegionSpan> {
 /// Maps guest memory for these regions on one memfd, shared, reading as zero. Pages take room only
 /// once they are written.
 pub fn allocate(regions: &[RegionSpan]) -> Result<GuestMemoryMmap, MemoryError> {
-    let bytes = regions
+    let bytes = bytes_of(regions)?;
+    let file = memfd(bytes, MemfdFlags::empty(), |_| Ok(()));
+    map(regions, file.map_err(|errno| MemoryError::Allocate { bytes, source: errno.into() })?)
+}
+
+/// Bytes of all regions.
+pub(crate) fn bytes_of(regions: &[RegionSpan]) -> Result<u64, MemoryError> {
+    regions
         .iter()
         .try_fold(0_u64, |sum, region| sum.checked_add(region.length))
-        .ok_or_else(|| MemoryError::Regions("their sizes overflow".to_owned()))?;
-    let file = Arc::new(File::from(
-        memfd(bytes).map_err(|errno| MemoryError::Allocate { bytes, source: errno.into() })?,
-    ));
+        .ok_or_else(|| MemoryError::Regions("their sizes overflow".to_owned()))
+}
+
+/// Maps the regions one after the other from the file, which is as large as all of them.
+pub(crate) fn map(regions: &[RegionSpan], file: OwnedFd) -> Result<GuestMemoryMmap, MemoryError> {
+    let file = Arc::new(File::from(file));
     let mut offset = 0;
     let mut ranges = Vec::with_capacity(regions.len());
     for region in regions {
@@ -88,10 +139,17 @@ pub fn allocate(regions: &[RegionSpan]) -> Result<GuestMemoryMmap, MemoryError> 
     GuestMemoryMmap::from_ranges_with_files(ranges).map_err(|error| MemoryError::Regions(error.to_string()))
 }
 
-/// A memfd of this size whose size cannot change any more: a mapping never loses its file.
-fn memfd(bytes: u64) -> rustix::io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create("ferry-guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+/// A memfd of this size, made ready by `prepare`, whose size cannot change any more: a mapping never loses
+/// its file.
+pub(crate) fn memfd(
+    bytes: u64,
+    kind: MemfdFlags,
+    prepare: impl FnOnce(&OwnedFd) -> rustix::io::Result<()>,
+) -> rustix::io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | kind;
+    let fd = rustix::fs::memfd_create("ferry-guest", flags)?;
     rustix::fs::ftruncate(&fd, bytes)?;
+    prepare(&fd)?;
     rustix::fs::fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(fd)
 }
@@ -144,9 +202,16 @@ impl MemorySlots {
     /// [`DirtyRing::ENTRIES`]). The vCPUs' threads need what it returns: see
     /// [`DirtyRing::make_room`]. Where KVM offers no rings this fails, and the log stays in use.
     pub fn enable_dirty_ring(&mut self, entries: u32) -> Result<DirtyRing, DirtyRingError> {
-        let ring = DirtyRing::enable(self, entries)?;
-        self.ring = Some(ring.clone());
+        let ring = DirtyRing::enable(&self.vm, entries)?;
+        self.use_dirty_ring(&ring)?;
         Ok(ring)
+    }
+
+    /// The same with rings that the VM has already: those of a VM whose vCPUs were made before its memory.
+    pub fn use_dirty_ring(&mut self, ring: &DirtyRing) -> Result<(), DirtyRingError> {
+        ring.track(self)?;
+        self.ring = Some(ring.clone());
+        Ok(())
     }
 
     /// The rings, if they are in use.
@@ -216,10 +281,10 @@ mod tests {
 
     #[test]
     fn memory_goes_around_the_hole() {
-        assert_eq!(x86_layout(4096), [RegionSpan { start: 0, length: 4096 }]);
-        assert_eq!(x86_layout(3 << 30), [RegionSpan { start: 0, length: 3 << 30 }]);
+        assert_eq!(x86_layout(4096, HOLE_START), [RegionSpan { start: 0, length: 4096 }]);
+        assert_eq!(x86_layout(3 << 30, HOLE_START), [RegionSpan { start: 0, length: 3 << 30 }]);
         assert_eq!(
-            x86_layout((3 << 30) + 8192),
+            x86_layout((3 << 30) + 8192, HOLE_START),
             [RegionSpan { start: 0, length: 3 << 30 }, RegionSpan { start: 4 << 30, length: 8192 }]
         );
     }

@@ -4,13 +4,14 @@
 //! populated. Where memory lies in a file (a memfd), the file knows.
 //!
 //! Facts from lseek(2): `SEEK_DATA` gives the next place that may hold data; a file system that does
-//! not know says that everything does (hugetlbfs among them). tmpfs, on which memfds live, counts
+//! not know says that everything does. hugetlbfs is one of these: there the pieces are read, through the
+//! file, which unlike a mapping gives zeros for what is not there without providing it. tmpfs, on which memfds live, counts
 //! swapped pages as data. And from proc(5), `/proc/self/maps`: an `s` in the fourth place of the
 //! permissions marks a shared mapping; only what is written through such a mapping is in the file.
 
 use std::fs::{self, File, Metadata};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use vm_memory::FileOffset;
 
@@ -22,9 +23,12 @@ const PIECES_MAX: u64 = 4096;
 /// Bytes that a piece has at least.
 const PIECE_BYTES_MIN: u64 = 256 * 1024;
 
+/// What is read at once of a file that does not tell: it stays in the processor's nearest caches.
+const READ_BYTES: usize = 16 * 1024;
+
 impl GuestRam {
     /// The pages that may hold something other than zeros, in ascending ranges; all others have never
-    /// been written. Coarse: it looks at pieces of 256 KiB or more, and gives at most 2048 ranges a
+    /// been written, or hold zeros (as in memory of reserved huge pages, which this reads). Coarse: it looks at pieces of 256 KiB or more, and gives at most 2048 ranges a
     /// region. None if the memory is not wholly in files that tell, mapped so that they hold it.
     ///
     /// The guest may run. A page that it touches for the first time meanwhile may be missing: who
@@ -93,9 +97,13 @@ impl Mapping {
 fn find_data(file: &File, file_start: u64, span: Span, found: &mut Vec<PageRange>) -> Option<()> {
     let piece = PIECE_BYTES_MIN.max(span.length.div_ceil(PIECES_MAX).next_multiple_of(PAGE_SIZE));
     let first_of_region = found.len();
+    let tells = rustix::fs::fstatfs(file).ok()?.f_type != libc::HUGETLBFS_MAGIC;
     let mut at = 0;
     while at < span.length {
-        let Some(data) = seek_data(file, file_start + at)? else { break };
+        let from = file_start + at;
+        let next =
+            if tells { seek_data(file, from)? } else { read_data(file, from, file_start + span.length)? };
+        let Some(data) = next else { break };
         let data = data.saturating_sub(file_start);
         if data >= span.length {
             break;
@@ -123,4 +131,24 @@ fn seek_data(file: &File, from: u64) -> Option<Option<u64>> {
         return Some(Some(place));
     }
     (std::io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO)).then_some(None)
+}
+
+/// The first place from `from` on, up to `end`, that does not read as zero, at most [`READ_BYTES`] too
+/// low; as [`seek_data`].
+#[expect(clippy::option_option, reason = "as seek_data")]
+fn read_data(file: &File, from: u64, end: u64) -> Option<Option<u64>> {
+    let mut bytes = [0; READ_BYTES];
+    let mut at = from;
+    while at < end {
+        let wanted = bytes.len().min(usize::try_from(end - at).ok()?);
+        let here = bytes.get_mut(..wanted)?;
+        file.read_exact_at(here, at).ok()?;
+        let (words, rest) = here.as_chunks::<64>();
+        let zero = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
+        if !words.iter().all(|word| zero(word)) || !zero(rest) {
+            return Some(Some(at));
+        }
+        at += wanted as u64;
+    }
+    Some(None)
 }

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -91,4 +92,29 @@ fn populated_memory_is_resident_and_looking_costs_little() {
         println!("populate: 256 MiB on {threads} threads in {:?}", began.elapsed());
         assert_eq!(ram.resident().unwrap(), all);
     }
+}
+
+#[test]
+fn looking_at_reserved_huge_pages_provides_none() {
+    let huge = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let file = rustix::fs::memfd_create("test", huge).map(File::from);
+    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    let (Ok(file), true) = (file, free.is_ok_and(|free| free.trim().parse().unwrap_or(0) >= 8)) else {
+        println!("skipped: this host has reserved no pages of 2 MiB");
+        return;
+    };
+    file.set_len(64 << 20).unwrap();
+    let file = Arc::new(file);
+    let part = FileOffset::from_arc(Arc::clone(&file), 0);
+    let range = (GuestAddress(1 << 32), 64 << 20, Some(part));
+    let memory = GuestMemoryMmap::<()>::from_ranges_with_files([range]).unwrap();
+    let ram = GuestRam::new(Arc::new(memory)).unwrap();
+    let provided = || file.metadata().unwrap().blocks() * 512;
+    assert_eq!((ram.resident().unwrap(), provided()), (vec![], 0));
+    let place = (1 << 32) + (9 << 20) + 300_000;
+    ram.write(place, &[1]).unwrap();
+    let found = ram.resident().unwrap();
+    assert!(holds(&found, place / PAGE_SIZE), "{found:?}");
+    assert_eq!(found.iter().map(|range| range.count).sum::<u64>(), 64, "its piece alone: {found:?}");
+    assert_eq!(provided(), 2 << 20);
 }

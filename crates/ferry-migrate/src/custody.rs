@@ -52,8 +52,9 @@ impl Custody {
 pub(crate) struct Given(Custody);
 
 impl Given {
-    /// The target refused the epoch for ever.
-    pub(crate) fn refused(self) -> Custody {
-        self.0
+    /// It is here again: as it was, or under a higher epoch.
+    pub(crate) fn back(self, raise_to: Option<Epoch>) -> Custody {
+        let Custody { guest, epoch } = self.0;
+        Custody { guest, epoch: raise_to.map_or(epoch, |raised| epoch.max(raised)) }
     }
 }

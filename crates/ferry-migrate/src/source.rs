@@ -11,7 +11,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use ferry_memory::{GuestRam, PAGE_SIZE, PageRange, PageSet};
 use ferry_protocol::message::{MAX_WRITTEN, ToTarget};
 use ferry_protocol::{
-    LinkFault, Pace, RegionSpan, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome, SourcePhase,
+    Epoch, LinkFault, Pace, RegionSpan, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome,
+    SourcePhase,
 };
 use ferry_state::Resources;
 
@@ -271,11 +272,14 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             SourceAction::Send(message) => self.send(&message),
             SourceAction::SendRound { round, last } => self.start_round(round, last),
             SourceAction::Give(of) => self.give(of),
-            SourceAction::TakeBack => self.take_back(),
+            SourceAction::TakeBack { raise_to } => self.take_back(raise_to),
             SourceAction::ReleaseGuest => {
                 self.figures.guest_runs();
                 self.holder = Holder::Gone;
             }
+            SourceAction::Journal(_) => self.pending.push_back(SourceEvent::Journaled),
+            SourceAction::Note(_) => {}
+            SourceAction::NoteChoiceRefused(text) => tracing::warn!(text, "a choice is not followed"),
             SourceAction::NoteStalled(predicted) => self.observer.stalled(predicted),
             SourceAction::NoteAmbiguous => {
                 tracing::warn!("nobody answers who runs the guest");
@@ -368,9 +372,9 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
     }
 
-    fn take_back(&mut self) {
+    fn take_back(&mut self, raise_to: Option<Epoch>) {
         self.holder = match std::mem::replace(&mut self.holder, Holder::Gone) {
-            Holder::Target(given) => Holder::Pump(given.refused()),
+            Holder::Target(given) => Holder::Pump(given.back(raise_to)),
             other => other,
         };
     }

@@ -208,7 +208,9 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 self.discard();
                 return None;
             }
-            TargetAction::Finish(_) => return None,
+            TargetAction::Journal(_) => Ok(TargetEvent::JournalDone(Ok(()))),
+            TargetAction::Claim(_) => Err(MachineError::new("this target has no witness")),
+            TargetAction::Note(_) | TargetAction::Finish(_) => return None,
         };
         Some(done.unwrap_or_else(|error| {
             tracing::warn!(error = sentence(&error), "a job failed");

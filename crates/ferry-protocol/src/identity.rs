@@ -107,7 +107,7 @@ impl fmt::Display for SessionId {
 ///
 /// A process that came after another at the same address has another instance, and so cannot speak
 /// for what its predecessor did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
 #[cbor(transparent)]
 pub struct InstanceId(#[n(0)] pub u64);
 

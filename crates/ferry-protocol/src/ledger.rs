@@ -3,7 +3,7 @@
 //! Only a target that did not take an epoch may refuse it, and a refusal is permanent: the source
 //! resumes the guest on it. One target process runs at most one guest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Epoch, GuestId};
 
@@ -16,6 +16,8 @@ pub struct Ledger {
     taken: Option<(GuestId, Epoch)>,
     /// The highest refused epoch of each guest: it and every lower one cannot be taken any more.
     refused: BTreeMap<GuestId, Epoch>,
+    /// Epochs of which the journal may say that they may run here, and no refusal of which is on disk.
+    owed: BTreeSet<(GuestId, Epoch)>,
 }
 
 /// A target's answer to the question who runs a guest.
@@ -51,15 +53,41 @@ impl Ledger {
         self.answer(guest, epoch);
     }
 
+    /// How an epoch stands now; nothing is refused by it.
+    pub fn present(&self, guest: &GuestId, epoch: Epoch) -> Answer {
+        let taken = self.taken.as_ref().is_some_and(|(g, e)| g == guest && *e == epoch);
+        if taken { Answer::Taken } else { Answer::Refused }
+    }
+
     /// Answers for an epoch; refuses it for ever if it was not taken.
     pub fn answer(&mut self, guest: &GuestId, epoch: Epoch) -> Answer {
-        if self.taken.as_ref().is_some_and(|(g, e)| g == guest && *e == epoch) {
+        if self.present(guest, epoch) == Answer::Taken {
             return Answer::Taken;
         }
         self.make_room(guest);
         let refused = self.refused.entry(guest.clone()).or_insert(epoch);
         *refused = (*refused).max(epoch);
         Answer::Refused
+    }
+
+    /// Notes that the journal is to say that an epoch may run here.
+    pub fn owe(&mut self, guest: &GuestId, epoch: Epoch) {
+        self.owed.insert((guest.clone(), epoch));
+    }
+
+    /// Notes that a refusal of it is on disk, or that it never came to be written that it may run.
+    pub fn paid(&mut self, guest: &GuestId, epoch: Epoch) {
+        self.owed.remove(&(guest.clone(), epoch));
+    }
+
+    /// Whether a refusal of this epoch must be on disk before anybody is told.
+    pub fn owes(&self, guest: &GuestId, epoch: Epoch) -> bool {
+        self.owed.contains(&(guest.clone(), epoch))
+    }
+
+    /// How many refusals could not be written yet, or will not be needed.
+    pub fn debts(&self) -> usize {
+        self.owed.len()
     }
 
     /// The guest that this process took.

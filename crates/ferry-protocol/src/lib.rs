@@ -30,15 +30,18 @@
 
 pub mod frame;
 mod identity;
+pub mod journal;
 mod ledger;
 mod machine;
 pub mod message;
 mod outcome;
 mod pace;
 mod precopy;
+mod rules;
 mod source;
 mod target;
 mod timing;
+mod witness;
 
 pub use identity::{Epoch, GuestId, GuestIdError, InstanceId, MAX_GUEST_ID_BYTES, SessionId};
 pub use ledger::{Answer, Ledger};
@@ -49,6 +52,8 @@ pub use machine::{
 pub use outcome::{Cause, EXIT_AMBIGUOUS, LinkFault, SourceOutcome, TargetOutcome};
 pub use pace::Pace;
 pub use precopy::{Decision, Precopy, RoundFigures};
-pub use source::{Source, SourceAction, SourceConfig, SourceEvent, SourcePhase};
+pub use rules::{Rule, Rules, UnknownRule};
+pub use source::{PersonsChoice, Source, SourceAction, SourceConfig, SourceEvent, SourcePhase};
 pub use target::{LinkId, Target, TargetAction, TargetEvent, TargetPhase};
 pub use timing::{Time, Timeouts, TimerName};
+pub use witness::{Claim, ClaimAnswer};

@@ -4,13 +4,16 @@
 //! reader does not know is skipped; a number once used is never used for another meaning. Golden
 //! files in `tests/golden` hold today's form of each.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 
 use ferry_contract::{MAX_TEXT_BYTES, Verdict};
 use minicbor::{Decode, Encode};
 
 use crate::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
+
+mod reason;
+
+pub use reason::{Reason, ReasonKind};
 
 /// The protocol versions that this build speaks.
 pub const VERSIONS: RangeInclusive<u16> = 1..=1;
@@ -85,7 +88,7 @@ pub enum ToSource {
     Refused(#[n(0)] Refused),
     /// This process cannot say what became of the epoch.
     #[n(7)]
-    Unknown(#[n(0)] OfEpoch),
+    Unknown(#[n(0)] Unknown),
     /// No session was begun. It says nothing about any epoch.
     #[n(8)]
     Abort(#[n(0)] Reason),
@@ -190,6 +193,14 @@ pub struct Offer {
     /// Only a hint; at most [`MAX_WRITTEN`] ranges.
     #[n(3)]
     pub written: Vec<RegionSpan>,
+    /// With a witness: the epoch under which its record of the guest stands. The target then runs the
+    /// guest only after it won the claim from this epoch to the one that is offered.
+    #[n(4)]
+    pub witness: Option<Epoch>,
+    /// The life of the target process to which it is made, as its hello named it; none in a file or a
+    /// pipe. No other process takes the offer, so whoever repeats a session to another gets nowhere.
+    #[n(5)]
+    pub to: Option<InstanceId>,
 }
 
 /// A further link of a live session.
@@ -297,6 +308,30 @@ pub struct Refused {
     pub reason: Reason,
 }
 
+/// No answer to the question who runs a guest, and what is known all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(map)]
+pub struct Unknown {
+    /// What was asked.
+    #[n(0)]
+    pub of: OfEpoch,
+    /// What is known.
+    #[n(1)]
+    pub known: Known,
+}
+
+/// What another process knows of the one that was given custody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Known {
+    /// Nothing: it kept its journal elsewhere, or the journal is gone.
+    #[n(0)]
+    NoTrace,
+    /// That process may have run the guest, and is gone with it.
+    #[n(1)]
+    MayHaveRun,
+}
+
 /// The question who runs a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(map)]
@@ -310,95 +345,6 @@ pub struct Ask {
     /// The life of the target process to which it was given: only that one can answer.
     #[n(2)]
     pub instance: InstanceId,
-}
-
-/// What kind of reason ended a migration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ReasonKind {
-    /// The user cancelled.
-    Cancelled,
-    /// A wait timed out; the text names it.
-    TimedOut,
-    /// A machine could not do its part.
-    Machine,
-    /// The peer cannot take part: another version, an unknown feature.
-    Incompatible,
-    /// The peer sent what the protocol does not allow.
-    Misbehaved,
-    /// The target has another guest or another migration.
-    Busy,
-    /// The epoch was refused or is not above an earlier one.
-    OldEpoch,
-    /// The link was lost, as seen by the peer.
-    LinkLost,
-    /// The source asked again before custody was taken.
-    Asked,
-    /// The verdict was a refusal.
-    Verdict,
-    /// A kind that this build does not know: the text says it.
-    Other,
-}
-
-impl ReasonKind {
-    /// On the wire a kind is its place here; `Other` stands for every place that is not here.
-    const NUMBERED: [Self; 10] = [
-        Self::Cancelled,
-        Self::TimedOut,
-        Self::Machine,
-        Self::Incompatible,
-        Self::Misbehaved,
-        Self::Busy,
-        Self::OldEpoch,
-        Self::LinkLost,
-        Self::Asked,
-        Self::Verdict,
-    ];
-}
-
-impl<C> Encode<C> for ReasonKind {
-    fn encode<W: minicbor::encode::Write>(
-        &self,
-        e: &mut minicbor::Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), minicbor::encode::Error<W::Error>> {
-        let place = Self::NUMBERED.iter().position(|kind| kind == self);
-        e.u32(place.and_then(|place| u32::try_from(place).ok()).unwrap_or(u32::MAX))?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for ReasonKind {
-    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
-        let place = usize::try_from(d.u32()?).unwrap_or(usize::MAX);
-        Ok(Self::NUMBERED.get(place).copied().unwrap_or(Self::Other))
-    }
-}
-
-/// Why a migration ended, in a form that crosses the link.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
-#[cbor(map)]
-pub struct Reason {
-    /// The kind.
-    #[n(0)]
-    pub kind: ReasonKind,
-    /// One sentence for people, at most [`MAX_TEXT_BYTES`] bytes.
-    #[n(1)]
-    pub text: String,
-}
-
-impl Reason {
-    /// A reason whose text is cut to the bound.
-    pub fn new(kind: ReasonKind, text: impl Into<String>) -> Self {
-        let mut text = text.into();
-        let end = (0..=MAX_TEXT_BYTES.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
-        text.truncate(end.unwrap_or(0));
-        Self { kind, text }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
 }
 
 /// Why bytes are no message.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use ferry_contract::Verdict;
 
+use crate::journal::Choice;
 use crate::message::Reason;
 use crate::{Epoch, GuestId, TimerName};
 
@@ -34,6 +35,10 @@ pub enum Cause {
     Cancelled,
     /// The source asked who runs the guest before custody had been taken.
     Asked,
+    /// The witness settled it against who reports this cause's end of the migration; the text says how.
+    Witness(String),
+    /// A person decided after the outcome had been unknown.
+    Decided(Choice),
 }
 
 impl fmt::Display for Cause {
@@ -43,6 +48,7 @@ impl fmt::Display for Cause {
             | Self::OtherProtocol(text)
             | Self::Misbehaved(text)
             | Self::LinkLost(text)
+            | Self::Witness(text)
             | Self::Machine(text) => f.write_str(text),
             Self::Refused(verdict) => {
                 f.write_str("the target refuses the guest")?;
@@ -58,6 +64,7 @@ impl fmt::Display for Cause {
             ),
             Self::Cancelled => f.write_str("the migration was cancelled"),
             Self::Asked => f.write_str("the source asked for the guest back before custody was taken"),
+            Self::Decided(choice) => write!(f, "a person decided: {choice}"),
         }
     }
 }
@@ -121,6 +128,11 @@ pub enum SourceOutcome {
         /// What is known, and how to find out more.
         known: String,
     },
+    /// A person decided that nobody shall run the guest: the source let it go.
+    Abandoned {
+        /// The epoch whose fate was open.
+        epoch: Epoch,
+    },
 }
 
 impl SourceOutcome {
@@ -129,6 +141,7 @@ impl SourceOutcome {
         match self {
             Self::Moved { .. } => 0,
             Self::Held { .. } => 4,
+            Self::Abandoned { .. } => 1,
             Self::Doubtful { .. } => EXIT_AMBIGUOUS,
             Self::Kept { cause } => match cause {
                 Cause::NotReached(_) => 1,
@@ -139,6 +152,8 @@ impl SourceOutcome {
                 | Cause::Misbehaved(_)
                 | Cause::LinkLost(_)
                 | Cause::Machine(_)
+                | Cause::Witness(_)
+                | Cause::Decided(_)
                 | Cause::Asked => 4,
             },
         }

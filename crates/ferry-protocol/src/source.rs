@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use ferry_contract::Verdict;
 
+use crate::journal::{Choice, MayBeGiven, OfGuest, Record};
 use crate::message::{
-    Ask, Hello, MAX_LANES, MAX_WRITTEN, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd, StateEnd,
-    ToSource, ToTarget, VERSIONS,
+    Ask, Hello, Known, MAX_LANES, MAX_WRITTEN, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, RoundEnd,
+    StateEnd, ToSource, ToTarget, VERSIONS,
 };
 use crate::precopy::{Decision, Precopy, RoundFigures};
 use crate::{Cause, InstanceId, SourceOutcome, Time, Timeouts, TimerName};
@@ -25,6 +26,8 @@ enum Wait {
     Hello,
     Verdict,
     Built,
+    /// "May be given" is being made to last.
+    Journal,
     Lanes,
     Log,
     Round {
@@ -61,6 +64,10 @@ enum Wait {
     /// One-way: custody is being written.
     Written,
     Answer(Question),
+    /// The witness is asked for the guest.
+    Claim,
+    /// A person's choice is being made to last.
+    Deciding(Choice),
     /// The migration failed while the guest was being paused, or its resources released: the answer
     /// of that job says what is to be undone.
     Halted {
@@ -101,18 +108,27 @@ pub struct Source {
     /// When the outcome becomes ambiguous; gone once that was said.
     settle: Option<Time>,
     linked: bool,
+    /// That custody may be given is, or may be, in the journal.
+    journaled: bool,
+    /// What the place where the target was knows, if it answered that it does not know.
+    known: Option<Known>,
+    /// Why the guest comes back, while the witness has still to say so.
+    returns: Option<Cause>,
+    /// The witness gave the guest to the target.
+    lost: bool,
     log_started: bool,
     paused: bool,
     resources_released: bool,
 }
 
 mod asking;
+mod deciding;
 mod ending;
 mod one_way;
 mod terms;
 
 pub(crate) use ending::reason_of;
-pub use terms::{SourceAction, SourceConfig, SourceEvent, SourcePhase};
+pub use terms::{PersonsChoice, SourceAction, SourceConfig, SourceEvent, SourcePhase};
 
 impl Source {
     /// A source whose caller is making the link: the next event is [`SourceEvent::Connected`] or
@@ -130,6 +146,10 @@ impl Source {
             paused_until: None,
             settle: None,
             linked: false,
+            journaled: false,
+            known: None,
+            returns: None,
+            lost: false,
             log_started: false,
             paused: false,
             resources_released: false,
@@ -142,7 +162,7 @@ impl Source {
             Wait::Link => SourcePhase::Connect,
             Wait::Hello => SourcePhase::Hello,
             Wait::Verdict => SourcePhase::Offer,
-            Wait::Built | Wait::Lanes => SourcePhase::Build,
+            Wait::Built | Wait::Journal | Wait::Lanes => SourcePhase::Build,
             Wait::Log | Wait::Round { last: false, .. } | Wait::Taken { .. } | Wait::Harvest { .. } => {
                 SourcePhase::Rounds
             }
@@ -154,7 +174,7 @@ impl Source {
             Wait::State => SourcePhase::State,
             Wait::Ready | Wait::Sealed => SourcePhase::Ready,
             Wait::Running | Wait::Written => SourcePhase::Given,
-            Wait::Answer(_) => SourcePhase::Asking,
+            Wait::Answer(_) | Wait::Claim | Wait::Deciding(_) => SourcePhase::Asking,
             Wait::Halted { .. } | Wait::Resumed { .. } => SourcePhase::Undo,
             Wait::Nothing => SourcePhase::Done,
         }
@@ -167,7 +187,7 @@ impl Source {
 
     /// Whether custody was given away and not taken back.
     pub fn has_given(&self) -> bool {
-        matches!(self.wait, Wait::Running | Wait::Written | Wait::Answer(_))
+        matches!(self.phase(), SourcePhase::Given | SourcePhase::Asking)
     }
 
     /// The next deadline and its name: step with [`SourceEvent::Tick`] at that time at the latest.
@@ -186,6 +206,9 @@ impl Source {
 
     /// Takes one event and gives the actions that follow.
     pub fn step(&mut self, now: Time, event: SourceEvent) -> Vec<SourceAction> {
+        if let SourceEvent::Decide(decision) = event {
+            return self.on_decision(decision);
+        }
         match self.phase() {
             SourcePhase::Done => Vec::new(),
             SourcePhase::Undo => self.on_undo(event),
@@ -242,7 +265,27 @@ impl Source {
     fn offer(&self) -> SourceAction {
         let (machine, verify) = (self.config.machine.clone(), self.config.verify);
         let written = self.config.written.iter().take(MAX_WRITTEN).copied().collect();
-        SourceAction::Send(ToTarget::Offer(Offer { machine, verify, lanes: self.lanes(), written }))
+        SourceAction::Send(ToTarget::Offer(Offer {
+            machine,
+            verify,
+            lanes: self.lanes(),
+            written,
+            witness: self.config.witness,
+            to: self.instance,
+        }))
+    }
+
+    /// From here on custody may be given: a later life of this process has to know it. Long before the
+    /// pause, so that no disk is waited for in the downtime.
+    fn journal(&mut self) -> SourceAction {
+        self.await_job(Wait::Journal);
+        self.journaled = true;
+        SourceAction::Journal(Record::MayBeGiven(MayBeGiven {
+            guest: self.config.guest.clone(),
+            of: self.offered(),
+            to: self.instance,
+            address: self.config.address.clone(),
+        }))
     }
 
     fn on_message(&mut self, now: Time, message: ToSource) -> Vec<SourceAction> {
@@ -260,14 +303,7 @@ impl Source {
                 self.await_message(Wait::Built, now, self.config.timeouts.build, TimerName::Build);
                 Vec::new()
             }
-            (Wait::Built, ToSource::Built) if self.lanes() > 1 => {
-                self.await_job(Wait::Lanes);
-                vec![SourceAction::OpenLanes { lanes: self.lanes() }]
-            }
-            (Wait::Built, ToSource::Built) => {
-                self.await_job(Wait::Log);
-                vec![SourceAction::StartLog]
-            }
+            (Wait::Built, ToSource::Built) => vec![self.journal()],
             (&Wait::Taken { round, since, data_pages }, ToSource::RoundTaken(taken))
                 if taken.round == round =>
             {
@@ -299,7 +335,11 @@ impl Source {
 
     fn on_job_done(&mut self, now: Time, event: SourceEvent) -> Vec<SourceAction> {
         match (self.wait.clone(), event) {
-            (Wait::Lanes, SourceEvent::LanesOpen) => {
+            (Wait::Journal, SourceEvent::Journaled) if self.lanes() > 1 => {
+                self.await_job(Wait::Lanes);
+                vec![SourceAction::OpenLanes { lanes: self.lanes() }]
+            }
+            (Wait::Journal, SourceEvent::Journaled) | (Wait::Lanes, SourceEvent::LanesOpen) => {
                 self.await_job(Wait::Log);
                 vec![SourceAction::StartLog]
             }
@@ -414,6 +454,10 @@ impl Source {
 
     fn lanes(&self) -> u8 {
         if self.config.one_way { 1 } else { self.config.lanes.clamp(1, MAX_LANES) }
+    }
+
+    fn of_guest(&self) -> OfGuest {
+        OfGuest { guest: self.config.guest.clone(), epoch: self.config.epoch }
     }
 
     fn offered(&self) -> OfEpoch {

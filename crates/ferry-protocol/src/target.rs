@@ -7,31 +7,37 @@
 //! A session that ends without custody refuses its epoch for ever; that refusal is what lets a
 //! source resume.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use ferry_contract::Verdict;
 
+use crate::journal::{OfGuest, Past, Record};
 use crate::ledger::Ledger;
 use crate::message::{
     Hello, OfEpoch, Offer, Reason, ReasonKind, Refused, TargetHello, ToSource, ToTarget, VERSIONS,
 };
 use crate::outcome::LinkFault;
 use crate::{
-    Cause, Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, TargetOutcome, Time, Timeouts,
-    TimerName,
+    Cause, Claim, ClaimAnswer, Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, Rule, Rules,
+    TargetOutcome, Time, Timeouts, TimerName,
 };
 
 mod lanes;
 mod questions;
 mod session;
+mod writing;
 
 use questions::Greeting;
+use writing::Writing;
 
 /// The most links on which a first message may be awaited at once.
 const MAX_GREETING: usize = 16;
 
 /// The most jobs of ended sessions that may still be under way when a new session begins.
 const MAX_STALE_JOBS: u32 = 4;
+
+/// The most refusals that may wait for a journal that cannot be written before no session begins.
+const MAX_DEBTS: usize = 64;
 
 /// One link of the target process; numbers are never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +63,11 @@ pub enum TargetEvent {
     Hashed([u8; 32]),
     /// [`TargetAction::Restore`] is done.
     Restored,
+    /// The oldest [`TargetAction::Journal`] that is not answered yet is done: the record is on disk, or
+    /// why it cannot be. Apart from the order of the other jobs.
+    JournalDone(Result<(), String>),
+    /// [`TargetAction::Claim`] is done.
+    Claimed(ClaimAnswer),
     /// [`TargetAction::RunGuest`] is done: the guest runs.
     GuestRuns,
     /// The oldest job that is not answered yet failed. For [`TargetAction::RunGuest`]: no vCPU ran.
@@ -92,6 +103,12 @@ pub enum TargetAction {
         /// How many sections the source sent.
         sections: u32,
     },
+    /// Write a record into the journal and make it last; answer [`TargetEvent::JournalDone`].
+    Journal(Record),
+    /// Write a note into the journal, when there is time; nobody waits for it.
+    Note(Record),
+    /// Claim the guest from the witness; answer [`TargetEvent::Claimed`].
+    Claim(Claim),
     /// Custody is here: run the guest.
     RunGuest {
         /// The guest.
@@ -168,6 +185,8 @@ struct Session {
     deadline: Option<(Time, TimerName)>,
     /// A job was asked for and is not answered yet.
     job: bool,
+    /// The witness is being asked: the guest is not being started yet.
+    claiming: bool,
     offer: Option<Offer>,
     /// The links that carry pages beside the session's own, by number; until the last round is over.
     lanes: BTreeMap<u8, LinkId>,
@@ -195,6 +214,11 @@ pub struct Target {
     expected: Option<GuestId>,
     timeouts: Timeouts,
     ledger: Ledger,
+    past: Past,
+    /// Records that are being written, the oldest first.
+    writing: VecDeque<Writing>,
+    has_witness: bool,
+    rules: Rules,
     session: Option<Session>,
     /// Jobs of sessions that are over: their answers come before those of later jobs and mean nothing.
     stale_jobs: u32,
@@ -211,10 +235,36 @@ impl Target {
             expected,
             timeouts,
             ledger: Ledger::default(),
+            past: Past::default(),
+            writing: VecDeque::new(),
+            has_witness: false,
+            rules: Rules::default(),
             session: None,
             stale_jobs: 0,
             greeting: BTreeMap::new(),
         }
+    }
+
+    /// A process that knows what those before it in its place wrote.
+    #[must_use]
+    pub fn with_past(mut self, past: Past) -> Self {
+        self.past = past;
+        self
+    }
+
+    /// A process that can reach a witness.
+    #[must_use]
+    pub fn with_witness(mut self) -> Self {
+        self.has_witness = true;
+        self
+    }
+
+    /// For checkers: the rules that are kept.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// Where the session is.
@@ -279,6 +329,7 @@ impl Target {
             }
             TargetEvent::Tick => self.on_tick(now),
             TargetEvent::Cancel => self.on_cancel(),
+            TargetEvent::JournalDone(result) => self.on_journal_done(now, result),
             job => self.on_job_done(now, job),
         }
     }
@@ -344,6 +395,14 @@ impl Target {
             return turn_away(link, reason);
         }
         let of = OfEpoch { session: hello.session, epoch: hello.epoch };
+        if let Some(floor) = self.past.floor(&hello.guest).filter(|&floor| hello.epoch <= floor) {
+            // It is no refusal: an earlier process may have run the guest under this epoch.
+            let text = format!(
+                "epoch {} of guest `{}` is not above {floor}, which was used here before: try again, each attempt offers a higher one",
+                hello.epoch, hello.guest
+            );
+            return turn_away(link, Reason::new(ReasonKind::OldEpoch, text));
+        }
         if !self.ledger.may_take(&hello.guest, hello.epoch) {
             self.ledger.answer(&hello.guest, hello.epoch);
             let text = format!(
@@ -352,7 +411,8 @@ impl Target {
             );
             let reason = Reason::new(ReasonKind::OldEpoch, text);
             let refused = ToSource::Refused(Refused { of, reason });
-            return vec![TargetAction::Send(link, refused), TargetAction::Close(link)];
+            let words = vec![TargetAction::Send(link, refused), TargetAction::Close(link)];
+            return self.after_refusal(&hello.guest, hello.epoch, words);
         }
         self.session = Some(Session {
             link,
@@ -361,6 +421,7 @@ impl Target {
             phase: TargetPhase::Hello,
             deadline: Some((now.after(self.timeouts.offer), TimerName::Offer)),
             job: false,
+            claiming: false,
             offer: None,
             lanes: BTreeMap::new(),
             next_round: 0,
@@ -379,6 +440,10 @@ impl Target {
         if let Some(session) = &self.session {
             let text = format!("this target is taking the guest `{}`: try again later", session.guest);
             return Some(Reason::new(ReasonKind::Busy, text));
+        }
+        if self.ledger.debts() >= MAX_DEBTS {
+            let text = "this target's journal cannot be written: make room on its disk, then try again";
+            return Some(Reason::new(ReasonKind::Machine, text));
         }
         if self.stale_jobs >= MAX_STALE_JOBS {
             let text = "this target is still busy with migrations that failed: try again later";

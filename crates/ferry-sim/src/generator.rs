@@ -19,18 +19,21 @@ pub(crate) fn join(a: u64, b: u64) -> u64 {
     mix(mix(a.wrapping_add(GAMMA)) ^ b.wrapping_add(GAMMA.rotate_left(32)))
 }
 
-/// An endless row of numbers from a seed.
+/// An endless row of numbers from a seed: the same for the same seed, wherever and whenever.
 #[derive(Debug, Clone)]
-pub(crate) struct Generator {
+pub struct Generator {
     state: u64,
 }
 
 impl Generator {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The row of a seed.
+    pub fn new(seed: u64) -> Self {
         Self { state: seed }
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "the row has no end, so it has no `None`")]
+    pub fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(GAMMA);
         mix(self.state)
     }

@@ -32,6 +32,7 @@ pub use config::{
     ConfigError, KIND, MAX_CONFIG_BYTES, MAX_MEMORY_BYTES, MAX_RATE_BYTES_PER_SECOND, SimConfig, Workload,
 };
 pub use faults::{Call, SimFaults, SimFaultsError, When};
+pub use generator::Generator;
 pub use machine::{SimMachine, SimOptions, SimReport};
 pub use page::Fault;
 pub use sim_core::{CoreError, DebugPort, GENERAL_REGISTERS, MAX_STEPS, SimCore, SimRegisters, Verified};

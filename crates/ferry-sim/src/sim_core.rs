@@ -6,11 +6,16 @@
 //! the whole engine steps it by its own.
 
 use ferry_memory::{GuestRam, Layout, PAGE_SIZE, PageRange, PageSet, RamError};
+use ferry_state::{MachineState, StateError};
 
 use crate::config::{ConfigError, SimConfig};
 use crate::generator::{Generator, join};
 use crate::page::{Fault, PAGE_BYTES, Stamp, check_in};
+use crate::state::{RestoreError, capture_core, capture_port, restore_core, restore_port};
 use crate::walk::{Step, Walk};
+
+/// How the names of devices' sections begin.
+const DEVICES: &str = "device/";
 
 /// General registers of the simulated processor.
 pub const GENERAL_REGISTERS: usize = 16;
@@ -167,6 +172,22 @@ impl SimCore {
     /// The debug port's counters.
     pub fn port(&self) -> &DebugPort {
         &self.port
+    }
+
+    /// The processor's section, then the debug port's.
+    pub fn capture(&self) -> Result<MachineState, StateError> {
+        let (mut state, port) = (capture_core(self)?, capture_port(self)?);
+        state.sections.extend(port.sections);
+        Ok(state)
+    }
+
+    /// Puts a captured state into this core, whose memory is that of the guest already. The state comes
+    /// from the other side: what no such guest can hold is refused.
+    pub fn restore(&mut self, state: MachineState) -> Result<(), RestoreError> {
+        let (devices, processor) =
+            state.sections.into_iter().partition(|section| section.name.starts_with(DEVICES));
+        restore_core(self, &MachineState::from_sections(processor)?)?;
+        restore_port(self, &MachineState::from_sections(devices)?)
     }
 
     /// Replaces the register file; the caller checked it.

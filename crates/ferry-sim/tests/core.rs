@@ -179,6 +179,23 @@ fn an_idle_guest_writes_nothing_once_its_pages_are_filled() {
 }
 
 #[test]
+fn a_captured_state_goes_on_over_the_same_memory() {
+    let mut one = ran(churn(3), 100);
+    let other_ram = GuestRam::anonymous(one.ram().layout()).unwrap();
+    for number in 0..PAGES {
+        other_ram.write(number * PAGE_SIZE, &page(one.ram(), number)).unwrap();
+    }
+    let mut other = SimCore::with_memory(churn(3), other_ram).unwrap();
+    other.restore(one.capture().unwrap()).unwrap();
+    one.step(77).unwrap();
+    other.step(77).unwrap();
+    assert_eq!(one.digest().unwrap(), other.digest().unwrap());
+    let mut state = one.capture().unwrap();
+    state.sections.pop();
+    assert!(SimCore::born(churn(3)).unwrap().restore(state).is_err(), "the debug port is missing");
+}
+
+#[test]
 fn misuse_is_an_error_and_loses_no_page() {
     let mut core = ran(churn(1), 20);
     let mut dirty = PageSet::empty(core.ram().layout());

@@ -62,7 +62,9 @@ fn lose(place: Place, fate: Fate, transport: Transport) -> (SourceOutcome, Vec<P
             move_again(&mut source, waiting, usize::from(!unknown));
             assert!(journal.epochs().contains(&3));
         }
-        other @ (SourceOutcome::Held { .. } | SourceOutcome::Doubtful { .. }) => {
+        other @ (SourceOutcome::Held { .. }
+        | SourceOutcome::Doubtful { .. }
+        | SourceOutcome::Abandoned { .. }) => {
             panic!("{place:?} {fate:?}: {other:?}")
         }
     }

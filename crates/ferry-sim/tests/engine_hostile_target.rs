@@ -17,7 +17,7 @@ use ferry_contract::Verdict;
 use ferry_migrate::{Address, Machine};
 use ferry_protocol::frame::FrameKind;
 use ferry_protocol::message::{
-    Message, OfEpoch, Reason, ReasonKind, Refused, TargetHello, ToSource, ToTarget,
+    Known, Message, OfEpoch, Reason, ReasonKind, Refused, TargetHello, ToSource, ToTarget, Unknown,
 };
 use ferry_protocol::{Cause, Epoch, InstanceId, SessionId, Timeouts, TimerName};
 use ferry_sim::{SimConfig, SimMachine, SimOptions, Workload};
@@ -106,7 +106,10 @@ fn what_a_target_may_not_say_keeps_the_guest_and_is_named() {
             ("built", deed(|peer| peer.answer(&ToSource::Built))),
             ("ready", deed(|peer| peer.answer(&ToSource::Ready))),
             ("running", deed(|peer| peer.answer(&ToSource::Running(OF)))),
-            ("unknown", deed(|peer| peer.answer(&ToSource::Unknown(OF)))),
+            (
+                "unknown",
+                deed(|peer| peer.answer(&ToSource::Unknown(Unknown { of: OF, known: Known::NoTrace }))),
+            ),
             ("refused", deed(move |peer| peer.answer(&refused(OF)))),
             ("hello", after_hello(target_hello())),
             ("ready", after_hello(ToSource::Ready)),

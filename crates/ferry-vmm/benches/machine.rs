@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         [(Payload::Idle, 1), (churn, 1), (Payload::Idle, 4), (churn, 4), (Payload::Ticks, 4)]
     {
         println!("{}, {} MiB, vCPUs: {cpus}", payload.name(), MEMORY_BYTES >> 20);
-        measure(&GuestConfig { memory_bytes: MEMORY_BYTES, cpus, payload })?;
+        measure(&GuestConfig { memory_bytes: MEMORY_BYTES, cpus, payload, low_bytes: None })?;
     }
     Ok(())
 }

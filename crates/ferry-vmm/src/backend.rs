@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_contract::{Contract, Verdict};
+use ferry_kvm::HugePages;
 use ferry_memory::{GuestRam, PageSet};
 use ferry_migrate::{Builder, Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
 use ferry_protocol::{GuestId, MachineDescription};
@@ -31,6 +32,43 @@ pub enum Backend {
     Kvm,
     /// The simulated machine.
     Sim,
+}
+
+/// Where a guest's machine on KVM learns which pages the guest wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DirtyKind {
+    /// KVM's dirty log, a bitmap: every KVM has it, and it loses nothing however fast a guest writes.
+    #[default]
+    Log,
+    /// KVM's dirty rings, one a vCPU.
+    Ring,
+}
+
+impl DirtyKind {
+    /// Its name: `log` or `ring`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Ring => "ring",
+        }
+    }
+}
+
+/// A text that names no dirty source.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no such dirty source: use `log` or `ring`")]
+pub struct DirtyKindError;
+
+impl FromStr for DirtyKind {
+    type Err = DirtyKindError;
+
+    fn from_str(text: &str) -> Result<Self, DirtyKindError> {
+        match text {
+            "log" => Ok(Self::Log),
+            "ring" => Ok(Self::Ring),
+            _ => Err(DirtyKindError),
+        }
+    }
 }
 
 /// A text that names no backend.
@@ -103,12 +141,16 @@ pub struct Birth<'a> {
     pub contract: Option<&'a Contract>,
     /// What a payload [`Image`](crate::Payload::Image) runs. Only KVM runs one.
     pub image: Option<&'a Image>,
+    /// In which pages of the host its memory is to lie. Only on KVM in others than ordinary ones.
+    pub huge_pages: HugePages,
+    /// How its written pages are noted. Only KVM has a choice.
+    pub dirty: DirtyKind,
 }
 
 impl Birth<'_> {
     /// With all that the host offers, and a built-in payload.
     pub fn plain(seed: u64) -> Self {
-        Self { seed, contract: None, image: None }
+        Self { seed, ..Self::default() }
     }
 }
 
@@ -123,8 +165,15 @@ pub fn create(
     match chosen {
         Chosen::Kvm => crate::kvm_guest::create(config, birth, watch).map(AnyGuest::new),
         Chosen::Sim { .. } if birth.contract.is_some() => Err(VmmError::NoContract),
+        Chosen::Sim { .. } if !simulated(birth.huge_pages) => Err(VmmError::NoHugePages),
+        Chosen::Sim { .. } if birth.dirty == DirtyKind::Ring => Err(VmmError::NoDirtyRing),
         Chosen::Sim { .. } => crate::sim_guest::create(config, birth.seed, watch).map(AnyGuest::new),
     }
+}
+
+/// Whether the simulated machine can have its memory in such pages.
+fn simulated(huge_pages: HugePages) -> bool {
+    matches!(huge_pages, HugePages::Auto | HugePages::Off)
 }
 
 /// A guest of either kind.
@@ -150,6 +199,10 @@ impl Guest for AnyGuest {
 
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
         self.0.verify(timeout)
+    }
+
+    fn dirty_kind(&self) -> Option<DirtyKind> {
+        self.0.dirty_kind()
     }
 
     fn serial(&self) -> Option<&SerialPort> {
@@ -233,6 +286,25 @@ impl AnyBuilder {
         })
     }
 
+    /// The same with guests whose memory lies in such pages, whatever it lay in on the source; those in the
+    /// simulated machine can only have ordinary ones.
+    pub fn with_huge_pages(self, wish: HugePages) -> Result<Self, VmmError> {
+        match self {
+            Self::Kvm(builder) => Ok(Self::Kvm(builder.with_huge_pages(wish))),
+            Self::Sim(_) if !simulated(wish) => Err(VmmError::NoHugePages),
+            sim @ Self::Sim(_) => Ok(sim),
+        }
+    }
+
+    /// The same for guests whose written pages are noted there; the simulated machine has no choice.
+    pub fn with_dirty(self, dirty: DirtyKind) -> Result<Self, VmmError> {
+        match self {
+            Self::Kvm(builder) => builder.with_dirty(dirty).map(Self::Kvm),
+            Self::Sim(_) if dirty == DirtyKind::Ring => Err(VmmError::NoDirtyRing),
+            sim @ Self::Sim(_) => Ok(sim),
+        }
+    }
+
     /// The same with a file for what guests write to their serial port; those in the simulated machine
     /// have none.
     #[must_use]
@@ -271,6 +343,10 @@ mod tests {
         assert_eq!(Backend::Sim.choose().unwrap(), Chosen::Sim { reason: None });
         assert_eq!("sim".parse(), Ok(Backend::Sim));
         assert_eq!("xen".parse::<Backend>(), Err(BackendError));
+        for dirty in [DirtyKind::Log, DirtyKind::Ring] {
+            assert_eq!(dirty.name().parse(), Ok(dirty));
+        }
+        assert_eq!("bitmap".parse::<DirtyKind>(), Err(DirtyKindError));
     }
 
     #[test]
@@ -284,7 +360,8 @@ mod tests {
 
     #[test]
     fn a_guest_of_either_kind_runs_and_its_builder_accepts_it() {
-        let config = GuestConfig { memory_bytes: 4 << 20, cpus: 1, payload: crate::Payload::Idle };
+        let config =
+            GuestConfig { memory_bytes: 4 << 20, cpus: 1, payload: crate::Payload::Idle, low_bytes: None };
         let mut kinds = vec![Chosen::Sim { reason: None }];
         match ferry_kvm::open() {
             Ok(_) => kinds.push(Chosen::Kvm),

@@ -24,7 +24,7 @@
 //! Facts: Intel SDM volume 3, 4.5 "4-level paging", 3.4.5 "Segment descriptors", 8.2 "Task
 //! management data structures"; volume 1, 19.5.2 "I/O permission bit map"; volume 3, 27.3.1 "Checks on the guest state area".
 
-use ferry_kvm::{HOLE_END, HOLE_START};
+use ferry_kvm::HOLE_END;
 use ferry_memory::{GuestRam, PAGE_SIZE, RamError};
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
@@ -48,7 +48,7 @@ const TABLE_BYTES: u64 = 4096;
 
 /// Memory that one page directory maps: 512 pages of 2 MiB.
 const DIRECTORY_SPAN: u64 = 1 << 30;
-const LARGE_PAGE: u64 = 2 << 20;
+pub(crate) const LARGE_PAGE: u64 = 2 << 20;
 
 /// Where the vCPUs' own pages begin.
 const CPU_AREAS: u64 = 0x11_2000;
@@ -143,7 +143,7 @@ pub(crate) fn load(ram: &GuestRam, config: &GuestConfig, image: Option<&Image>) 
         for (address, bytes) in image.iter().flat_map(|image| image.pieces()) {
             ram.write(address, bytes)?;
         }
-        write_page_tables(ram, config.memory_bytes)
+        write_page_tables(ram, config)
     };
     write().map_err(|source| VmmError::Load { source })
 }
@@ -273,21 +273,21 @@ fn descriptors() -> [u64; 7] {
     ]
 }
 
-fn write_page_tables(ram: &GuestRam, memory_bytes: u64) -> Result<(), RamError> {
-    let directories = memory_bytes.div_ceil(DIRECTORY_SPAN);
+fn write_page_tables(ram: &GuestRam, config: &GuestConfig) -> Result<(), RamError> {
+    let directories = config.memory_bytes.div_ceil(DIRECTORY_SPAN);
     write_words(ram, PML4, &[PDPT | TABLE_ENTRY])?;
     let pointers: Vec<u64> =
         (0..directories).map(|index| (DIRECTORIES + index * TABLE_BYTES) | TABLE_ENTRY).collect();
     write_words(ram, PDPT, &pointers)?;
-    let pages: Vec<u64> = (0..memory_bytes.div_ceil(LARGE_PAGE))
-        .map(|index| physical(index * LARGE_PAGE) | LARGE_ENTRY)
+    let pages: Vec<u64> = (0..config.memory_bytes.div_ceil(LARGE_PAGE))
+        .map(|index| physical(index * LARGE_PAGE, config.low_end()) | LARGE_ENTRY)
         .collect();
     write_words(ram, DIRECTORIES, &pages)
 }
 
-/// Where an offset into guest memory lies.
-pub(crate) fn physical(offset: u64) -> u64 {
-    if offset < HOLE_START { offset } else { offset - HOLE_START + HOLE_END }
+/// Where an offset into guest memory lies, whose part below the hole ends there.
+pub(crate) fn physical(offset: u64, low_end: u64) -> u64 {
+    if offset < low_end { offset } else { offset - low_end + HOLE_END }
 }
 
 fn write_words(ram: &GuestRam, address: u64, words: &[u64]) -> Result<(), RamError> {
@@ -349,8 +349,10 @@ mod tests {
 
     #[test]
     fn memory_behind_the_hole_is_mapped_to_its_place() {
-        assert_eq!(physical(HOLE_START - 1), HOLE_START - 1);
-        assert_eq!(physical(HOLE_START), HOLE_END);
-        assert_eq!(physical(HOLE_START + 4096), HOLE_END + 4096);
+        for low_end in [8 << 20, ferry_kvm::HOLE_START] {
+            assert_eq!(physical(low_end - 1, low_end), low_end - 1);
+            assert_eq!(physical(low_end, low_end), HOLE_END);
+            assert_eq!(physical(low_end + 4096, low_end), HOLE_END + 4096);
+        }
     }
 }

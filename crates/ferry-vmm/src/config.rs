@@ -45,6 +45,10 @@ pub struct GuestConfig {
     /// What it does.
     #[n(2)]
     pub payload: Payload,
+    /// Bytes of memory below the hole under 4 GiB, a multiple of 2 MiB; by default as much as fits. For
+    /// tests of guests whose memory lies in more than one place.
+    #[n(3)]
+    pub low_bytes: Option<u64>,
 }
 
 /// A built-in payload.
@@ -130,6 +134,12 @@ pub enum ConfigError {
     Cpus {
         /// vCPUs asked for.
         cpus: u32,
+    },
+    /// Memory below the hole that cannot be so.
+    #[error("{bytes} bytes of memory below the hole cannot be: give a multiple of 2M from 4M to 3G")]
+    LowMemory {
+        /// Bytes asked for.
+        bytes: u64,
     },
     /// Too few pages for so many vCPUs.
     #[error(
@@ -226,6 +236,12 @@ impl GuestConfig {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(ConfigError::Cpus { cpus: self.cpus });
         }
+        if let Some(bytes) = self.low_bytes
+            && (!bytes.is_multiple_of(boot::LARGE_PAGE)
+                || !(MIN_MEMORY_BYTES..=ferry_kvm::HOLE_START).contains(&bytes))
+        {
+            return Err(ConfigError::LowMemory { bytes });
+        }
         self.validate_payload()?;
         let (pages, cpus, least) =
             (self.working_set_bytes() / PAGE_SIZE, self.cpus, self.payload.pages_min());
@@ -272,12 +288,17 @@ impl GuestConfig {
 
     /// Where page `page` of the working set lies in guest-physical memory.
     pub fn working_set_address(&self, page: u64) -> u64 {
-        boot::physical(WORKING_SET_START + page * PAGE_SIZE)
+        boot::physical(WORKING_SET_START + page * PAGE_SIZE, self.low_end())
     }
 
     /// Where memory lies on KVM.
     pub(crate) fn regions(&self) -> Vec<RegionSpan> {
-        ferry_kvm::x86_layout(self.memory_bytes)
+        ferry_kvm::x86_layout(self.memory_bytes, self.low_end())
+    }
+
+    /// Where memory below the hole ends at the latest.
+    pub(crate) fn low_end(&self) -> u64 {
+        self.low_bytes.unwrap_or(ferry_kvm::HOLE_START)
     }
 
     /// The pages of the working set that are a vCPU's share: together they are all, none twice.
@@ -345,12 +366,14 @@ mod tests {
 
     fn churn(memory_bytes: u64, rate: u64, working_set_bytes: u64) -> GuestConfig {
         let payload = Payload::Churn { rate_bytes_per_second: rate, working_set_bytes };
-        GuestConfig { memory_bytes, cpus: 1, payload }
+        GuestConfig { memory_bytes, cpus: 1, payload, low_bytes: None }
     }
 
     #[test]
     fn each_impossible_wish_has_its_sentence() {
-        let idle = |memory_bytes, cpus| GuestConfig { memory_bytes, cpus, payload: Payload::Idle };
+        let idle =
+            |memory_bytes, cpus| GuestConfig { memory_bytes, cpus, payload: Payload::Idle, low_bytes: None };
+        let split = |low| GuestConfig { low_bytes: Some(low), ..idle(16 << 20, 1) };
         for (config, start) in [
             (idle(4097, 1), "4097 bytes of memory are no multiple"),
             (idle(4096, 1), "4096 bytes of memory are too few"),
@@ -363,6 +386,9 @@ mod tests {
                 "clock cannot",
             ),
             (idle(8 << 20, 0), "0 vCPUs"),
+            (split(3 << 20), "3145728 bytes of memory below the hole"),
+            (split(2 << 20), "2097152 bytes of memory below the hole"),
+            (split(4 << 30), "4294967296 bytes of memory below the hole"),
             (churn(8 << 20, 1, 4096), "churn cannot write 1 bytes"),
             (churn(8 << 20, u64::MAX, 4096), "churn cannot write"),
             (churn(8 << 20, 4096, 0), "a working set of 0 bytes"),
@@ -382,6 +408,7 @@ mod tests {
         for config in [
             churn(8 << 20, 4096, 8192).with_cpus(2),
             with(Payload::Idle),
+            GuestConfig { low_bytes: Some(4 << 20), ..with(Payload::Idle) },
             with(Payload::Clock { jump_limit_ms: 7 }),
             with(Payload::Features),
             with(Payload::Exercise),
@@ -422,7 +449,8 @@ mod tests {
 
     #[test]
     fn idle_fills_at_most_half_of_memory() {
-        let idle = |memory_bytes| GuestConfig { memory_bytes, cpus: 1, payload: Payload::Idle };
+        let idle =
+            |memory_bytes| GuestConfig { memory_bytes, cpus: 1, payload: Payload::Idle, low_bytes: None };
         assert_eq!(idle(512 << 20).working_set_bytes(), 16 << 20);
         assert_eq!(idle(4 << 20).working_set_bytes(), 2 << 20);
         assert_eq!(idle((4 << 20) + 4096).working_set_bytes(), 2 << 20);

@@ -46,6 +46,9 @@ struct Cpu {
     due: Option<Instant>,
 }
 
+/// How long the answer of a program is waited for that never used these ports.
+const MUTE: Duration = Duration::from_secs(1);
+
 /// What the device holds of one vCPU: this crosses with it, as section `device/debug-port` with the
 /// vCPU's index.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
@@ -184,6 +187,7 @@ impl DebugPort {
             first_fault: self.first_fault(&inner),
             largest_jump_us: inner.cpus.iter().filter_map(|cpu| cpu.state.largest_jump_us()).max(),
             stopped: inner.ended.clone(),
+            ..GuestReport::default()
         }
     }
 
@@ -213,8 +217,11 @@ impl DebugPort {
 
     /// Asks every vCPU of the running guest for its check, and waits for all answers.
     pub fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
-        let deadline = Instant::now() + timeout;
         let mut inner = self.lock();
+        // A program from a file that never used these ports will not begin to because it is asked.
+        let is_mute = inner.cpus.iter().all(|cpu| cpu.state.progress == 0 && cpu.state.answered == 0);
+        let timeout = if is_mute && self.is_image() { timeout.min(MUTE) } else { timeout };
+        let deadline = Instant::now() + timeout;
         let tickets: Vec<u32> = inner.cpus.iter_mut().map(|cpu| cpu.state.ask()).collect();
         self.changed.notify_all();
         loop {
@@ -233,6 +240,10 @@ impl DebugPort {
             }
             inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    fn is_image(&self) -> bool {
+        matches!(self.payload, Payload::Image { .. })
     }
 
     /// Blocks a vCPU's thread.
@@ -356,7 +367,7 @@ mod tests {
     use std::sync::Arc;
 
     fn config(cpus: u32) -> GuestConfig {
-        GuestConfig { memory_bytes: 8 << 20, cpus, payload: Payload::Idle }
+        GuestConfig { memory_bytes: 8 << 20, cpus, payload: Payload::Idle, low_bytes: None }
     }
 
     fn alone() -> DebugPort {

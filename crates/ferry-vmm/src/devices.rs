@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use ferry_kvm::Devices;
+use ferry_kvm::{Devices, Pages};
 use ferry_memory::PageSet;
 use ferry_migrate::{Device, DeviceSet, MachineError, Saved};
 use ferry_state::{MachineState, Section};
@@ -24,17 +24,23 @@ pub struct KvmDevices {
     set: DeviceSet,
     port: Arc<DebugPort>,
     serial: SerialPort,
+    pages: Pages,
 }
 
 impl KvmDevices {
-    /// All of them.
-    pub(crate) fn new(port: Arc<DebugPort>, cpus: u32, serial: SerialPort) -> Result<Self, MachineError> {
+    /// All of them, of a guest whose memory lies in these pages.
+    pub(crate) fn new(
+        port: Arc<DebugPort>,
+        cpus: u32,
+        serial: SerialPort,
+        pages: Pages,
+    ) -> Result<Self, MachineError> {
         let mut set = DeviceSet::new();
         for cpu in 0..cpus {
             set.add(DebugPortDevice { port: Arc::clone(&port), cpu })?;
         }
         set.add(serial.clone())?;
-        Ok(Self { set, port, serial })
+        Ok(Self { set, port, serial, pages })
     }
 
     /// The debug port. A clone answers other threads while the engine holds the machine.
@@ -45,6 +51,11 @@ impl KvmDevices {
     /// The serial port. A clone serves other threads while the engine holds the machine.
     pub fn serial(&self) -> &SerialPort {
         &self.serial
+    }
+
+    /// In which pages of the host the guest's memory lies.
+    pub fn pages(&self) -> &Pages {
+        &self.pages
     }
 
     /// What the vCPUs' threads reach.

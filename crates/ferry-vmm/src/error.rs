@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ferry_contract::{BirthError, Finding, FindingKind, Layer};
 use ferry_kvm::probe::ProbeError;
-use ferry_kvm::{ContractApplyError, KickError, MemoryError, OpenError};
+use ferry_kvm::{ContractApplyError, DirtyRingError, KickError, MemoryError, OpenError};
 use ferry_memory::RamError;
 use ferry_migrate::MachineError;
 
@@ -50,9 +50,18 @@ pub enum VmmError {
     /// KVM did not keep what the contract says.
     #[error(transparent)]
     Contract(#[from] ContractApplyError),
+    /// The dirty ring that was asked for cannot be had.
+    #[error("the guest cannot have a dirty ring: {0}")]
+    DirtyRing(#[from] DirtyRingError),
+    /// A dirty ring was asked for in the simulated machine.
+    #[error("the simulated machine has no dirty ring: leave `--dirty ring` out, or choose a host with KVM")]
+    NoDirtyRing,
     /// A contract was given for a guest in the simulated machine.
     #[error("the simulated machine shows a guest no processor: a contract needs KVM (`--backend kvm`)")]
     NoContract,
+    /// Huge pages were asked for in the simulated machine.
+    #[error("the simulated machine has its memory in ordinary pages: huge pages need KVM (`--backend kvm`)")]
+    NoHugePages,
     /// A vCPU's thread could not be made interruptible.
     #[error(transparent)]
     Kick(#[from] KickError),
@@ -74,6 +83,9 @@ pub enum VmmError {
         /// vCPUs asked for.
         cpus: u32,
     },
+    /// The simulated machine's memory has no hole.
+    #[error("the simulated machine has its memory in one piece: choose a host with KVM")]
+    NotSplit,
     /// KVM runs fewer vCPUs.
     #[error("{cpus} vCPUs are more than this host's KVM runs: give at most {max}")]
     TooManyVcpus {

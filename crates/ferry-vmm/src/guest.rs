@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ferry_migrate::Machine;
 
-use crate::{SerialPort, VmmError};
+use crate::{DirtyKind, SerialPort, VmmError};
 
 /// A machine whose payload reports.
 pub trait Guest: Machine {
@@ -14,6 +14,11 @@ pub trait Guest: Machine {
 
     /// Asks the running guest to verify itself all that its payload verifies, and waits for its answer.
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError>;
+
+    /// Where its machine learns which pages it wrote; none for the simulated machine, which just knows.
+    fn dirty_kind(&self) -> Option<DirtyKind> {
+        None
+    }
 
     /// The guest's serial port, if it has one: those in the simulated machine do not.
     fn serial(&self) -> Option<&SerialPort> {
@@ -38,6 +43,12 @@ pub struct GuestReport {
     /// The largest step between two looks at the time, in microseconds, for payloads that look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub largest_jump_us: Option<u64>,
+    /// In which pages of the host its memory lies; on KVM alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_pages: Option<String>,
+    /// Why these are no huge pages, unless ordinary ones were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_pages_reason: Option<String>,
     /// Why the guest ended by itself, if it did.
     pub stopped: Option<String>,
 }

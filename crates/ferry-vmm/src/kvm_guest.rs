@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
-use ferry_kvm::{HostLimits, KvmMachine, MemorySlots, OpenError};
+use ferry_kvm::{DirtyRing, HostLimits, HugePages, KvmMachine, MemoryError, MemorySlots, OpenError, Pages};
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
 use kvm_bindings::{
@@ -21,7 +21,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use crate::backend::Birth;
+use crate::backend::{Birth, DirtyKind};
 use crate::debug_port::DebugPort;
 use crate::devices::{KvmDevices, SerialPort};
 use crate::shell::Shell;
@@ -42,11 +42,21 @@ pub type KvmGuest = KvmMachine<VcpuThreads, KvmDevices>;
 
 impl Guest for KvmGuest {
     fn report(&self) -> GuestReport {
-        self.devices().port().report()
+        let pages = self.devices().pages();
+        let reason = match pages {
+            Pages::Ordinary { reason } => reason.clone(),
+            Pages::Transparent | Pages::Reserved(_) => None,
+        };
+        let report = self.devices().port().report();
+        GuestReport { memory_pages: Some(pages.to_string()), memory_pages_reason: reason, ..report }
     }
 
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
         self.devices().port().verify(timeout)
+    }
+
+    fn dirty_kind(&self) -> Option<DirtyKind> {
+        Some(if self.has_dirty_ring() { DirtyKind::Ring } else { DirtyKind::Log })
     }
 
     fn serial(&self) -> Option<&SerialPort> {
@@ -60,9 +70,9 @@ pub fn create(
     birth: Birth<'_>,
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<KvmGuest, VmmError> {
-    let Birth { seed, contract, image } = birth;
+    let Birth { seed, contract, image, huge_pages, dirty } = birth;
     if let Some(image) = image {
-        image.check_fits(config.memory_bytes)?;
+        image.check_fits(config.memory_bytes.min(config.low_end()))?;
     }
     config.validate()?;
     if matches!(config.payload, Payload::Image { .. }) != image.is_some() {
@@ -74,12 +84,13 @@ pub fn create(
         return Err(VmmError::TooManyVcpus { cpus: config.cpus, max: limits.vcpus_max });
     }
     if let Some(available) = limits.memory_available_bytes
+        && huge_pages.reserved(&config.regions())?.is_none()
         && config.memory_bytes > available
     {
         return Err(VmmError::MemoryUnavailable { bytes: config.memory_bytes, available });
     }
-    let shell = Shell::born(&kvm, config.cpus, contract)?;
-    let mut guest = Parts::build(shell, config)?.assemble(&kvm, config, watch)?;
+    let shell = Shell::born(&kvm, config.cpus, contract, dirty)?;
+    let mut guest = Parts::build(shell, config, huge_pages)?.assemble(&kvm, config, watch)?;
     boot::load(&guest.ram(), config, image)?;
     for cpu in 0..config.cpus {
         guest.with_vcpu(cpu, &mut |vcpu| {
@@ -146,12 +157,15 @@ pub struct KvmBuilder {
     /// What was built while the last offer was judged, and for which offer.
     prepared: Option<Box<(MachineDescription, Shell)>>,
     serial: Option<Arc<File>>,
+    huge_pages: HugePages,
+    dirty: DirtyKind,
 }
 
 impl KvmBuilder {
     /// Opens KVM.
     pub fn new() -> Result<Self, OpenError> {
-        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None, serial: None })
+        let (huge_pages, dirty) = (HugePages::default(), DirtyKind::default());
+        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None, serial: None, huge_pages, dirty })
     }
 
     /// The same with someone who is told when a guest starts and stops to run.
@@ -161,11 +175,41 @@ impl KvmBuilder {
         self
     }
 
+    /// The same for guests whose written pages are noted there.
+    pub fn with_dirty(mut self, dirty: DirtyKind) -> Result<Self, VmmError> {
+        if dirty == DirtyKind::Ring {
+            DirtyRing::is_offered(&self.kvm)?;
+        }
+        self.dirty = dirty;
+        Ok(self)
+    }
+
     /// The same with a file for what guests write to their serial port.
     #[must_use]
     pub fn with_serial_output(mut self, file: Option<Arc<File>>) -> Self {
         self.serial = file;
         self
+    }
+}
+
+impl KvmBuilder {
+    /// The same with guests whose memory lies in such pages, whatever it lay in on the source.
+    #[must_use]
+    pub fn with_huge_pages(mut self, wish: HugePages) -> Self {
+        self.huge_pages = wish;
+        self
+    }
+
+    /// What of the machine this host cannot hold. Reserved pages are not what it has available otherwise.
+    fn judge_host(&self, machine: &MachineDescription) -> Vec<Finding> {
+        let mut limits = HostLimits::probe(&self.kvm);
+        let reserved = self.huge_pages.reserved(&machine.regions);
+        if !matches!(reserved, Ok(None)) {
+            limits.memory_available_bytes = None;
+        }
+        let mut findings = ferry_kvm::judge(&limits, machine);
+        findings.extend(reserved.err().map(|error| no_pages(machine, &error)));
+        findings
     }
 }
 
@@ -180,13 +224,13 @@ impl Builder for KvmBuilder {
 
     fn judge(&mut self, machine: &MachineDescription) -> Verdict {
         self.prepared = None;
-        let mut findings = ferry_kvm::judge(&HostLimits::probe(&self.kvm), machine);
+        let mut findings = self.judge_host(machine);
         if machine.kind == ferry_kvm::KIND {
             findings.extend(judge_config(machine));
         }
         // Nothing is built for a guest that cannot come: its numbers are its own word.
         if findings.iter().all(|finding| finding.kind == FindingKind::Notice) {
-            match Shell::offered(&self.kvm, machine) {
+            match Shell::offered(&self.kvm, machine, self.dirty) {
                 Ok((shell, notices)) => {
                     self.prepared = Some(Box::new((machine.clone(), shell)));
                     findings.extend(notices);
@@ -206,7 +250,11 @@ impl Builder for KvmBuilder {
             return Err(MachineError::new(format!("this machine cannot be built here{why}")));
         };
         let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
-            Parts::build(prepared.1, &config)?.assemble(&self.kvm, &config, self.watch.clone())
+            Parts::build(prepared.1, &config, self.huge_pages)?.assemble(
+                &self.kvm,
+                &config,
+                self.watch.clone(),
+            )
         });
         let guest =
             built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))?;
@@ -214,6 +262,19 @@ impl Builder for KvmBuilder {
             guest.devices().serial().write_to(Arc::clone(file));
         }
         Ok(guest)
+    }
+}
+
+/// The pages in which guests' memory is to lie here cannot be had for this one.
+fn no_pages(machine: &MachineDescription, error: &MemoryError) -> Finding {
+    Finding {
+        kind: FindingKind::Refusal,
+        subject: "huge pages".to_owned(),
+        layer: Layer::Machine,
+        guest: format!("{} bytes of memory", machine.memory_bytes()),
+        target: format!("cannot place them as it was told to: {error}"),
+        effect: "the guest would have no memory".to_owned(),
+        remedy: "do what the reason says, or receive the guest without a wish for huge pages".to_owned(),
     }
 }
 
@@ -242,14 +303,21 @@ fn judge_config(machine: &MachineDescription) -> Option<Finding> {
 /// A VM with its memory and vCPUs, before it is a machine.
 struct Parts {
     memory: MemorySlots,
+    pages: Pages,
     vcpus: Vec<VcpuFd>,
     contract: Contract,
+    ring: Option<DirtyRing>,
 }
 
 impl Parts {
-    fn build(shell: Shell, config: &GuestConfig) -> Result<Self, VmmError> {
-        let memory = MemorySlots::register(shell.vm, ferry_kvm::allocate(&config.regions())?)?;
-        Ok(Self { memory, vcpus: shell.vcpus, contract: shell.contract })
+    fn build(shell: Shell, config: &GuestConfig, huge_pages: HugePages) -> Result<Self, VmmError> {
+        let Shell { vm, vcpus, contract, ring } = shell;
+        let (memory, pages) = ferry_kvm::allocate_in(&config.regions(), huge_pages)?;
+        let mut memory = MemorySlots::register(vm, memory)?;
+        if let Some(ring) = &ring {
+            memory.use_dirty_ring(ring)?;
+        }
+        Ok(Self { memory, pages, vcpus, contract, ring })
     }
 
     fn assemble(
@@ -259,8 +327,8 @@ impl Parts {
         watch: Option<Arc<dyn RunWatch>>,
     ) -> Result<KvmGuest, VmmError> {
         let serial = SerialPort::new(Arc::clone(self.memory.vm()));
-        let devices = KvmDevices::new(Arc::new(DebugPort::new(config)), config.cpus, serial)?;
-        let vcpus = VcpuThreads::start(self.vcpus, devices.ports())?;
+        let devices = KvmDevices::new(Arc::new(DebugPort::new(config)), config.cpus, serial, self.pages)?;
+        let vcpus = VcpuThreads::start(self.vcpus, devices.ports(), self.ring)?;
         let machine = KvmMachine::new(kvm, self.memory, vcpus, devices)?
             .with_config(config.to_bytes())
             .with_contract(&self.contract);

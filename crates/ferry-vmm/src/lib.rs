@@ -28,13 +28,16 @@ mod shell;
 mod sim_guest;
 mod vcpu_threads;
 
-pub use backend::{AnyBuilder, AnyGuest, Backend, BackendError, Birth, Chosen, create, fresh_seed};
+pub use backend::{
+    AnyBuilder, AnyGuest, Backend, BackendError, Birth, Chosen, DirtyKind, DirtyKindError, create, fresh_seed,
+};
 pub use config::{
     ConfigError, GuestConfig, Level, MAX_CPUS, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload,
 };
 pub use debug_port::DebugPort;
 pub use devices::{KvmDevices, SerialPort};
 pub use error::VmmError;
+pub use ferry_kvm::HugePages;
 pub use guest::{CheckReport, Guest, GuestReport};
 pub use image::{FLAT_ADDRESS, Image, ImageError, MAX_IMAGE_BYTES};
 pub use kvm_guest::{KvmBuilder, KvmGuest, create as create_on_kvm};

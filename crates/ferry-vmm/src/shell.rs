@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use ferry_contract::{BirthRequest, Contract, Features, Finding, Profile};
-use ferry_kvm::{apply_contract, judge_contract};
+use ferry_kvm::{DirtyRing, apply_contract, judge_contract};
 use ferry_protocol::MachineDescription;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use crate::VmmError;
+use crate::backend::DirtyKind;
 use crate::kvm_guest::create_vm;
 
 /// A VM with vCPUs that are what the contract says, and nothing else.
@@ -19,17 +20,24 @@ pub(crate) struct Shell {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) vcpus: Vec<VcpuFd>,
     pub(crate) contract: Contract,
+    /// Its dirty rings, if it is to have them: KVM makes them with the vCPUs.
+    pub(crate) ring: Option<DirtyRing>,
 }
 
 impl Shell {
     /// For a guest that is born here: with this contract, or with all that the host offers.
-    pub(crate) fn born(kvm: &Kvm, vcpus: u32, contract: Option<&Contract>) -> Result<Self, VmmError> {
+    pub(crate) fn born(
+        kvm: &Kvm,
+        vcpus: u32,
+        contract: Option<&Contract>,
+        dirty: DirtyKind,
+    ) -> Result<Self, VmmError> {
         let profile = ferry_kvm::probe::probe(kvm)?;
         let features = contract.map_or(Features::Offered { hyperv: false }, |contract| {
             Features::Contract(Box::new(contract.clone()))
         });
         let contract = Contract::birth(&profile, &BirthRequest { vcpus, features })?;
-        Self::build(kvm, contract, &profile)
+        Self::build(kvm, contract, &profile, dirty)
     }
 
     /// For a guest that is offered: probes this host anew and holds the contract against it. With the
@@ -37,16 +45,21 @@ impl Shell {
     pub(crate) fn offered(
         kvm: &Kvm,
         machine: &MachineDescription,
+        dirty: DirtyKind,
     ) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
         let unmade = |error: VmmError| vec![error.to_finding()];
         let profile = ferry_kvm::probe::probe(kvm).map_err(|error| unmade(error.into()))?;
         let (contract, notices) = judge_contract(&machine.contract, machine.vcpus, &profile)?;
-        let shell = Self::build(kvm, contract, &profile).map_err(unmade)?;
+        let shell = Self::build(kvm, contract, &profile, dirty).map_err(unmade)?;
         Ok((shell, notices))
     }
 
-    fn build(kvm: &Kvm, contract: Contract, profile: &Profile) -> Result<Self, VmmError> {
+    fn build(kvm: &Kvm, contract: Contract, profile: &Profile, dirty: DirtyKind) -> Result<Self, VmmError> {
         let vm = Arc::new(create_vm(kvm)?);
+        let ring = match dirty {
+            DirtyKind::Log => None,
+            DirtyKind::Ring => Some(DirtyRing::enable(&vm, DirtyRing::ENTRIES)?),
+        };
         let mut vcpus = Vec::new();
         for index in 0..contract.vcpus {
             let vcpu = vm
@@ -55,6 +68,6 @@ impl Shell {
             apply_contract(&vcpu, index, &contract, profile)?;
             vcpus.push(vcpu);
         }
-        Ok(Self { vm, vcpus, contract })
+        Ok(Self { vm, vcpus, contract, ring })
     }
 }

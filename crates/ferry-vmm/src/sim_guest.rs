@@ -18,6 +18,9 @@ pub fn create(
     if config.cpus != SimConfig::VCPUS {
         return Err(VmmError::OneSimulated { cpus: config.cpus });
     }
+    if config.low_bytes.is_some() {
+        return Err(VmmError::NotSplit);
+    }
     let workload = match config.payload {
         Payload::Idle => Workload::Idle { patterned_bytes: config.working_set_bytes() },
         Payload::Churn { rate_bytes_per_second, working_set_bytes } => {
@@ -38,8 +41,8 @@ impl Guest for SimMachine {
             pages_checked: report.pages_checked,
             faults: report.faults,
             first_fault: report.first_fault.map(|fault| fault.to_string()),
-            largest_jump_us: None,
             stopped: report.stopped,
+            ..GuestReport::default()
         }
     }
 

@@ -11,8 +11,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ferry_kvm::{Kick, UseVcpu, Vcpus};
+use ferry_kvm::{DirtyRing, Kick, UseVcpu, Vcpus};
 use ferry_migrate::MachineError;
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::io::Errno;
 
@@ -37,6 +38,7 @@ struct Shared {
     changed: Condvar,
     kicks: Vec<Kick>,
     ports: PortDevices,
+    ring: Option<DirtyRing>,
 }
 
 #[derive(Debug)]
@@ -56,11 +58,16 @@ enum Order {
 }
 
 impl VcpuThreads {
-    /// Starts a thread for each vCPU; none runs its vCPU yet.
-    pub(crate) fn start(vcpus: Vec<VcpuFd>, ports: PortDevices) -> Result<Self, VmmError> {
+    /// Starts a thread for each vCPU; none runs its vCPU yet. Those with a dirty ring empty it when it is
+    /// full.
+    pub(crate) fn start(
+        vcpus: Vec<VcpuFd>,
+        ports: PortDevices,
+        ring: Option<DirtyRing>,
+    ) -> Result<Self, VmmError> {
         let kicks = vcpus.iter().map(Kick::new).collect::<Result<Vec<_>, _>>()?;
         let control = Mutex::new(Control { order: Order::Stop, running: 0, ended: None });
-        let shared = Arc::new(Shared { control, changed: Condvar::new(), kicks, ports });
+        let shared = Arc::new(Shared { control, changed: Condvar::new(), kicks, ports, ring });
         let mut all = Self { shared, vcpus: Vec::new(), threads: Vec::new() };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let vcpu = Arc::new(Mutex::new(vcpu));
@@ -173,6 +180,16 @@ impl Shared {
         control.order == Order::Run
     }
 
+    /// Empties the full ring of a vCPU.
+    fn make_room(&self, vcpu: usize) -> Result<(), String> {
+        let vcpu = u32::try_from(vcpu).unwrap_or(u32::MAX);
+        match self.ring.as_ref().map(|ring| ring.make_room(vcpu)) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(format!("its dirty ring cannot be emptied: {error}")),
+            None => Err("it has no dirty ring, and KVM says that it is full".to_owned()),
+        }
+    }
+
     /// Says that a vCPU has stopped, by order or by itself.
     fn stopped(&self, outcome: Result<(), String>) {
         let mut control = self.lock();
@@ -224,6 +241,10 @@ fn run_until_stopped(index: usize, vcpu: &mut VcpuFd, kick: &Kick, shared: &Shar
                 shared.ports.read(index, port, data);
                 continue;
             }
+            Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => match shared.make_room(index) {
+                Ok(()) => continue,
+                Err(reason) => reason,
+            },
             // A signal, or the kick: the exit before it was completed first.
             Err(error) if error.errno() == Errno::INTR.raw_os_error() => {
                 if shared.may_run(kick) {

@@ -19,6 +19,9 @@ use crate::verbs::migrate::wait;
 /// How long the guest may take to fill its working set and start its work.
 const START: Duration = Duration::from_secs(60);
 
+/// How often a process is asked for what it is about to know.
+const LOOK: Duration = Duration::from_millis(1);
+
 /// How a guest is to be moved.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wish {
@@ -57,18 +60,23 @@ impl Process {
         flags.push(format!("--image-level={}", if guest.image_level == Level::Kernel { 0 } else { 3 }));
         flags.push(format!("--rate={}", guest.rate.0));
         flags.push(format!("--backend={backend}"));
+        flags.push(format!("--huge-pages={}", guest.huge_pages));
+        flags.push(format!("--dirty={}", guest.dirty.kind.name()));
+        flags.extend(guest.low_memory.map(|size| format!("--low-memory={}", size.0)));
         flags.extend(guest.working_set.map(|size| format!("--working-set={}", size.0)));
         flags.extend(more.iter().map(ToString::to_string));
         Self::start(id, &flags, "running")
     }
 
     /// `ferry receive` for this guest, on a free port of the loopback address.
-    pub(crate) fn receive(id: &str, backend: &str) -> Result<Self, CliError> {
+    pub(crate) fn receive(id: &str, guest: &GuestArgs, backend: &str) -> Result<Self, CliError> {
         let flags = [
             "receive".into(),
             "--listen=127.0.0.1:0".into(),
             format!("--id={id}"),
             format!("--backend={backend}"),
+            format!("--huge-pages={}", guest.huge_pages),
+            format!("--dirty={}", guest.dirty.kind.name()),
         ];
         Self::start(id.to_owned(), &flags, "waiting")
     }
@@ -114,10 +122,16 @@ impl Process {
         status.progress.ok_or_else(|| CliError::plain("no guest is in the process that should have it"))
     }
 
-    /// How the guest arrived in this process.
+    /// How the guest arrived in this process. The source knows of it a moment before the process says so.
     pub(crate) fn arrival(&mut self) -> Result<ArrivalForm, CliError> {
-        let arrival = self.client.status()?.arrival;
-        arrival.ok_or_else(|| CliError::plain("the guest is in a process where it did not arrive"))
+        let begun = Instant::now();
+        while begun.elapsed() < START {
+            if let Some(arrival) = self.client.status()?.arrival {
+                return Ok(arrival);
+            }
+            std::thread::park_timeout(LOOK);
+        }
+        Err(CliError::plain("the guest is in a process where it did not arrive"))
     }
 
     /// Waits until the guest filled its pages and works on them: its own check finds them whole.

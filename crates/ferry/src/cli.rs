@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferry_migrate::Address;
 use ferry_migrate::oneway::Place;
 use ferry_protocol::GuestId;
-use ferry_vmm::{Backend, GuestConfig, Level, Payload};
+use ferry_vmm::{Backend, DirtyKind, GuestConfig, HugePages, Level, Payload};
 
 use crate::size::{Millis, Seconds, Size};
 
@@ -93,6 +93,23 @@ pub(crate) struct GuestArgs {
     /// What it runs on: KVM, a simulated machine, or KVM where it can be had.
     #[arg(long, value_name = "auto|kvm|sim", default_value = "auto")]
     pub(crate) backend: Backend,
+    /// In which pages of this host its memory lies: reserved ones of a size, transparent huge pages, or
+    /// (auto) the largest of 2M, transparent and ordinary ones that can be had.
+    #[arg(long, value_name = "auto|off|2M|1G|transparent", default_value = "auto")]
+    pub(crate) huge_pages: HugePages,
+    #[command(flatten)]
+    pub(crate) dirty: DirtyArgs,
+    /// How much of the memory lies below the hole under 4 GiB; a hook of tests.
+    #[arg(long, value_name = "SIZE", hide = true)]
+    pub(crate) low_memory: Option<Size>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct DirtyArgs {
+    /// How KVM notes the pages that the guest writes: log (a bitmap, which loses nothing however fast the
+    /// guest writes) or ring (a ring for each vCPU, which costs by the pages written and not by the memory).
+    #[arg(long = "dirty", value_name = "log|ring", default_value = "log")]
+    pub(crate) kind: DirtyKind,
 }
 
 /// A built-in payload's name, or a file; a file named like a payload is given with its folder.
@@ -166,7 +183,8 @@ impl GuestArgs {
                 working_set_bytes: self.working_set.map_or(quarter, |size| size.0),
             },
         };
-        GuestConfig { memory_bytes: self.memory.0, cpus: self.cpus, payload }
+        let low_bytes = self.low_memory.map(|size| size.0);
+        GuestConfig { memory_bytes: self.memory.0, cpus: self.cpus, payload, low_bytes }
     }
 }
 
@@ -272,6 +290,11 @@ pub(crate) struct ReceiveArgs {
     /// What the guest will run on; it must be what it ran on before.
     #[arg(long, value_name = "auto|kvm|sim", default_value = "auto")]
     pub(crate) backend: Backend,
+    /// In which pages of this host its memory will lie, whatever it lies in now; as with `ferry run`.
+    #[arg(long, value_name = "auto|off|2M|1G|transparent", default_value = "auto")]
+    pub(crate) huge_pages: HugePages,
+    #[command(flatten)]
+    pub(crate) dirty: DirtyArgs,
     #[command(flatten)]
     pub(crate) serial: SerialArgs,
     #[command(flatten)]
@@ -353,6 +376,13 @@ pub(crate) enum Bench {
     Precopy(BenchPrecopyArgs),
 }
 
+/// Another VMM that moves guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Peer {
+    /// `qemu-system-x86_64`.
+    Qemu,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct BenchPrecopyArgs {
     #[command(flatten)]
@@ -360,6 +390,12 @@ pub(crate) struct BenchPrecopyArgs {
     /// How many connections carry pages, and streams the raw loop.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(crate) lanes: u8,
+    /// Measure another VMM beside it, where it is found: the same migration by QEMU, after each pair.
+    #[arg(long, value_enum, value_name = "qemu")]
+    pub(crate) peer: Option<Peer>,
+    /// The other VMM's program; by default it is looked for in PATH.
+    #[arg(long, value_name = "FILE", requires = "peer")]
+    pub(crate) peer_binary: Option<PathBuf>,
     /// How many pairs of raw loop and migration are measured.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) pairs: u32,

@@ -7,6 +7,7 @@ use ferry_contract::{Finding, Verdict};
 use ferry_memory::PAGE_SIZE;
 use ferry_migrate::{Arrival, DowntimeParts, Progress, Report};
 use ferry_protocol::{Cause, SourceOutcome};
+use ferry_vmm::DirtyKind;
 use serde::{Deserialize, Serialize};
 
 /// A process that has a guest, or waits for one.
@@ -24,7 +25,12 @@ pub(crate) struct Status {
     pub(crate) custody: bool,
     pub(crate) epoch: Option<u64>,
     pub(crate) memory_bytes: Option<u64>,
+    /// In which pages of this host it lies, and why in no huge ones.
+    pub(crate) memory_pages: Option<String>,
+    pub(crate) memory_pages_reason: Option<String>,
     pub(crate) cpus: Option<u32>,
+    /// How KVM notes written pages, `log` or `ring`; none for the simulated machine.
+    pub(crate) dirty_source: Option<String>,
     pub(crate) payload: Option<String>,
     /// Turns of the payload's loop since the guest's birth.
     pub(crate) progress: Option<u64>,
@@ -149,6 +155,8 @@ impl ProgressForm {
 pub(crate) struct MigrationReport {
     pub(crate) id: String,
     pub(crate) backend: String,
+    /// How KVM noted written pages, `log` or `ring`; none for the simulated machine.
+    pub(crate) dirty_source: Option<String>,
     pub(crate) to: String,
     /// `moved`, `kept`, `held` or `doubtful`.
     pub(crate) outcome: String,
@@ -222,9 +230,15 @@ impl PartsForm {
 }
 
 impl MigrationReport {
-    pub(crate) fn new(id: &str, backend: &str, to: &str, verify: bool, report: &Report) -> Self {
+    pub(crate) fn new(
+        (id, backend, dirty): (&str, &str, Option<DirtyKind>),
+        to: &str,
+        verify: bool,
+        report: &Report,
+    ) -> Self {
         let (outcome, custody, reason) = match &report.outcome {
             SourceOutcome::Moved { .. } => ("moved", "target", None),
+            SourceOutcome::Abandoned { .. } => ("abandoned", "nobody", None),
             SourceOutcome::Kept { cause } => ("kept", "source", Some(cause.to_string())),
             SourceOutcome::Doubtful { known, .. } => ("doubtful", "unknown", Some(known.clone())),
             SourceOutcome::Held { cause, obstacle } => {
@@ -235,6 +249,7 @@ impl MigrationReport {
         Self {
             id: id.into(),
             backend: backend.into(),
+            dirty_source: dirty.map(|dirty| dirty.name().to_owned()),
             to: to.into(),
             outcome: outcome.into(),
             custody: custody.into(),

@@ -60,6 +60,8 @@ fn run(address: &str) -> Result<(), Failure> {
         SourceOutcome::Kept { cause } | SourceOutcome::Held { cause, .. } => Err(cause.to_string().into()),
         // Only a migration into a file or pipe ends so.
         SourceOutcome::Doubtful { known, .. } => Err(known.into()),
+        // A person's choice, for which this program has no way.
+        SourceOutcome::Abandoned { .. } => Err("the guest was abandoned".into()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::{SocketType, sockopt};
 
@@ -76,7 +77,47 @@ impl Stream {
         let path = format!("/proc/self/fd/{}", self.fd.as_fd().as_raw_fd());
         let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
         // Without /proc, or where the pipe is another user's, it blocks: only the reader ends a wait then.
-        let file = rustix::fs::open(path, flags, Mode::empty()).map_or_else(|_| self.fd.into(), File::from);
+        let opened = rustix::fs::open(path, flags, Mode::empty()).map(File::from).ok();
+        let file = opened.filter(|_| !self.has_no_writer()).unwrap_or_else(|| self.fd.into());
         Ok(Socket::Plain(file, silence))
+    }
+
+    /// Whether nobody can write into it any more. A FIFO that is opened then, not to block, never tells
+    /// poll(2) that it has ended (fs/pipe.c, `fifo_open`): the wait would be for ever. The descriptor that
+    /// was given does tell, and blocks no reader now: what is left is there, and then its end.
+    fn has_no_writer(&self) -> bool {
+        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
+        let polls = rustix::event::poll(&mut polled, Some(&Timespec::default()));
+        self.direction == Direction::In && polls.is_ok() && polled[0].revents().contains(PollFlags::HUP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::link::is_ready;
+
+    #[test]
+    fn a_fifo_whose_writer_is_gone_is_read_to_its_end_without_a_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let writer = std::thread::spawn({
+            let path = path.clone();
+            move || File::options().write(true).open(path).unwrap().write_all(b"left").unwrap()
+        });
+        let reader = File::open(&path).unwrap();
+        writer.join().unwrap();
+        let stream = Stream::new(reader.into(), Direction::In).unwrap();
+        let Socket::Plain(mut file, _) = stream.into_socket(Duration::from_secs(9)).unwrap() else {
+            panic!("a pipe is no socket")
+        };
+        let mut left = [0; 4];
+        file.read_exact(&mut left).unwrap();
+        let soon = Duration::from_secs(5);
+        assert!(is_ready(&file, PollFlags::IN, soon).unwrap(), "its end is not told");
+        assert_eq!((left, file.read(&mut [0; 1]).unwrap()), (*b"left", 0));
     }
 }

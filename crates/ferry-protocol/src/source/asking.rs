@@ -1,9 +1,10 @@
 //! After custody was given: the source waits, asks again, and resumes only on a refusal.
 
 use super::{
-    Ask, Cause, OfEpoch, Question, Source, SourceAction, SourceEvent, SourceOutcome, Time, TimerName,
+    Ask, Cause, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome, Time, TimerName,
     ToSource, ToTarget, Wait,
 };
+use crate::{ClaimAnswer, Rule};
 
 impl Source {
     /// The point of no return.
@@ -22,9 +23,17 @@ impl Source {
         if self.wait == Wait::Written {
             return self.on_written(event);
         }
+        if let Wait::Deciding(choice) = self.wait {
+            return self.on_deciding(now, choice, event);
+        }
         match event {
+            SourceEvent::Claimed(answer) if self.wait == Wait::Claim => self.on_claimed(now, &answer),
+            // The claim may have been carried out all the same.
+            SourceEvent::Failed(text) if self.wait == Wait::Claim => {
+                self.on_claimed(now, &ClaimAnswer::Unreached(text))
+            }
             SourceEvent::Received(message) => self.on_answer(now, message),
-            SourceEvent::LinkLost(_) => {
+            SourceEvent::LinkLost(_) if self.wait != Wait::Claim => {
                 self.linked = false;
                 self.ask_again(now)
             }
@@ -41,14 +50,13 @@ impl Source {
 
     fn on_answer(&mut self, now: Time, message: ToSource) -> Vec<SourceAction> {
         match message {
-            ToSource::Running(of) if of == self.offered() => self.moved(of),
+            ToSource::Running(of) if of == self.offered() => self.moved(),
             ToSource::Refused(refused) if refused.of == self.offered() => {
-                let mut actions = vec![SourceAction::TakeBack];
-                actions.extend(self.fail(Cause::Peer(refused.reason), false));
-                actions
+                self.returned(None, Cause::Peer(refused.reason))
             }
             // Another process listens there now: no further question to it can settle this.
-            ToSource::Unknown(_) => {
+            ToSource::Unknown(unknown) if unknown.of == self.offered() => {
+                self.known = Some(unknown.known);
                 let mut actions = self.say_ambiguous();
                 actions.extend(self.ask_again(now));
                 actions
@@ -58,14 +66,16 @@ impl Source {
         }
     }
 
-    fn moved(&mut self, of: OfEpoch) -> Vec<SourceAction> {
+    pub(super) fn moved(&mut self) -> Vec<SourceAction> {
         self.end();
-        vec![
-            SourceAction::ReleaseGuest,
-            SourceAction::Send(ToTarget::Release(of)),
-            SourceAction::Disconnect,
-            SourceAction::Finish(SourceOutcome::Moved { epoch: of.epoch }),
-        ]
+        let mut actions = vec![SourceAction::ReleaseGuest];
+        if std::mem::take(&mut self.linked) {
+            actions.extend([SourceAction::Send(ToTarget::Release(self.offered())), SourceAction::Disconnect]);
+        }
+        let epoch = self.config.epoch;
+        actions.push(SourceAction::Note(Record::Moved(self.of_guest())));
+        actions.push(SourceAction::Finish(SourceOutcome::Moved { epoch }));
+        actions
     }
 
     /// Drops the link, if there is one, and asks over a new one: at once when it was the link of the
@@ -76,13 +86,15 @@ impl Source {
             actions.push(SourceAction::Disconnect);
         }
         self.deadline = None;
-        if self.wait == Wait::Running {
-            self.settle = Some(now.after(self.config.timeouts.settle));
-            self.wait = Wait::Answer(Question::Linking);
-            actions.push(SourceAction::Connect);
-        } else {
-            self.rest(now);
+        if !self.config.rules.keep(Rule::RefusalBeforeResume) {
+            actions.extend(self.back(None, Cause::LinkLost("the link was lost".into())));
+            return actions;
         }
+        let first = self.wait == Wait::Running;
+        if first {
+            self.settle = Some(now.after(self.config.timeouts.settle));
+        }
+        actions.extend(self.next_question(now, first));
         actions
     }
 
@@ -96,7 +108,7 @@ impl Source {
         vec![SourceAction::Send(ToTarget::Ask(Ask { guest, of, instance }))]
     }
 
-    fn rest(&mut self, now: Time) {
+    pub(super) fn rest(&mut self, now: Time) {
         self.wait = Wait::Answer(Question::Resting { until: now.after(self.config.timeouts.ask_interval) });
     }
 
@@ -111,8 +123,11 @@ impl Source {
                 actions.extend(self.ask_again(now));
             }
             (Wait::Answer(Question::Resting { until }), _) if now >= *until => {
-                self.wait = Wait::Answer(Question::Linking);
-                actions.push(SourceAction::Connect);
+                let claim = if self.returns.is_some() { self.claim() } else { None };
+                if claim.is_none() {
+                    self.wait = Wait::Answer(Question::Linking);
+                }
+                actions.push(claim.unwrap_or(SourceAction::Connect));
             }
             _ => {}
         }

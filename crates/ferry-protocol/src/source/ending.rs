@@ -1,6 +1,8 @@
 //! How a migration ends that does not pass custody: the guest goes on here as if nothing had been.
 
-use super::{Cause, Reason, ReasonKind, Source, SourceAction, SourceEvent, SourceOutcome, ToTarget, Wait};
+use super::{
+    Cause, Reason, ReasonKind, Record, Source, SourceAction, SourceEvent, SourceOutcome, ToTarget, Wait,
+};
 
 impl Source {
     /// Ends the migration; the guest goes on here. `tell` says whether the target is told why.
@@ -89,6 +91,9 @@ impl Source {
             }
             actions.push(SourceAction::Disconnect);
         }
+        if self.journaled {
+            actions.push(SourceAction::Note(Record::Kept(self.of_guest())));
+        }
         self.end();
         actions
     }
@@ -113,6 +118,7 @@ pub(crate) fn reason_of(cause: &Cause) -> Reason {
         Cause::Refused(_) => ReasonKind::Verdict,
         Cause::Misbehaved(_) => ReasonKind::Misbehaved,
         Cause::NotReached(_) | Cause::LinkLost(_) => ReasonKind::LinkLost,
+        Cause::Witness(_) | Cause::Decided(_) => ReasonKind::Other,
         Cause::Asked => ReasonKind::Asked,
     };
     Reason::new(kind, cause.to_string())

@@ -4,12 +4,11 @@
 //! the state. What was sent is made to last before custody is given, so that custody is never without
 //! its guest.
 
-use super::{Cause, Source, SourceAction, SourceEvent, SourceOutcome, StateEnd, ToTarget, Wait};
+use super::{Cause, Record, Source, SourceAction, SourceEvent, SourceOutcome, StateEnd, ToTarget, Wait};
 
 impl Source {
     pub(super) fn begin_one_way(&mut self) -> Vec<SourceAction> {
-        self.await_job(Wait::Log);
-        vec![self.hello(), self.offer(), SourceAction::StartLog]
+        vec![self.hello(), self.offer(), self.journal()]
     }
 
     pub(super) fn seal(&mut self, sections: u32) -> Vec<SourceAction> {
@@ -25,10 +24,16 @@ impl Source {
             SourceEvent::Delivered => {
                 self.end();
                 let outcome = SourceOutcome::Moved { epoch };
-                vec![SourceAction::ReleaseGuest, SourceAction::Disconnect, SourceAction::Finish(outcome)]
+                let note = SourceAction::Note(Record::Moved(self.of_guest()));
+                vec![
+                    SourceAction::ReleaseGuest,
+                    SourceAction::Disconnect,
+                    note,
+                    SourceAction::Finish(outcome),
+                ]
             }
             SourceEvent::Undelivered(text) => {
-                let mut actions = vec![SourceAction::TakeBack];
+                let mut actions = vec![SourceAction::TakeBack { raise_to: None }];
                 actions.extend(self.fail(Cause::LinkLost(text), false));
                 actions
             }

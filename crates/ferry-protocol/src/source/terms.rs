@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use crate::journal::{Choice, Record};
 use crate::message::{OfEpoch, ToSource, ToTarget};
 use crate::outcome::LinkFault;
-use crate::{Epoch, GuestId, MachineDescription, RegionSpan, SessionId, SourceOutcome, Timeouts};
+use crate::{
+    Claim, ClaimAnswer, Epoch, GuestId, MachineDescription, RegionSpan, Rules, SessionId, SourceOutcome,
+    Timeouts,
+};
 
 /// What one migration is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -35,6 +39,13 @@ pub struct SourceConfig {
     pub timeouts: Timeouts,
     /// The program and its version, for people on the other side.
     pub program: String,
+    /// Where the guest is moved to, for the journal.
+    pub address: String,
+    /// With a witness: the epoch under which its record of the guest stands.
+    pub witness: Option<Epoch>,
+    /// For checkers: the rules that are kept.
+    #[doc(hidden)]
+    pub rules: Rules,
 }
 
 impl SourceConfig {
@@ -56,6 +67,9 @@ impl SourceConfig {
             bandwidth_limit: None,
             timeouts: Timeouts::default(),
             program: concat!("ferry ", env!("CARGO_PKG_VERSION")).into(),
+            address: String::new(),
+            witness: None,
+            rules: Rules::default(),
         }
     }
 }
@@ -71,6 +85,8 @@ pub enum SourceEvent {
     Received(ToSource),
     /// The link is gone.
     LinkLost(LinkFault),
+    /// [`SourceAction::Journal`] is done: the record is on disk.
+    Journaled,
     /// [`SourceAction::OpenLanes`] is done.
     LanesOpen,
     /// [`SourceAction::StartLog`] is done.
@@ -108,12 +124,27 @@ pub enum SourceEvent {
     Doubtful(String),
     /// [`SourceAction::Resume`] is done.
     Resumed,
+    /// [`SourceAction::Claim`] is done.
+    Claimed(ClaimAnswer),
+    /// A person decides what the two sides could not settle.
+    Decide(PersonsChoice),
     /// The oldest job that is not answered yet failed; the machine is as it was before that job.
     Failed(String),
     /// The user wants the migration to end.
     Cancel,
     /// Time passed; a deadline may be over.
     Tick,
+}
+
+/// What a person decided, to be journaled.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PersonsChoice {
+    /// What.
+    pub choice: Choice,
+    /// Why, and by whom, in the person's words.
+    pub reason: String,
+    /// By this host's clock, in seconds since 1970-01-01 UTC.
+    pub unix_seconds: u64,
 }
 
 /// What is to be done.
@@ -131,6 +162,10 @@ pub enum SourceAction {
         /// How many links will carry pages, the session's own included.
         lanes: u8,
     },
+    /// Write a record into the journal and make it last; answer [`SourceEvent::Journaled`].
+    Journal(Record),
+    /// Write a note into the journal, when there is time; nobody waits for it.
+    Note(Record),
     /// Start dirty tracking.
     StartLog,
     /// End dirty tracking; a failure is only worth a warning.
@@ -161,15 +196,22 @@ pub enum SourceAction {
     /// indivisible step. The guest cannot be resumed after it. One-way it is answered: `Delivered`,
     /// `Undelivered` or `Doubtful`.
     Give(OfEpoch),
-    /// The target refused for ever what was given: custody is here again.
-    TakeBack,
+    /// What was given is here again: the target refused it for ever, the witness said so, or a person.
+    TakeBack {
+        /// The epoch under which the guest runs from now on; as before, if none is named.
+        raise_to: Option<Epoch>,
+    },
+    /// Claim the guest from the witness; answer [`SourceEvent::Claimed`].
+    Claim(Claim),
     /// Run the guest again as before.
     Resume {
         /// Whether resources were released and must be taken again first.
         take_resources: bool,
     },
-    /// The target runs the guest: let it go.
+    /// The target runs the guest, or nobody shall: let it go.
     ReleaseGuest,
+    /// Tell whoever waits: the person's choice is not followed, and why.
+    NoteChoiceRefused(String),
     /// Tell whoever waits: the guest does not converge; the prediction of the downtime.
     NoteStalled(Duration),
     /// Tell whoever waits: who runs the guest is unknown. Asking goes on.

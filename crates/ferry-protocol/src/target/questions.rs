@@ -3,9 +3,13 @@
 //! An answer is for ever: "it runs here" lets the source let the guest go, "refused" lets the source
 //! resume it. So while a guest is being started a question waits until that is known.
 
-use super::{Cause, LinkId, Refused, Target, TargetAction, TargetOutcome, TargetPhase, Time, ToSource};
+use super::{
+    Cause, LinkId, OfGuest, Record, Refused, Rule, Target, TargetAction, TargetOutcome, TargetPhase, Time,
+    ToSource,
+};
+use crate::journal::PastAnswer;
 use crate::ledger::Answer;
-use crate::message::{Ask, OfEpoch, Reason, ReasonKind};
+use crate::message::{Ask, Known, OfEpoch, Reason, ReasonKind, Unknown};
 
 /// A link without a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,28 +27,55 @@ impl Target {
     pub(super) fn on_ask(&mut self, now: Time, link: LinkId, ask: &Ask) -> Vec<TargetAction> {
         if ask.instance != self.instance {
             self.greeting.remove(&link);
-            return vec![TargetAction::Send(link, ToSource::Unknown(ask.of)), TargetAction::Close(link)];
+            return self.answer_for_another(link, ask);
         }
         let live = self.session.as_ref().is_some_and(|s| s.guest == ask.guest && s.of.epoch == ask.of.epoch);
         let mut actions = Vec::new();
         if live && self.ledger.taken().is_none() {
             actions = self.end_session(Cause::Asked);
         }
-        match self.ledger.answer(&ask.guest, ask.of.epoch) {
+        let final_word = self.rules.keep(Rule::RefusalIsFinal);
+        let answer = if final_word {
+            self.ledger.answer(&ask.guest, ask.of.epoch)
+        } else {
+            self.ledger.present(&ask.guest, ask.of.epoch)
+        };
+        match answer {
+            Answer::Taken if !self.rules.keep(Rule::TakenIsNotRefused) => {
+                self.greeting.remove(&link);
+                actions.extend(refuse(link, ask.of));
+            }
             Answer::Taken => {
                 // The link stays open for the source's release.
                 let until = now.after(self.timeouts.release);
                 self.greeting.insert(link, Greeting { until, asked: Some(ask.of) });
-                if self.phase() != TargetPhase::Taking {
+                if self.phase() != TargetPhase::Taking || !self.rules.keep(Rule::AnswerAfterStart) {
                     actions.push(TargetAction::Send(link, ToSource::Running(ask.of)));
                 }
             }
             Answer::Refused => {
                 self.greeting.remove(&link);
-                actions.extend(refuse(link, ask.of));
+                let words = refuse(link, ask.of).to_vec();
+                actions.extend(self.after_refusal(&ask.guest, ask.of.epoch, words));
             }
         }
         actions
+    }
+
+    /// What the journal of a process that is gone still says. That process can take nothing any more,
+    /// and this one none of its epochs; but a guest that it may have run must not go back in time.
+    fn answer_for_another(&self, link: LinkId, ask: &Ask) -> Vec<TargetAction> {
+        let known = match self.past.answer(ask.instance, &ask.guest, ask.of.epoch) {
+            Some(PastAnswer::NeverRan) => return refuse(link, ask.of).to_vec(),
+            Some(PastAnswer::MayHaveRun) if !self.rules.keep(Rule::UnknownAfterRestart) => {
+                return refuse(link, ask.of).to_vec();
+            }
+            None if !self.rules.keep(Rule::OnlyThatProcess) => return refuse(link, ask.of).to_vec(),
+            Some(PastAnswer::MayHaveRun) => Known::MayHaveRun,
+            None => Known::NoTrace,
+        };
+        let unknown = ToSource::Unknown(Unknown { of: ask.of, known });
+        vec![TargetAction::Send(link, unknown), TargetAction::Close(link)]
     }
 
     /// Answers those who asked while the guest was being started.
@@ -85,9 +116,12 @@ impl Target {
         actions
     }
 
-    pub(super) fn runs(&self, released: bool) -> Option<TargetAction> {
-        let (guest, epoch) = self.ledger.taken()?.clone();
-        Some(TargetAction::Finish(TargetOutcome::Runs { guest, epoch, released }))
+    pub(super) fn runs(&self, released: bool) -> Vec<TargetAction> {
+        let Some((guest, epoch)) = self.ledger.taken().cloned() else { return Vec::new() };
+        let note = Record::Released(OfGuest { guest: guest.clone(), epoch });
+        let note = released.then_some(TargetAction::Note(note));
+        let finish = TargetAction::Finish(TargetOutcome::Runs { guest, epoch, released });
+        note.into_iter().chain([finish]).collect()
     }
 }
 

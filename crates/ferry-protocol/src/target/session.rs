@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Cause, HashCheck, LinkFault, Refused, Session, Target, TargetAction, TargetEvent, TargetOutcome,
-    TargetPhase, Time, Timeouts, TimerName, ToSource, ToTarget,
+    Cause, Claim, ClaimAnswer, HashCheck, LinkFault, OfGuest, Record, Refused, Rule, Session, Target,
+    TargetAction, TargetEvent, TargetOutcome, TargetPhase, Time, Timeouts, TimerName, ToSource, ToTarget,
 };
 use crate::message::RoundTaken;
 use crate::source::reason_of;
@@ -18,6 +18,21 @@ impl Target {
                 session.phase = TargetPhase::Offer;
                 session.deadline = None;
                 let machine = offer.machine.clone();
+                if offer.to.is_some_and(|to| to != self.instance) && self.rules.keep(Rule::OnlyToThatProcess)
+                {
+                    let text = "the offer was made to another process: somebody repeats an old session";
+                    return self.end_session(Cause::Misbehaved(text.into()));
+                }
+                if offer.witness.is_some() && !self.has_witness {
+                    let text =
+                        "the source names a witness, which this target cannot reach: give both the same";
+                    return self.end_session(Cause::Machine(text.into()));
+                }
+                if offer.witness.is_some_and(|stands| stands >= session.of.epoch) {
+                    // Both sides could win a claim of it.
+                    let text = "the witness's record of the guest is not below the offered epoch: offer a higher one";
+                    return self.end_session(Cause::Misbehaved(text.into()));
+                }
                 session.offer = Some(offer);
                 session.job = true;
                 vec![TargetAction::Judge(machine)]
@@ -133,7 +148,54 @@ impl Target {
         session.phase = TargetPhase::Taking;
         session.deadline = None;
         session.job = true;
-        vec![TargetAction::RunGuest { guest, epoch }]
+        match self.claim() {
+            Some(claim) if self.rules.keep(Rule::WitnessDecides) => {
+                if let Some(session) = &mut self.session {
+                    session.claiming = true;
+                }
+                vec![claim]
+            }
+            _ => vec![TargetAction::RunGuest { guest, epoch }],
+        }
+    }
+
+    /// The claim, where the offer names a witness.
+    fn claim(&self) -> Option<TargetAction> {
+        let session = self.session.as_ref()?;
+        let from = session.offer.as_ref()?.witness?;
+        let (guest, to) = (session.guest.clone(), session.of.epoch);
+        Some(TargetAction::Claim(Claim { guest, from, to }))
+    }
+
+    fn on_claimed(&mut self, now: Time, answer: &ClaimAnswer) -> Vec<TargetAction> {
+        let again = now.after(self.timeouts.ask_interval);
+        let Some(session) = &mut self.session else { return Vec::new() };
+        match answer {
+            ClaimAnswer::Won => {
+                (session.job, session.claiming) = (true, false);
+                vec![TargetAction::RunGuest { guest: session.guest.clone(), epoch: session.of.epoch }]
+            }
+            ClaimAnswer::Lost => {
+                let text = "the witness says that the guest is the source's again".into();
+                self.not_started(Cause::Witness(text))
+            }
+            // The claim may have been won: only the witness can tell, and nobody runs until it does.
+            ClaimAnswer::Unreached(_) => {
+                session.deadline = Some((again, TimerName::Ask));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Custody was taken, and no vCPU ran.
+    fn not_started(&mut self, cause: Cause) -> Vec<TargetAction> {
+        let Some(session) = &self.session else { return Vec::new() };
+        let (guest, epoch) = (session.guest.clone(), session.of.epoch);
+        self.ledger.untake(&guest, epoch);
+        let mut actions = self.end_session(cause);
+        let words = self.refuse_waiting();
+        actions.extend(self.after_refusal(&guest, epoch, words));
+        actions
     }
 
     pub(super) fn on_job_done(&mut self, now: Time, event: TargetEvent) -> Vec<TargetAction> {
@@ -159,11 +221,7 @@ impl Target {
                 });
                 [Some(answer), build].into_iter().flatten().collect()
             }
-            (TargetPhase::Build, TargetEvent::Built) => {
-                session.phase = TargetPhase::Receive;
-                session.deadline = Some((now.after(timeouts.silence), TimerName::Silence));
-                vec![TargetAction::Send(session.link, ToSource::Built)]
-            }
+            (TargetPhase::Build, TargetEvent::Built) => self.write_may_run(now),
             (TargetPhase::Receive, TargetEvent::Hashed(found)) => self.on_hashed(found),
             (TargetPhase::Restore, TargetEvent::Restored) => {
                 session.phase = TargetPhase::Ready;
@@ -173,16 +231,18 @@ impl Target {
             (TargetPhase::Taking, TargetEvent::GuestRuns) => {
                 session.phase = TargetPhase::Running;
                 session.deadline = Some((now.after(timeouts.release), TimerName::Release));
+                let runs = OfGuest { guest: session.guest.clone(), epoch: session.of.epoch };
                 let mut actions = vec![TargetAction::Send(session.link, ToSource::Running(session.of))];
                 actions.extend(self.answer_waiting(now));
+                actions.push(TargetAction::Note(Record::Runs(runs)));
                 actions
             }
-            (TargetPhase::Taking, TargetEvent::Failed(text)) => {
-                self.ledger.untake(&session.guest.clone(), session.of.epoch);
-                let mut actions = self.end_session(Cause::Machine(text));
-                actions.extend(self.refuse_waiting());
-                actions
+            (TargetPhase::Taking, TargetEvent::Claimed(answer)) => self.on_claimed(now, &answer),
+            // The claim may have been carried out all the same.
+            (TargetPhase::Taking, TargetEvent::Failed(text)) if session.claiming => {
+                self.on_claimed(now, &ClaimAnswer::Unreached(text))
             }
+            (TargetPhase::Taking, TargetEvent::Failed(text)) => self.not_started(Cause::Machine(text)),
             // The guest runs here: whatever failed, nobody may be told otherwise.
             (TargetPhase::Running, TargetEvent::Failed(_)) => Vec::new(),
             (_, TargetEvent::Failed(text)) => self.end_session(Cause::Machine(text)),
@@ -214,6 +274,13 @@ impl Target {
     }
 
     pub(super) fn on_session_timeout(&mut self, timer: TimerName) -> Vec<TargetAction> {
+        if self.phase() == TargetPhase::Taking {
+            if let Some(session) = &mut self.session {
+                session.deadline = None;
+                session.job = true;
+            }
+            return self.claim().into_iter().collect();
+        }
         if self.phase() != TargetPhase::Running {
             return self.end_session(Cause::TimedOut(timer));
         }
@@ -236,20 +303,26 @@ impl Target {
         self.end_with(vec![tell], cause)
     }
 
-    fn end_with(&mut self, mut actions: Vec<TargetAction>, cause: Cause) -> Vec<TargetAction> {
+    fn end_with(&mut self, mut words: Vec<TargetAction>, cause: Cause) -> Vec<TargetAction> {
         if let Some(session) = &self.session {
-            actions.push(TargetAction::Close(session.link));
+            words.push(TargetAction::Close(session.link));
         }
-        // The refusal stands in the ledger before anybody is told: these actions are carried out after
-        // this step.
-        actions.extend(self.end_silently(cause));
-        actions
+        self.end_saying(words, cause)
     }
 
     fn end_silently(&mut self, cause: Cause) -> Vec<TargetAction> {
-        let mut actions = self.close_lanes();
+        self.end_saying(Vec::new(), cause)
+    }
+
+    /// The refusal stands in the ledger, and where it must on disk, before anybody is told.
+    fn end_saying(&mut self, words: Vec<TargetAction>, cause: Cause) -> Vec<TargetAction> {
+        let lanes = self.close_lanes();
         let Some(session) = self.session.take() else { return Vec::new() };
-        self.ledger.answer(&session.guest, session.of.epoch);
+        if self.rules.keep(Rule::RefusalIsFinal) {
+            self.ledger.answer(&session.guest, session.of.epoch);
+        }
+        let mut actions = self.after_refusal(&session.guest, session.of.epoch, words);
+        actions.extend(lanes);
         self.stale_jobs += u32::from(session.job);
         actions.push(TargetAction::Discard);
         actions.push(TargetAction::Finish(TargetOutcome::NotTaken { guest: session.guest, cause }));

@@ -1,5 +1,5 @@
-//! The hand-over of a guest in a small world: the table of `docs/guarantees.md`, random schedules of
-//! faults, and single decisions.
+//! The hand-over of a guest in a small world: the table of `docs/guarantees.md`, and single
+//! decisions. Random faults are the simulation's (`ferry-simulate`).
 
 #[cfg(test)]
 mod guarantees;
@@ -7,8 +7,7 @@ mod guarantees;
 mod one_way;
 #[cfg(test)]
 mod outcomes;
-#[cfg(test)]
-mod schedules;
+mod settling;
 #[cfg(test)]
 mod source_decisions;
 #[cfg(test)]

@@ -21,6 +21,7 @@ fn source(verify: bool) -> Source {
 /// What a world in which all goes well answers; nothing to what is no job.
 fn answer(action: &SourceAction) -> Option<SourceEvent> {
     Some(match action {
+        SourceAction::Journal(_) => SourceEvent::Journaled,
         SourceAction::StartLog => SourceEvent::LogStarted,
         SourceAction::SendRound { .. } => SourceEvent::RoundSent { data_pages: 9, zero_pages: 1 },
         SourceAction::Harvest { .. } => SourceEvent::Harvested { dirty_pages: 0 },
@@ -82,7 +83,7 @@ fn walk(verify: bool, strike: Option<(SourcePhase, Fault)>) -> (bool, SourceOutc
                     assert!(!runs && !given && *of == OF && done.contains(&SourceAction::Seal));
                     given = true;
                 }
-                SourceAction::TakeBack => given = false,
+                SourceAction::TakeBack { .. } => given = false,
                 SourceAction::Resume { take_resources } => {
                     let released = done.contains(&SourceAction::ReleaseResources);
                     assert!(!runs && !given && (released || !take_resources));

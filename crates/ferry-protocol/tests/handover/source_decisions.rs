@@ -1,7 +1,9 @@
 //! Single decisions of the source that the table does not show.
 
 use ferry_contract::Verdict;
-use ferry_protocol::message::{OfEpoch, Reason, ReasonKind, Refused, RoundTaken, TargetHello, ToSource};
+use ferry_protocol::message::{
+    Known, OfEpoch, Reason, ReasonKind, Refused, RoundTaken, TargetHello, ToSource, Unknown,
+};
 use ferry_protocol::{
     Cause, Epoch, InstanceId, LinkFault, SessionId, Source, SourceAction, SourceConfig, SourceEvent,
     SourceOutcome, SourcePhase, Time,
@@ -31,6 +33,7 @@ fn pausing() -> Source {
         target_hello(1),
         SourceEvent::Received(ToSource::Verdict(Verdict::accept())),
         SourceEvent::Received(ToSource::Built),
+        SourceEvent::Journaled,
         SourceEvent::LogStarted,
         SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
         SourceEvent::Received(ToSource::RoundTaken(RoundTaken { round: 0 })),
@@ -81,7 +84,7 @@ fn nothing_but_its_own_refusal_resumes_a_source_that_gave_custody() {
         SourceEvent::Received(ToSource::Running(other_epoch)),
         SourceEvent::Received(ToSource::Running(other_session)),
         SourceEvent::Received(ToSource::Abort(Reason::new(ReasonKind::Busy, "busy"))),
-        SourceEvent::Received(ToSource::Unknown(OF)),
+        SourceEvent::Received(ToSource::Unknown(Unknown { of: OF, known: Known::NoTrace })),
         SourceEvent::Received(ToSource::Ready),
         SourceEvent::LinkLost(LinkFault::Closed),
         SourceEvent::Failed("late".into()),
@@ -101,7 +104,8 @@ fn nothing_but_its_own_refusal_resumes_a_source_that_gave_custody() {
         }
         let mut source = start;
         let actions = step(&mut source, [refused(OF)]);
-        assert_eq!(actions, [SourceAction::TakeBack, SourceAction::Resume { take_resources: true }]);
+        let back = SourceAction::TakeBack { raise_to: None };
+        assert_eq!(actions, [back, SourceAction::Resume { take_resources: true }]);
     }
 }
 
@@ -114,6 +118,7 @@ fn a_pause_waits_until_the_live_round_has_arrived() {
         target_hello(1),
         SourceEvent::Received(ToSource::Verdict(Verdict::accept())),
         SourceEvent::Received(ToSource::Built),
+        SourceEvent::Journaled,
         SourceEvent::LogStarted,
         sent,
     ];

@@ -138,6 +138,8 @@ fn texts_and_lists_over_their_bound_are_refused() {
             verify: false,
             lanes: 1,
             written: Vec::new(),
+            witness: None,
+            to: None,
         });
         ToTarget::from_bytes(&offer.to_bytes()).map(drop)
     };

@@ -2,8 +2,8 @@
 
 use ferry_contract::{Finding, FindingKind, Layer, Verdict};
 use ferry_protocol::message::{
-    Ask, Hello, Lane, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, RoundTaken,
-    StateEnd, Taken, TargetHello, ToSource, ToTarget,
+    Ask, Hello, Known, Lane, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, RoundTaken,
+    StateEnd, Taken, TargetHello, ToSource, ToTarget, Unknown,
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use proptest::prelude::*;
@@ -47,7 +47,14 @@ pub(crate) fn to_target() -> Vec<ToTarget> {
     let OfEpoch { session, epoch } = of();
     vec![
         ToTarget::Hello(Hello { version_min: 1, version_max: 1, session, guest: guest(), epoch, program }),
-        ToTarget::Offer(Offer { machine: machine(), verify: true, lanes: 1, written: Vec::new() }),
+        ToTarget::Offer(Offer {
+            machine: machine(),
+            verify: true,
+            lanes: 1,
+            written: Vec::new(),
+            witness: Some(Epoch(1)),
+            to: Some(InstanceId(0x0123_4567_89ab_cdef)),
+        }),
         ToTarget::RoundEnd(RoundEnd { round: 3, data_pages: 1000, zero_pages: 70_000, last: true }),
         ToTarget::MemoryHash(MemoryHash { blake3: [0xa5; 32] }),
         ToTarget::StateEnd(StateEnd { sections: 12 }),
@@ -77,7 +84,7 @@ pub(crate) fn to_source() -> Vec<ToSource> {
         ToSource::Ready,
         ToSource::Running(of()),
         ToSource::Refused(Refused { of: of(), reason }),
-        ToSource::Unknown(of()),
+        ToSource::Unknown(Unknown { of: of(), known: Known::MayHaveRun }),
         ToSource::Abort(Reason::new(ReasonKind::Busy, "this target is taking the guest `db-1`")),
         ToSource::LaneTaken,
         ToSource::RoundTaken(RoundTaken { round: 3 }),
@@ -153,9 +160,12 @@ pub(crate) fn any_to_target() -> impl Strategy<Value = ToTarget> {
     });
     prop_oneof![
         hello,
-        (any_machine(), any::<bool>(), 1..=16_u8).prop_map(|(machine, verify, lanes)| ToTarget::Offer(
-            Offer { machine, verify, lanes, written: Vec::new() }
-        )),
+        (any_machine(), any::<bool>(), 1..=16_u8, any::<[Option<u64>; 2]>()).prop_map(
+            |(machine, verify, lanes, [witness, to])| {
+                let (witness, to) = (witness.map(Epoch), to.map(InstanceId));
+                ToTarget::Offer(Offer { machine, verify, lanes, written: Vec::new(), witness, to })
+            }
+        ),
         (any_of(), any::<u8>()).prop_map(|(of, number)| ToTarget::Lane(Lane { of, number })),
         round_end,
         any::<[u8; 32]>().prop_map(|blake3| ToTarget::MemoryHash(MemoryHash { blake3 })),
@@ -182,7 +192,7 @@ pub(crate) fn any_to_source() -> impl Strategy<Value = ToSource> {
         Just(ToSource::Ready),
         any_of().prop_map(ToSource::Running),
         (any_of(), any_reason()).prop_map(|(of, reason)| ToSource::Refused(Refused { of, reason })),
-        any_of().prop_map(ToSource::Unknown),
+        any_of().prop_map(|of| ToSource::Unknown(Unknown { of, known: Known::NoTrace })),
         any_reason().prop_map(ToSource::Abort),
         Just(ToSource::LaneTaken),
         any::<u32>().prop_map(|round| ToSource::RoundTaken(RoundTaken { round })),

@@ -62,6 +62,8 @@ impl Victim {
             verify,
             lanes: 1,
             written: Vec::new(),
+            witness: None,
+            to: None,
         }));
         assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
         assert_eq!(peer.hear(), Some(ToSource::Built));

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use ferry_kvm::DirtyRingError;
 use ferry_memory::PageSet;
 use ferry_migrate::{Custody, Harvest, Machine};
-use ferry_vmm::{GuestConfig, KvmGuest, Payload};
+use ferry_vmm::{DirtyKind, GuestConfig, KvmGuest, Payload, VmmError};
 
 /// How long anything may take that takes milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,11 +21,12 @@ pub(crate) fn kvm_is_here() -> bool {
     }
 }
 
-pub(crate) const IDLE: GuestConfig = GuestConfig { memory_bytes: 32 << 20, cpus: 1, payload: Payload::Idle };
+pub(crate) const IDLE: GuestConfig =
+    GuestConfig { memory_bytes: 32 << 20, cpus: 1, payload: Payload::Idle, low_bytes: None };
 
 pub(crate) fn churn(memory_bytes: u64, rate_bytes_per_second: u64, working_set_bytes: u64) -> GuestConfig {
     let payload = Payload::Churn { rate_bytes_per_second, working_set_bytes };
-    GuestConfig { memory_bytes, cpus: 1, payload }
+    GuestConfig { memory_bytes, cpus: 1, payload, low_bytes: None }
 }
 
 pub(crate) fn born(config: &GuestConfig) -> KvmGuest {
@@ -33,6 +35,23 @@ pub(crate) fn born(config: &GuestConfig) -> KvmGuest {
 
 pub(crate) fn custody() -> Custody {
     Custody::born("guest".parse().unwrap())
+}
+
+/// The same whose written pages are noted so; none where this KVM cannot.
+pub(crate) fn running_with(config: &GuestConfig, dirty: DirtyKind) -> Option<KvmGuest> {
+    let birth = ferry_vmm::Birth { dirty, ..ferry_vmm::Birth::plain(ferry_vmm::fresh_seed()) };
+    match ferry_vmm::create_on_kvm(config, birth, None) {
+        Err(error @ VmmError::DirtyRing(DirtyRingError::NotOffered)) => {
+            println!("skipped: {error}");
+            None
+        }
+        guest => {
+            let mut guest = guest.unwrap();
+            guest.resume(custody()).unwrap();
+            wait_until("the guest is at work", || progress(&guest) > 0);
+            Some(guest)
+        }
+    }
 }
 
 /// A guest that runs and has filled its working set.

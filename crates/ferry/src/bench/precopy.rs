@@ -6,9 +6,10 @@
 use indicatif::{HumanBytes, HumanDuration};
 use serde_json::{Value, json};
 
+use super::qemu;
 use super::raw::{Figures, Memory};
 use crate::children::{Process, Wish};
-use crate::cli::{BenchPrecopyArgs, Format, GuestArgs, PayloadName};
+use crate::cli::{BenchPrecopyArgs, Format, GuestArgs, PayloadName, Peer};
 use crate::error::CliError;
 use crate::form::{ArrivalForm, MigrationReport, millis};
 use crate::output;
@@ -22,6 +23,8 @@ struct Pair {
     report: MigrationReport,
     arrival: ArrivalForm,
     faults: u64,
+    /// The other VMM's migration of such a guest.
+    peer: Option<qemu::Figures>,
 }
 
 impl Pair {
@@ -33,6 +36,10 @@ impl Pair {
         let raw = millis(self.raw.cpu);
         if raw > 0.0 { (self.report.cpu_ms + self.arrival.cpu_ms) / raw } else { 0.0 }
     }
+
+    fn peer_ratio(&self) -> Option<f64> {
+        self.peer.map(|peer| quotient(peer.throughput_bytes_per_second, self.raw.bytes_per_second))
+    }
 }
 
 pub(crate) fn precopy(args: &BenchPrecopyArgs, format: Format) -> Result<u8, CliError> {
@@ -41,6 +48,10 @@ pub(crate) fn precopy(args: &BenchPrecopyArgs, format: Format) -> Result<u8, Cli
     let backend = choose(guest.backend)?.name();
     let bytes = usize::try_from(guest.memory.0).map_err(|error| CliError::of(&error))?;
     let mut memory = Memory::new(bytes);
+    let mut peer = args.peer.map(|Peer::Qemu| {
+        let limit = args.downtime_limit.0;
+        qemu::Peer::find(args.peer_binary.as_deref(), bytes, args.lanes, limit)
+    });
     let mut source = Process::run("bench", &guest, backend, &["--fill-random"])?;
     source.await_work()?;
     let memcpy: Vec<_> = (0..3).map(|_| memory.memcpy()).collect();
@@ -48,12 +59,13 @@ pub(crate) fn precopy(args: &BenchPrecopyArgs, format: Format) -> Result<u8, Cli
     let mut pairs = Vec::new();
     for number in 1..=args.pairs {
         let raw = memory.moved(usize::from(args.lanes)).map_err(|error| CliError::of(&error))?;
-        let mut target = Process::receive(&source.id, backend)?;
+        let mut target = Process::receive(&source.id, &guest, backend)?;
         let report = source.migrate_to(&target, wish, Format::Json)?;
         source.await_end()?;
         let arrival = target.arrival()?;
         let faults = target.check()?.faults;
-        let pair = Pair { raw, report, arrival, faults };
+        let beside = measured(&mut peer);
+        let pair = Pair { raw, report, arrival, faults, peer: beside };
         if format == Format::Text {
             output::line(&pair_line(number, &pair));
         }
@@ -61,7 +73,10 @@ pub(crate) fn precopy(args: &BenchPrecopyArgs, format: Format) -> Result<u8, Cli
         source = target;
     }
     source.stop()?;
-    let document = document(args, backend, &pairs, &memcpy);
+    let mut document = document(args, backend, &pairs, &memcpy);
+    if let Some(peer) = &peer {
+        document["peer"] = peer_document(peer, &pairs);
+    }
     match format {
         Format::Json => output::json(&document),
         Format::Text => output::lines(&summary(&document)),
@@ -74,15 +89,66 @@ pub(crate) fn precopy(args: &BenchPrecopyArgs, format: Format) -> Result<u8, Cli
     }
 }
 
-fn pair_line(number: u32, pair: &Pair) -> String {
+/// One migration of the other VMM; what fails ends its part of the bench with the reason.
+fn measured(peer: &mut Option<Result<qemu::Peer, String>>) -> Option<qemu::Figures> {
+    let moved = peer.as_ref()?.as_ref().ok()?.moved();
+    moved.map_err(|why| *peer = Some(Err(why))).ok()
+}
+
+fn peer_document(peer: &Result<qemu::Peer, String>, pairs: &[Pair]) -> Value {
+    let figures: Vec<_> = pairs.iter().filter_map(|pair| pair.peer).collect();
+    let peer = match peer {
+        Ok(peer) => peer,
+        Err(why) => return json!({ "name": "qemu", "not_measured": why }),
+    };
+    let spread = |of: fn(&qemu::Figures) -> u64| Spread::of(figures.iter().map(of).map(as_f64).collect());
+    let ratio = Spread::of(pairs.iter().filter_map(Pair::peer_ratio).collect());
+    let raw_cpu = |pair: &Pair| Some(as_f64(pair.peer?.cpu_ms) / millis(pair.raw.cpu).max(1.0));
+    let downtime = spread(|figures| figures.downtime_ms);
+    json!({
+        "name": "qemu",
+        "version": peer.version,
+        "ratio": ratio.median, "ratio_min": ratio.min, "ratio_max": ratio.max,
+        "cpu_ratio": Spread::of(pairs.iter().filter_map(raw_cpu).collect()).median,
+        "throughput_bytes_per_second": spread(|figures| figures.throughput_bytes_per_second).median,
+        "downtime_ms": downtime.median, "downtime_ms_min": downtime.min, "downtime_ms_max": downtime.max,
+        "total_ms": spread(|figures| figures.total_ms).median,
+        "each": figures,
+    })
+}
+
+/// What the summary says of the other VMM.
+fn peer_line(peer: &Value) -> String {
+    if let Some(why) = peer["not_measured"].as_str() {
+        return format!("QEMU        not measured: {why}");
+    }
+    let number = |name: &str| peer[name].as_f64().unwrap_or(0.0);
     format!(
-        "pair {number:<6} raw {}/s, migration {}/s, ratio {:.2}, CPU {:.2} of raw, downtime {:.3} ms, setup {:.0} ms",
+        "QEMU        {}: {}/s, ratio {:.2} of the raw loop, {:.2} to {:.2}, CPU {:.2}; downtime median {:.0} ms",
+        peer["version"].as_str().unwrap_or("?"),
+        HumanBytes(as_u64(number("throughput_bytes_per_second"))),
+        number("ratio"),
+        number("ratio_min"),
+        number("ratio_max"),
+        number("cpu_ratio"),
+        number("downtime_ms"),
+    )
+}
+
+fn pair_line(number: u32, pair: &Pair) -> String {
+    let beside = pair.peer.zip(pair.peer_ratio()).map(|(peer, ratio)| {
+        let rate = HumanBytes(peer.throughput_bytes_per_second);
+        format!("; QEMU {rate}/s, ratio {ratio:.2}, downtime {} ms", peer.downtime_ms)
+    });
+    format!(
+        "pair {number:<6} raw {}/s, migration {}/s, ratio {:.2}, CPU {:.2} of raw, downtime {:.3} ms, setup {:.0} ms{}",
         HumanBytes(pair.raw.bytes_per_second),
         HumanBytes(pair.report.throughput_bytes_per_second),
         pair.ratio(),
         pair.cpu_ratio(),
         pair.report.downtime_ms.unwrap_or(0.0),
         pair.report.setup_ms,
+        beside.unwrap_or_default(),
     )
 }
 
@@ -126,7 +192,7 @@ fn document(args: &BenchPrecopyArgs, backend: &str, pairs: &[Pair], memcpy: &[u6
 fn summary(document: &Value) -> Vec<String> {
     let number = |name: &str| document[name].as_f64().unwrap_or(0.0);
     let rate = |name: &str| HumanBytes(as_u64(number(name)));
-    vec![
+    let mut lines = vec![
         format!(
             "limit       raw loop {}/s, memcpy {}/s",
             rate("raw_loopback_bytes_per_second"),
@@ -156,7 +222,9 @@ fn summary(document: &Value) -> Vec<String> {
             "setup       {} before the first page",
             HumanDuration(std::time::Duration::from_secs_f64(number("setup_ms").max(0.0) / 1e3))
         ),
-    ]
+    ];
+    lines.extend(document.get("peer").map(peer_line));
+    lines
 }
 
 fn quotient(a: u64, b: u64) -> f64 {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use ferry_contract::Contract;
@@ -15,7 +15,7 @@ use ferry_migrate::oneway::{Place, PlaceError};
 use ferry_migrate::{Answering, Canceller, Custody, Machine, Migration};
 use ferry_protocol::message::MAX_LANES;
 use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, SessionId, SourceConfig, SourceOutcome};
-use ferry_vmm::{AnyGuest, CheckReport, Guest, GuestReport, fresh_seed};
+use ferry_vmm::{AnyGuest, CheckReport, DirtyKind, Guest, GuestReport, fresh_seed};
 
 use super::observer::MoveObserver;
 use super::route::Route;
@@ -44,10 +44,16 @@ pub(crate) enum Job {
 /// How long the process waits, before it ends, until a client has its last reply.
 const LAST_REPLY: Duration = Duration::from_secs(6);
 
-/// A migration that a client asked for. `heard` is disconnected once the client has its replies.
+/// A migration that a client asked for.
 #[derive(Debug)]
 pub(crate) struct Move {
     pub(crate) planned: Planned,
+    pub(crate) client: Listener,
+}
+
+/// A client that hears of a migration. `heard` is disconnected once it has its last reply.
+#[derive(Debug)]
+pub(crate) struct Listener {
     pub(crate) replies: Sender<Reply>,
     pub(crate) heard: Receiver<()>,
 }
@@ -78,7 +84,7 @@ pub(crate) struct Shared {
 /// The clients of the migration under way.
 #[derive(Debug, Default)]
 struct Audience {
-    listeners: Vec<Sender<Reply>>,
+    listeners: Vec<Listener>,
     canceller: Option<Canceller>,
 }
 
@@ -95,6 +101,7 @@ struct Facts {
     /// The highest epoch that this process used or offered.
     highest: Epoch,
     machine: Option<MachineDescription>,
+    dirty: Option<DirtyKind>,
     report: Option<GuestReport>,
     listen: Option<String>,
     last_migration: Option<MigrationReport>,
@@ -116,6 +123,7 @@ impl Shared {
             epoch: None,
             highest: Epoch::BIRTH,
             machine: None,
+            dirty: None,
             report: None,
             listen: None,
             last_migration: None,
@@ -137,7 +145,7 @@ impl Shared {
 
     /// The guest runs here from now on.
     pub(crate) fn adopt(&self, guest: AnyGuest, id: &GuestId, epoch: Epoch) {
-        let (machine, report) = (guest.description(), guest.report());
+        let (machine, report, dirty) = (guest.description(), guest.report(), guest.dirty_kind());
         *self.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(guest);
         let mut facts = self.facts();
         facts.id = Some(id.clone());
@@ -146,6 +154,7 @@ impl Shared {
         facts.epoch = Some(epoch);
         facts.highest = facts.highest.max(epoch);
         facts.machine = Some(machine);
+        facts.dirty = dirty;
         facts.report = Some(report);
     }
 
@@ -201,7 +210,10 @@ impl Shared {
             custody: has_custody(facts.state, facts.phase),
             epoch: facts.epoch.map(|epoch| epoch.0),
             memory_bytes: facts.machine.as_ref().map(MachineDescription::memory_bytes),
+            memory_pages: report.and_then(|report| report.memory_pages.clone()),
+            memory_pages_reason: report.and_then(|report| report.memory_pages_reason.clone()),
             cpus: facts.machine.as_ref().map(|machine| machine.vcpus),
+            dirty_source: facts.dirty.map(|dirty| dirty.name().to_owned()),
             payload: report.map(|report| report.payload.clone()),
             progress: report.map(|report| report.progress),
             pages_checked: report.map(|report| report.pages_checked),
@@ -221,12 +233,12 @@ impl Shared {
     /// Tells everybody who listens. Who does not read misses progress.
     pub(crate) fn tell(&self, reply: &Reply) {
         for listener in &self.audience().listeners {
-            let _ = listener.try_send(reply.clone());
+            let _ = listener.replies.try_send(reply.clone());
         }
     }
 
     /// Listens to the migration under way; without one the last report is all there is to hear.
-    pub(crate) fn watch(&self, listener: Sender<Reply>) {
+    pub(crate) fn watch(&self, listener: Listener) {
         let mut audience = self.audience();
         let reply = if audience.canceller.is_none() {
             let facts = self.facts();
@@ -239,7 +251,7 @@ impl Shared {
             audience.listeners.push(listener);
             return;
         };
-        let _ = listener.try_send(reply);
+        let _ = listener.replies.try_send(reply);
     }
 
     /// Tells the migration under way to end.
@@ -366,11 +378,10 @@ pub(crate) fn serve(
     let end = loop {
         match jobs.recv_timeout(LOOK) {
             Ok(Job::Migrate(wanted)) => {
-                let heard = wanted.heard.clone();
-                let Some((report, custody)) = migrate(shared, *wanted) else { continue };
+                let Some((report, custody, heard)) = migrate(shared, *wanted) else { continue };
                 held = custody.or(held);
                 if report.outcome == "moved" {
-                    await_client(&heard);
+                    await_clients(&heard);
                     break End::Moved(Box::new(report));
                 }
             }
@@ -378,7 +389,7 @@ pub(crate) fn serve(
                 drop(shared.guest.lock().unwrap_or_else(PoisonError::into_inner).take());
                 let _ = replies.send(Reply::Stopped);
                 drop(replies);
-                await_client(&heard);
+                await_clients(&[heard]);
                 break End::Stopped;
             }
             Err(RecvTimeoutError::Timeout) => look_after(shared)?,
@@ -390,8 +401,11 @@ pub(crate) fn serve(
 }
 
 /// The process ends next: a reply that is not written by then is lost.
-fn await_client(heard: &Receiver<()>) {
-    let _ = heard.recv_timeout(LAST_REPLY);
+fn await_clients(all: &[Receiver<()>]) {
+    let until = Instant::now() + LAST_REPLY;
+    for heard in all {
+        let _ = heard.recv_deadline(until);
+    }
 }
 
 /// Whether a process in this state may run the guest. A source that gave custody away and asks who
@@ -418,17 +432,21 @@ fn look_after(shared: &Shared) -> Result<(), CliError> {
     }
 }
 
-/// Moves the guest; nothing happens without one.
-fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Custody>)> {
+/// Moves the guest; nothing happens without one. The report also says who is still to hear it.
+fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Custody>, Vec<Receiver<()>>)> {
     let mut seat = shared.guest.lock().unwrap_or_else(PoisonError::into_inner);
     let Planned { migration, id, epoch, verify, to } = wanted.planned;
-    let _ = wanted.replies.send(Reply::Started { epoch: epoch.0 });
     let guest = seat.as_mut()?;
-    *shared.audience() = Audience { listeners: vec![wanted.replies], canceller: Some(migration.canceller()) };
+    let started = wanted.client.replies.clone();
+    // Whoever hears that it started can watch and cancel it.
+    *shared.audience() = Audience { listeners: vec![wanted.client], canceller: Some(migration.canceller()) };
+    let _ = started.send(Reply::Started { epoch: epoch.0 });
+    drop(started);
     let (report, custody) = migration.run(guest, &MoveObserver::new(shared));
-    let form = MigrationReport::new(id.as_str(), shared.facts().backend, &to, verify, &report);
+    let who = (id.as_str(), shared.facts().backend, guest.dirty_kind());
+    let form = MigrationReport::new(who, &to, verify, &report);
     let state = match &report.outcome {
-        SourceOutcome::Moved { .. } => State::Moved,
+        SourceOutcome::Moved { .. } | SourceOutcome::Abandoned { .. } => State::Moved,
         SourceOutcome::Kept { .. } => State::Running,
         SourceOutcome::Held { .. } => State::Held,
         // It stays paused here: whoever has the file may run it.
@@ -440,10 +458,12 @@ fn migrate(shared: &Shared, wanted: Move) -> Option<(MigrationReport, Option<Cus
     drop(seat);
     shared.finished(&form, state);
     let listeners = std::mem::take(&mut *shared.audience()).listeners;
-    for listener in listeners {
-        let _ = listener.send_timeout(Reply::Report(Box::new(form.clone())), LAST_REPLY);
-    }
-    Some((form, custody))
+    let told = listeners.into_iter().map(|Listener { replies, heard }| {
+        let _ = replies.send_timeout(Reply::Report(Box::new(form.clone())), LAST_REPLY);
+        heard
+    });
+    let heard = told.collect();
+    Some((form, custody, heard))
 }
 
 /// The error that a report is for whoever waited for it.

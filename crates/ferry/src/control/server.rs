@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::host::{Job, Move, Shared};
+use super::host::{Job, Listener, Move, Shared};
 use super::passing::PassingReader;
 use super::{MAX_LINE_BYTES, Reply, Request};
 use crate::error::CliError;
@@ -36,7 +36,7 @@ pub(crate) struct ControlSocket {
 }
 
 impl ControlSocket {
-    pub(crate) fn path(&self) -> &std::path::Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -54,8 +54,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, name: &str) -> Result<ControlSocket, C
     let failed = |error: std::io::Error| {
         CliError::plain(format!("the control socket {} cannot be made: {error}", path.display()))
     };
-    let _ = std::fs::remove_file(&path); // of a process that had this number before
-    let listener = UnixListener::bind(&path).map_err(failed)?;
+    let listener = bind(&path).map_err(failed)?;
     let socket = ControlSocket { path: path.clone() };
     end_on_signals(path.clone(), Arc::clone(shared)).map_err(failed)?;
     let shared = Arc::clone(shared);
@@ -67,6 +66,16 @@ pub(crate) fn serve(shared: &Arc<Shared>, name: &str) -> Result<ControlSocket, C
     };
     std::thread::Builder::new().name("ferry-control".into()).spawn(accept).map_err(failed)?;
     Ok(socket)
+}
+
+/// A socket that is there under its name only once it listens: whoever finds one that refuses takes its
+/// process for dead, and removes it. Either name may be of a process that had this number before.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    let before = path.with_extension("new");
+    let _ = std::fs::remove_file(&before);
+    let listener = UnixListener::bind(&before)?;
+    std::fs::rename(&before, path)?;
+    Ok(listener)
 }
 
 fn end_on_signals(path: PathBuf, shared: Arc<Shared>) -> std::io::Result<()> {
@@ -164,15 +173,17 @@ fn answer(
             write(stream, &heard.map_or_else(|error| Reply::error(&error), |()| Reply::Cancelling))
         }
         Request::Watch {} => {
-            let (listener, answers) = bounded(MAX_REPLIES);
-            shared.watch(listener);
+            let (replies, answers) = bounded(MAX_REPLIES);
+            let (_hears, heard) = bounded(0);
+            shared.watch(Listener { replies, heard });
             pass_on(stream, &answers, true)
         }
         Request::Migrate { wait, .. } => match shared.plan(request, passed) {
             Ok(planned) => {
                 let (replies, answers) = bounded(MAX_REPLIES);
                 let (_hears, heard) = bounded(0);
-                let _ = shared.jobs.send(Job::Migrate(Box::new(Move { planned, replies, heard })));
+                let client = Listener { replies, heard };
+                let _ = shared.jobs.send(Job::Migrate(Box::new(Move { planned, client })));
                 pass_on(stream, &answers, *wait)
             }
             Err(error) => write(stream, &Reply::error(&error)),

@@ -23,7 +23,7 @@ pub(crate) fn demo(args: &DemoArgs, format: Format) -> Result<u8, CliError> {
     let before = source.await_work()?;
     let mut moves = Vec::new();
     for number in 1..=args.moves {
-        let mut target = Process::receive(&source.id, backend)?;
+        let mut target = Process::receive(&source.id, &args.guest, backend)?;
         // With many moves a line for each is progress enough.
         let shown = if args.moves == 1 { format } else { Format::Json };
         let report = source.migrate_to(&target, wish, shown)?;

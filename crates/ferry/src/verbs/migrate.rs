@@ -186,6 +186,7 @@ pub(crate) fn lines(report: &MigrationReport, verified: Option<bool>) -> Vec<Str
             HumanBytes(report.untouched_bytes)
         ),
     ];
+    lines.extend(report.dirty_source.as_ref().map(|source| format!("tracking    by KVM's dirty {source}")));
     if report.hashes_equal == Some(true) {
         lines.push("hashes      equal: all memory, on both sides, while the guest was paused".into());
     }

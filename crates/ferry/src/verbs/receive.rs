@@ -32,8 +32,10 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
-    let builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
-    let mut builder = builder.with_serial_output(serial);
+    let builder = AnyBuilder::new(&chosen, watch)
+        .and_then(|builder| builder.with_huge_pages(args.huge_pages))
+        .and_then(|builder| builder.with_dirty(args.dirty.kind));
+    let mut builder = builder.map_err(|error| CliError::of(&error))?.with_serial_output(serial);
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(args.id.clone(), chosen.name(), jobs, args.test.clone());
     let name = args.id.as_ref().map_or("receive", |id| id.as_str());
@@ -86,8 +88,10 @@ fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliE
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
-    let builder = AnyBuilder::new(&chosen, watch).map_err(|error| CliError::of(&error))?;
-    let mut builder = builder.with_serial_output(serial);
+    let builder = AnyBuilder::new(&chosen, watch)
+        .and_then(|builder| builder.with_huge_pages(args.huge_pages))
+        .and_then(|builder| builder.with_dirty(args.dirty.kind));
+    let mut builder = builder.map_err(|error| CliError::of(&error))?.with_serial_output(serial);
     let listener = Listener::bind(listen, args.insecure).map_err(|error| CliError::of(&error))?;
     let address = listener.address().to_string();
     let (jobs, wanted) = bounded(8);

@@ -10,7 +10,7 @@ use ferry_memory::{Classified, GuestRam, PAGE_SIZE, RamError};
 use ferry_migrate::{Custody, FileLock, Machine};
 use ferry_protocol::{Epoch, GuestId};
 use ferry_state::Resources;
-use ferry_vmm::{AnyGuest, Birth, Guest, Image, MAX_IMAGE_BYTES, VmmError, create, fresh_seed};
+use ferry_vmm::{AnyGuest, Birth, Chosen, Guest, Image, MAX_IMAGE_BYTES, VmmError, create, fresh_seed};
 use indicatif::HumanBytes;
 use serde_json::json;
 
@@ -37,10 +37,18 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
         PayloadName::File(path) => Some(image(path, config.memory_bytes)?),
         _ => None,
     };
-    let birth = Birth { seed: fresh_seed(), contract: contract.as_ref(), image: image.as_ref() };
+    let birth = Birth {
+        contract: contract.as_ref(),
+        image: image.as_ref(),
+        huge_pages: args.guest.huge_pages,
+        dirty: args.guest.dirty.kind,
+        ..Birth::plain(fresh_seed())
+    };
     let mut guest = create(&chosen, &config, birth, watch).map_err(|error| unborn(&error))?;
     if args.test.fill_random {
-        fill_random(&guest.ram()).map_err(|error| CliError::of(&error))?;
+        // The simulated guest holds its first pages against what it wrote there also before it did: zeros.
+        let kept = if matches!(chosen, Chosen::Sim { .. }) { config.working_set_bytes() } else { 0 };
+        fill_random(&guest.ram(), kept).map_err(|error| CliError::of(&error))?;
     }
     if let (Some(file), Some(port)) = (serial, guest.serial()) {
         port.write_to(file);
@@ -49,16 +57,18 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, args.test.clone());
     let socket = server::serve(&shared, id.as_str())?;
+    let pages = guest.report().memory_pages;
     guest.resume(Custody::born(id.clone())).map_err(|error| CliError::of(&error))?;
     shared.adopt(guest, &id, Epoch::BIRTH);
     match format {
         Format::Json => output::json(&json!({ "running": {
-            "id": id.as_str(), "backend": chosen.name(), "control_socket": socket.path(),
+            "id": id.as_str(), "backend": chosen.name(), "control_socket": socket.path(), "memory_pages": pages,
         }})),
         Format::Text => output::line(&format!(
-            "guest `{id}` runs on {} with {} and payload {}; move it with `ferry migrate {id} --to ADDR`",
+            "guest `{id}` runs on {} with {}{} and payload {}; move it with `ferry migrate {id} --to ADDR`",
             chosen.name(),
             HumanBytes(config.memory_bytes),
+            pages.map(|pages| format!(" in {pages} pages")).unwrap_or_default(),
             config.payload.name(),
         )),
     }
@@ -118,15 +128,15 @@ fn refuse_a_namesake(id: &GuestId) -> Result<(), CliError> {
     })
 }
 
-/// Fills every page that is zero; what the payload put there stays.
-fn fill_random(ram: &GuestRam) -> Result<(), RamError> {
+/// Fills every page from this address on that is zero; what the payload put there stays.
+fn fill_random(ram: &GuestRam, from: u64) -> Result<(), RamError> {
     let mut page = [0; 4096];
     let mut state = fresh_seed() | 1;
     for region in ram.layout().ranges() {
         let mut classified = Classified::new();
         ram.classify(region, &mut classified)?;
         for run in classified.zero_runs() {
-            for number in run.first..run.first + run.count {
+            for number in run.first.max(from / PAGE_SIZE)..run.first + run.count {
                 noise::fill(&mut page, &mut state);
                 ram.write(number * PAGE_SIZE, &page)?;
             }

@@ -62,8 +62,16 @@ fn details(status: &Status) -> Vec<String> {
     say("custody", Some(if status.custody { "here" } else { "not here" }.into()));
     say("epoch", status.epoch.map(|epoch| epoch.to_string()));
     say("backend", Some(status.backend.clone()));
+    say("written pages", status.dirty_source.as_ref().map(|source| format!("by KVM's dirty {source}")));
     say("process", Some(status.pid.to_string()));
     say("memory", status.memory_bytes.map(|bytes| HumanBytes(bytes).to_string()));
+    say(
+        "pages",
+        status.memory_pages.as_ref().map(|pages| match &status.memory_pages_reason {
+            Some(reason) => format!("{pages}, because {reason}"),
+            None => pages.clone(),
+        }),
+    );
     say("vCPUs", status.cpus.map(|cpus| cpus.to_string()));
     say("payload", status.payload.clone());
     say("progress", status.progress.map(|turns| format!("{turns} turns")));

@@ -60,6 +60,7 @@ fn the_demo_reads_well(on: &'static str) {
     for words in ["moved to 127.0.0.1:", "verdict     accept", "downtime    ", "no fault", "nothing lost"] {
         assert!(done.output.contains(words), "`{words}` is not in {done:?}");
     }
+    assert_eq!(done.output.contains("tracking    by KVM's dirty log"), on == "kvm", "{done:?}");
     assert!(!done.output.contains('\u{1b}'), "colours are for terminals: {done:?}");
 }
 

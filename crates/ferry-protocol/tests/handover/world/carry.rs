@@ -29,7 +29,8 @@ impl World {
                 source.given = Some((self.lives[link.life].instance, of));
                 (source.refused, source.told_running) = (false, false);
             }
-            SourceAction::TakeBack => {
+            SourceAction::TakeBack { raise_to } => {
+                assert_eq!(raise_to, None, "neither a witness nor a person spoke");
                 assert!(source.refused, "taken back without the refusal of the instance it was given to");
                 source.given = None;
             }
@@ -37,6 +38,7 @@ impl World {
                 assert!(source.told_running, "let go without the word of the instance it was given to");
                 source.gone = true;
             }
+            SourceAction::Note(_) => {}
             SourceAction::NoteStalled(_) => assert!(source.runs),
             SourceAction::NoteAmbiguous => {
                 assert!(source.given.is_some() && !source.ambiguous);
@@ -82,13 +84,14 @@ impl World {
         };
         assert!(self.source.link.is_none(), "a second link");
         self.source.link = Some(self.links.len());
-        self.links.push(Link::new(life, self.links.len(), false));
+        self.links.push(Link::new(life, self.links.len()));
         SourceEvent::Connected
     }
 
     fn source_job_done(&mut self, job: &SourceAction) -> SourceEvent {
         let source = &mut self.source;
         match *job {
+            SourceAction::Journal(_) => SourceEvent::Journaled,
             SourceAction::StartLog => {
                 assert!(!source.log, "the log is started twice");
                 source.log = true;
@@ -128,10 +131,6 @@ impl World {
                 match &message {
                     ToSource::Running(of) => life.note_answer(*of, true),
                     ToSource::Refused(refused) => life.note_answer(refused.of, false),
-                    ToSource::Verdict(verdict) => {
-                        let stranger = verdict.findings[0].subject == "stranger";
-                        assert_eq!(stranger, self.links[index(link)].stranger, "another offer's verdict");
-                    }
                     _ => {}
                 }
                 self.links[index(link)].to_source.send(message);
@@ -149,8 +148,21 @@ impl World {
                 life.jobs.push_back(TargetAction::RunGuest { guest: super::guest(), epoch });
             }
             TargetAction::Finish(outcome) => life.outcomes.push(outcome),
+            TargetAction::Journal(record) => life.writes.push_back(record),
+            TargetAction::Note(record) => life.journal.push(record),
             job => life.jobs.push_back(job),
         }
+    }
+
+    /// The oldest record of one life of the target is on disk, or cannot be.
+    pub(crate) fn target_write(&mut self, number: usize, success: bool) {
+        let life = &mut self.lives[number];
+        let Some(record) = life.writes.pop_front() else { return };
+        let result = if success { Ok(()) } else { Err("the disk is full".into()) };
+        if success {
+            life.journal.push(record);
+        }
+        self.feed_target(number, TargetEvent::JournalDone(result));
     }
 
     /// Answers the oldest job of one life of the target.
@@ -168,6 +180,7 @@ impl World {
                 life.restored = false;
                 life.runs = success.then_some(epoch);
                 life.ran = life.runs;
+                life.ever_ran = life.ever_ran.or(life.ran);
                 if success {
                     self.highest_run = epoch;
                 }

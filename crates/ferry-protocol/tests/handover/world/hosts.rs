@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use ferry_protocol::journal::Record;
 use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{
     Epoch, InstanceId, Source, SourceAction, SourceOutcome, Target, TargetAction, TargetOutcome,
@@ -12,7 +13,6 @@ use ferry_protocol::{
 pub(crate) struct SourceHost {
     /// None once the process died.
     pub(crate) machine: Option<Source>,
-    pub(crate) attempts: u64,
     /// The guest's vCPUs run, or may run any moment.
     pub(crate) runs: bool,
     pub(crate) log: bool,
@@ -35,7 +35,6 @@ impl SourceHost {
     pub(crate) fn new(machine: Source) -> Self {
         Self {
             machine: Some(machine),
-            attempts: 1,
             runs: true,
             log: false,
             resources: true,
@@ -55,11 +54,6 @@ impl SourceHost {
     pub(crate) fn stop_sending(&mut self) {
         self.jobs.retain(|job| !matches!(job, SourceAction::SendRound { .. } | SourceAction::SendState));
     }
-
-    /// Everything that a failed migration must have undone.
-    pub(crate) fn is_as_before(&self) -> bool {
-        self.runs && self.resources && !self.log && self.given.is_none() && self.jobs.is_empty()
-    }
 }
 
 /// One life of the target's process.
@@ -68,6 +62,9 @@ pub(crate) struct TargetHost {
     /// None once the process died.
     pub(crate) machine: Option<Target>,
     pub(crate) jobs: VecDeque<TargetAction>,
+    /// Records that are being written, and those on disk, which outlive the process.
+    pub(crate) writes: VecDeque<Record>,
+    pub(crate) journal: Vec<Record>,
     /// A machine stands that has never run.
     pub(crate) built: bool,
     pub(crate) restored: bool,
@@ -75,6 +72,8 @@ pub(crate) struct TargetHost {
     pub(crate) runs: Option<Epoch>,
     /// The same, and the start is known to have succeeded.
     pub(crate) ran: Option<Epoch>,
+    /// The same, and known after its death.
+    pub(crate) ever_ran: Option<Epoch>,
     /// What was answered for each session's epoch: whether it was taken.
     pub(crate) answers: BTreeMap<(u64, u64), bool>,
     pub(crate) outcomes: Vec<TargetOutcome>,
@@ -87,10 +86,13 @@ impl TargetHost {
             instance,
             machine: Some(machine),
             jobs: VecDeque::new(),
+            writes: VecDeque::new(),
+            journal: Vec::new(),
             built: false,
             restored: false,
             runs: None,
             ran: None,
+            ever_ran: None,
             answers: BTreeMap::new(),
             outcomes: Vec::new(),
             fail_next: false,

@@ -71,21 +71,20 @@ impl<M> Way<M> {
     }
 }
 
-/// A link between the source's host (or a stranger's) and one life of the target.
+/// A link between the source's host and one life of the target.
 pub(crate) struct Link {
     pub(crate) life: usize,
     pub(crate) id: LinkId,
-    pub(crate) stranger: bool,
     pub(crate) to_target: Way<ToTarget>,
     pub(crate) to_source: Way<ToSource>,
 }
 
 impl Link {
-    pub(crate) fn new(life: usize, number: usize, stranger: bool) -> Self {
+    pub(crate) fn new(life: usize, number: usize) -> Self {
         let mut to_target = Way::new();
         to_target.queue.push_back(Item::Opened);
         let id = LinkId(number as u64);
-        Self { life, id, stranger, to_target, to_source: Way::new() }
+        Self { life, id, to_target, to_source: Way::new() }
     }
 
     /// Both ways break; of what is under way the first items still arrive.

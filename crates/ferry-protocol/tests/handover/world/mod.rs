@@ -7,7 +7,8 @@ mod hosts;
 mod link;
 
 use ferry_contract::{Finding, FindingKind, Layer, Verdict};
-use ferry_protocol::message::{Hello, Offer, ToSource, ToTarget};
+use ferry_protocol::journal::{History, Past};
+use ferry_protocol::message::ToSource;
 use ferry_protocol::{
     Epoch, GuestId, InstanceId, LinkFault, LinkId, MachineDescription, RegionSpan, SessionId, Source,
     SourceConfig, SourceEvent, SourcePhase, Target, TargetEvent, TargetPhase, Time, Timeouts,
@@ -15,12 +16,6 @@ use ferry_protocol::{
 
 use hosts::{SourceHost, TargetHost};
 use link::{Item, Link};
-
-/// Dirty pages that no downtime limit allows.
-pub(crate) const MANY_PAGES: u64 = 1 << 50;
-
-/// The first epoch that strangers use.
-const STRANGERS: u64 = 900;
 
 pub(crate) struct World {
     pub(crate) now: Time,
@@ -34,8 +29,6 @@ pub(crate) struct World {
     pub(crate) target_mute: bool,
     /// What the next harvest of a running guest finds.
     pub(crate) dirty_pages: u64,
-    verify: bool,
-    strangers: u64,
     /// The highest epoch under which a vCPU ran.
     highest_run: Epoch,
 }
@@ -51,8 +44,6 @@ impl World {
             source_mute: false,
             target_mute: false,
             dirty_pages: 0,
-            verify,
-            strangers: 0,
             highest_run: Epoch::BIRTH,
         };
         world.start_target();
@@ -66,7 +57,11 @@ impl World {
     /// A new target process listens at the address.
     pub(crate) fn start_target(&mut self) {
         let instance = InstanceId(1000 + self.lives.len() as u64);
-        let machine = Target::new(instance, None, Timeouts::default());
+        let mut past = Past::default();
+        for life in &self.lives {
+            past.add(life.instance, History::of(&life.journal));
+        }
+        let machine = Target::new(instance, None, Timeouts::default()).with_past(past);
         self.address = Some(self.lives.len());
         self.lives.push(TargetHost::new(instance, machine));
     }
@@ -77,6 +72,7 @@ impl World {
         let life = &mut self.lives[dead];
         life.machine = None;
         life.jobs.clear();
+        life.writes.clear();
         (life.runs, life.ran, life.built) = (None, None, false);
         for link in self.links.iter_mut().filter(|link| link.life == dead) {
             link.to_target.shut();
@@ -89,45 +85,11 @@ impl World {
         self.source.machine = None;
         self.source.jobs.clear();
         self.source.runs = false;
-        for link in self.links.iter_mut().filter(|link| !link.stranger) {
+        for link in &mut self.links {
             link.to_source.shut();
             link.to_target.end(LinkFault::Closed);
         }
         self.source.link = None;
-    }
-
-    /// The guest is tried to be moved again after a failure, under the next epoch.
-    pub(crate) fn retry(&mut self) -> bool {
-        let may = self.phase() == SourcePhase::Done && self.source.machine.is_some();
-        if !may || !self.source.is_as_before() || self.source.gone {
-            return false;
-        }
-        let attempts = self.source.attempts + 1;
-        self.source = SourceHost::new(attempt(attempts, self.verify));
-        self.source.attempts = attempts;
-        true
-    }
-
-    /// A stranger offers a guest of its own and goes away, or only opens a link.
-    pub(crate) fn stranger(&mut self, words: u8) {
-        let Some(life) = self.address else { return };
-        self.strangers += 1;
-        let mut link = Link::new(life, self.links.len(), true);
-        link.to_source.shut();
-        let session = SessionId(STRANGERS + self.strangers);
-        let hello = Hello {
-            version_min: 1,
-            version_max: 1,
-            session,
-            guest: "stranger".parse().unwrap(),
-            epoch: Epoch(session.0),
-            program: String::new(),
-        };
-        let offer = Offer { machine: description("stranger"), verify: false, lanes: 1, written: Vec::new() };
-        let words = [ToTarget::Hello(hello), ToTarget::Offer(offer)].into_iter().take(usize::from(words % 3));
-        words.for_each(|message| link.to_target.send(message));
-        link.to_target.end(LinkFault::Closed);
-        self.links.push(link);
     }
 
     /// Feeds the source; what follows is carried out.
@@ -173,8 +135,12 @@ impl World {
             Some(Item::Message(message)) => {
                 if let Some((given_to, of)) = self.source.given {
                     let its = given_to == instance;
+                    let given = self.lives.iter().find(|life| life.instance == given_to);
+                    // A later process in its place may say it for a dead one that never ran the guest.
+                    let dead =
+                        given.is_some_and(|life| life.machine.is_none() && life.ever_ran != Some(of.epoch));
                     self.source.refused |=
-                        its && matches!(&message, ToSource::Refused(refused) if refused.of == of);
+                        (its || dead) && matches!(&message, ToSource::Refused(refused) if refused.of == of);
                     self.source.told_running |= its && message == ToSource::Running(of);
                 }
                 self.feed_source(SourceEvent::Received(message));
@@ -210,9 +176,7 @@ impl World {
     /// Links with something that can arrive at the target, and at the source.
     pub(crate) fn arriving(&self) -> (Vec<usize>, Vec<usize>) {
         let numbers = || 0..self.links.len();
-        let to_target = numbers().filter(|&n| {
-            self.links[n].to_target.has_items() && (!self.source_mute || self.links[n].stranger)
-        });
+        let to_target = numbers().filter(|&n| self.links[n].to_target.has_items() && !self.source_mute);
         let to_source = numbers().filter(|&n| self.links[n].to_source.has_items() && !self.target_mute);
         (to_target.collect(), to_source.collect())
     }
@@ -221,8 +185,11 @@ impl World {
     pub(crate) fn run_step(&mut self) -> bool {
         let (to_target, to_source) = self.arriving();
         let busy = (0..self.lives.len()).find(|&life| !self.lives[life].jobs.is_empty());
+        let writes = (0..self.lives.len()).find(|&life| !self.lives[life].writes.is_empty());
         if !self.source.jobs.is_empty() {
             self.source_job(true);
+        } else if let Some(life) = writes {
+            self.target_write(life, true);
         } else if let Some(life) = busy {
             self.target_job(life, true);
         } else if let Some(&number) = to_target.first() {

@@ -1,6 +1,6 @@
 //! A folder of its own for the processes of one test: they see no other test's guests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -68,8 +68,19 @@ impl House {
         self.ferry(&[words, &["--output", "json"]].concat())
     }
 
+    /// The program with these words and one more descriptor, as a shell opens it: `0<FILE`.
+    pub(crate) fn redirected(&self, words: &[&str], redirection: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}"), env!("CARGO_BIN_EXE_ferry")]);
+        command.args(words).env("XDG_RUNTIME_DIR", self.path("run")).env_remove("RUST_LOG");
+        command
+    }
+
     fn with_hooks(&self, words: &[&str], journal: bool) -> Process {
-        let mut command = self.command(words);
+        self.hooked(self.command(words), journal)
+    }
+
+    fn hooked(&self, mut command: Command, journal: bool) -> Process {
         command.args(["--output=json", "--die-with-parent", "--backend", self.backend]);
         if journal {
             command.arg("--run-log").arg(self.path("runs"));
@@ -107,12 +118,43 @@ impl House {
 
     /// A process that takes its guest from a file.
     pub(crate) fn reading(&self, place: &str, flags: &[&str], journal: bool) -> Process {
-        self.with_hooks(&[&["receive", "--from", place], flags].concat(), journal).ready("arrived")
+        self.begins_to_read(place, flags, journal).ready("arrived")
+    }
+
+    /// The same, which may not come to have it.
+    pub(crate) fn begins_to_read(&self, place: &str, flags: &[&str], journal: bool) -> Process {
+        self.with_hooks(&[&["receive", "--from", place], flags].concat(), journal)
+    }
+
+    /// A pipe with a name.
+    pub(crate) fn pipe(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        let made = Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        path
+    }
+
+    /// A process that waits for a guest from a pipe, and once it is there says that it has arrived.
+    pub(crate) fn reading_a_pipe(&self, pipe: &Path, flags: &[&str]) -> Process {
+        let words = [&["receive", "--from", "fd:0"], flags].concat();
+        self.hooked(self.redirected(&words, &format!("0<'{}'", pipe.display())), true)
+    }
+
+    /// `ferry migrate --wait` into a pipe, under way.
+    pub(crate) fn migrating_into_a_pipe(&self, id: &str, pipe: &Path, flags: &[&str]) -> Process {
+        let words = [&["migrate", id, "--to", "fd:7", "--wait", "--output=json"], flags].concat();
+        self.start(self.redirected(&words, &format!("7>'{}'", pipe.display())))
     }
 
     /// `ferry migrate --wait`, under way.
     pub(crate) fn migrating(&self, id: &str, to: &Process) -> Process {
-        self.start(self.command(&["migrate", id, "--to", &to.listen, "--wait", "--output=json"]))
+        self.migrating_to(id, &to.listen, &[])
+    }
+
+    /// The same to any place.
+    pub(crate) fn migrating_to(&self, id: &str, place: &str, flags: &[&str]) -> Process {
+        let words = [&["migrate", id, "--to", place, "--wait", "--output=json"], flags].concat();
+        self.start(self.command(&words))
     }
 
     /// `ferry migrate --wait` to its end.
