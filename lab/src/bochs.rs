@@ -133,9 +133,11 @@ impl Boot<'_> {
             self.model,
             memory = self.memory_mib,
         );
-        for (line, port) in (2..).zip(ports) {
-            text += &format!("com{line}: enabled=1, mode=socket-client, dev=127.0.0.1:{port}\n");
-        }
+        text.extend(
+            (2..).zip(ports).map(|(line, port)| {
+                format!("com{line}: enabled=1, mode=socket-client, dev=127.0.0.1:{port}\n")
+            }),
+        );
         text
     }
 }

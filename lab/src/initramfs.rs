@@ -41,7 +41,7 @@ impl Root<'_> {
         let mut order = String::new();
         for path in kernel::load_order(self.modules, &self.roots())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            order += &format!("{name} {}\n", self.parameters(&name));
+            order.extend([&name, " ", &self.parameters(&name), "\n"]);
             files.push((format!("lab/modules/{name}"), path));
         }
         files.extend(self.files.iter().cloned());

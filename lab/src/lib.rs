@@ -2,8 +2,8 @@
 //!
 //! QEMU's TCG emulates AMD's SVM and Bochs emulates Intel's VMX, so `/dev/kvm` in there is the kernel's
 //! own. A [`Host`] names one: `amd/6.12/EPYC-Rome`. [`Lab::prepare`] fetches what it needs once,
-//! [`Lab::run`] boots it for one program, [`Lab::boot`] keeps it running for many, and [`Lab::pair`]
-//! boots two with a network between them. `cargo xtask lab` is the same for the command line;
+//! [`Lab::boot`] keeps it running for as many programs as are wanted, and [`Lab::pair`] boots two with a
+//! network between them. `cargo xtask lab` is the same for the command line;
 //! `docs/lab.md` says how it works and what it can not show.
 //!
 //! Kernels and emulators are Debian's packages, taken through the machine's own apt configuration into

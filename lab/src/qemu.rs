@@ -99,15 +99,10 @@ impl Boot<'_> {
     }
 
     fn kernel_line(&self) -> String {
-        let mut line = "console=ttyS0 panic=-1 loglevel=4 net.ifnames=0".to_owned();
-        match self.mark {
-            Some(mark) => line += &format!(" lab.mark={mark}"),
-            None => line += " lab.mode=shell",
-        }
-        if let Some(network) = self.network {
-            line += &format!(" lab.address={}", Network::address(network.number));
-        }
-        line
+        let what = self.mark.map_or_else(|| "lab.mode=shell".to_owned(), |mark| format!("lab.mark={mark}"));
+        let address = self.network.map(|network| Network::address(network.number));
+        let address = address.map(|address| format!(" lab.address={address}")).unwrap_or_default();
+        format!("console=ttyS0 panic=-1 loglevel=4 net.ifnames=0 {what}{address}")
     }
 }
 
