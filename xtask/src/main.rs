@@ -1,4 +1,4 @@
-//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`, `simulate`.
+//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`, `simulate`, `lab`.
 //!
 //! Continuous integration runs these very commands (`.ci/run`) and knows nothing beyond them.
 
@@ -6,6 +6,7 @@
 
 mod bench;
 mod fuzz;
+mod lab;
 mod lint;
 mod run;
 mod say;
@@ -34,6 +35,9 @@ enum Task {
     Lint,
     /// Builds and runs all tests, documentation examples included
     Test {
+        /// Which tests run in the lab, on real and unlike KVM hosts
+        #[arg(long, value_enum, default_value_t = test::InLab::Smoke)]
+        lab: test::InLab,
         /// Goes to `cargo test` as it is: a filter, `-p CRATE`, `-- --nocapture`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
@@ -45,6 +49,9 @@ enum Task {
     },
     /// Fuzzes the parsers on the stable toolchain; needs a C++ compiler
     Fuzz(fuzz::Arguments),
+    /// Real KVM hosts on any machine, by emulation
+    #[command(subcommand)]
+    Lab(lab::Command),
     /// Simulates hand-overs from seeds, faults and all; `--help` goes to the simulator
     #[command(disable_help_flag = true)]
     Simulate {
@@ -57,7 +64,7 @@ enum Task {
 fn main() -> ExitCode {
     let task = Arguments::parse().task;
     match perform(task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(failure) => {
             say::error(&failure);
             ExitCode::FAILURE
@@ -65,13 +72,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(task: Task) -> Result<(), Failure> {
+fn perform(task: Task) -> Result<ExitCode, Failure> {
     let tree = Tree::load()?;
     match task {
         Task::Lint => lint::run(&tree),
-        Task::Test { arguments } => test::run(&tree, &arguments),
+        Task::Test { lab, arguments } => test::run(&tree, lab, &arguments),
         Task::Bench { name } => bench::run(&tree, name.as_deref()),
         Task::Fuzz(arguments) => fuzz::run(&tree, &arguments),
         Task::Simulate { arguments } => simulate::run(&tree, &arguments),
-    }
+        Task::Lab(command) => return lab::run(&tree, command),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -48,6 +48,9 @@ pub(crate) enum Failure {
     /// A measurement over a loopback socket failed.
     #[error("cannot measure over the loopback interface")]
     Loopback(#[source] io::Error),
+    /// The lab could not do what it was asked for.
+    #[error(transparent)]
+    Lab(#[from] ferry_lab::Error),
     /// Findings were printed one by one; this closes the list.
     #[error("{0}")]
     Found(String),

@@ -19,6 +19,11 @@ pub(crate) fn notice(text: &dyn Display) {
     println!("notice: {text}");
 }
 
+/// Says how something goes on, beside standard output, which belongs to a program.
+pub(crate) fn aside(text: &dyn Display) {
+    eprintln!("{text}");
+}
+
 /// Prints a failure with all its causes on one line.
 pub(crate) fn error(failure: &dyn std::error::Error) {
     eprint!("error: {failure}");

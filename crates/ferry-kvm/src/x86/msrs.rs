@@ -13,6 +13,10 @@ use vmm_sys_util::errno;
 
 use super::{Notice, StateIoError};
 
+/// How many MSRs one call may name: KVM refuses lists of `MAX_IO_MSRS` (256) and more with `E2BIG`
+/// (`msr_io` in arch/x86/kvm/x86.c).
+const CHUNK: usize = KVM_MAX_MSR_ENTRIES - 1;
+
 /// `IA32_TIME_STAMP_COUNTER`.
 pub(super) const IA32_TSC: u32 = 0x10;
 
@@ -63,7 +67,7 @@ pub(super) fn read(vcpu: &VcpuFd, index: u32, msrs: &[u32]) -> Result<(Msrs, BTr
     let mut refused = BTreeSet::new();
     let mut left = msrs;
     while !left.is_empty() {
-        let chunk = left.get(..KVM_MAX_MSR_ENTRIES).unwrap_or(left);
+        let chunk = left.get(..CHUNK).unwrap_or(left);
         let entry = |msr: &u32| kvm_msr_entry { index: *msr, ..Default::default() };
         let mut buffer = buffer(chunk.iter().map(entry), "KVM_GET_MSRS", index)?;
         let done = vcpu.get_msrs(&mut buffer).map_err(|source| failed("KVM_GET_MSRS", index, source))?;
@@ -90,7 +94,7 @@ pub(super) fn write(
     let ordered = batch.of(msrs);
     let mut left = ordered.as_slice();
     while !left.is_empty() {
-        let chunk = left.get(..KVM_MAX_MSR_ENTRIES).unwrap_or(left);
+        let chunk = left.get(..CHUNK).unwrap_or(left);
         let entry = |(msr, value): &(u32, u64)| kvm_msr_entry { index: *msr, data: *value, reserved: 0 };
         let buffer = buffer(chunk.iter().map(entry), "KVM_SET_MSRS", index)?;
         let done = vcpu.set_msrs(&buffer).map_err(|source| failed("KVM_SET_MSRS", index, source))?;

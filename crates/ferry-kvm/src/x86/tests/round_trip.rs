@@ -134,3 +134,13 @@ fn older_interfaces_give_the_same_state() {
     let refused = target.restore(&with_pdptrs).unwrap_err();
     assert!(matches!(refused, StateIoError::Lacking { section: "x86.sregs", .. }), "{refused}");
 }
+
+#[test]
+fn more_msrs_than_one_call_takes_are_read_in_several() {
+    let Some(kvm) = kvm() else { return };
+    let fresh = Fresh::new(&kvm, 1);
+    for count in [255, 256, 257, 600] {
+        let (read, refused) = msrs::read(&fresh.vcpus[0], 0, &vec![0x174; count]).unwrap();
+        assert_eq!((read.values.len(), refused.len()), (1, 0), "{count} MSRs");
+    }
+}

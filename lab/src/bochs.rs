@@ -1,0 +1,180 @@
+//! The command line and configuration of Bochs for an Intel host.
+//!
+//! Bochs has a BIOS and drives but no loader for kernels: each run makes a CD of kernel and initial root
+//! with isolinux. Serial lines carry the console and the two streams. Debian's Bochs is built with its
+//! debugger, which waits for an order: the file given with `-rc` gives it. (Bochs, `doc/docbook/user`.)
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cache::Cache;
+use crate::command;
+use crate::error::Error;
+use crate::lab::{fetch_tool, native, tool_item};
+use crate::process::tied;
+
+/// The suite whose Bochs (2.7) is known to run these kernels.
+const SUITE: &str = "bookworm";
+
+/// Bochs itself, the boot loader of the CD with its library, and what writes the CD.
+const PACKAGES: &[&str] = &["bochs", "isolinux", "syslinux-common", "xorriso"];
+
+/// Instructions that make one second of the host. Bochs executes fewer: the host's clock runs slower
+/// than ours. A lower number would let timers take all the time that there is.
+const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
+
+/// The items of the cache that Bochs needs.
+pub(crate) fn items() -> Vec<String> {
+    PACKAGES.iter().map(|package| item(package)).collect()
+}
+
+fn item(package: &str) -> String {
+    tool_item(&format!("intel-{package}"), native())
+}
+
+/// Fetches Bochs and what makes its CDs.
+pub(crate) fn prepare(cache: &Cache, say: &dyn Fn(&str)) -> Result<(), Error> {
+    for package in PACKAGES {
+        cache.make(&item(package), |into| fetch_tool(cache, SUITE, package, native(), into, say))?;
+    }
+    Ok(())
+}
+
+/// What differs between two starts.
+#[derive(Debug)]
+pub(crate) struct Boot<'a> {
+    /// Where the packages lie.
+    pub(crate) cache: &'a Cache,
+    /// The processor's model.
+    pub(crate) model: &'a str,
+    /// The kernel's image.
+    pub(crate) kernel: &'a Path,
+    /// The folder of this run, with `root`.
+    pub(crate) folder: &'a Path,
+    /// The word in the streams' marks.
+    pub(crate) mark: &'a str,
+    /// The memory of the host in MiB.
+    pub(crate) memory_mib: u32,
+}
+
+impl Boot<'_> {
+    /// Writes the CD and the configuration; answers with the command line.
+    pub(crate) fn command(&self, streams: &[TcpListener; 2]) -> Result<Command, Error> {
+        let disc = self.disc()?;
+        let mut ports = Vec::new();
+        for stream in streams {
+            let address = stream.local_addr().map_err(Error::file("listen on", Path::new("127.0.0.1")))?;
+            ports.push(address.port());
+        }
+        let tree = self.cache.item(&item("bochs"));
+        let configuration = self.folder.join("bochsrc");
+        let text = self.configuration(&tree, &disc, &ports);
+        fs::write(&configuration, text).map_err(Error::file("write", &configuration))?;
+        let orders = self.folder.join("orders");
+        fs::write(&orders, "c\n").map_err(Error::file("write", &orders))?;
+        let mut bochs = foreign(&tree, "usr/bin/bochs-bin", true);
+        bochs.env("LTDL_LIBRARY_PATH", tree.join("usr/lib/x86_64-linux-gnu/bochs/plugins"));
+        bochs.env("BXSHARE", tree.join("usr/share/bochs")).current_dir(self.folder);
+        bochs.arg("-q").arg("-f").arg(&configuration).arg("-rc").arg(&orders);
+        Ok(bochs)
+    }
+
+    /// A CD that boots this kernel and this root.
+    fn disc(&self) -> Result<PathBuf, Error> {
+        let folder = self.folder.join("cd");
+        fs::create_dir(&folder).map_err(Error::file("create", &folder))?;
+        let loader = self.cache.item(&item("isolinux")).join("usr/lib/ISOLINUX/isolinux.bin");
+        let library =
+            self.cache.item(&item("syslinux-common")).join("usr/lib/syslinux/modules/bios/ldlinux.c32");
+        let root = self.folder.join("root");
+        for (from, name) in [
+            (&loader, "isolinux.bin"),
+            (&library, "ldlinux.c32"),
+            (&self.kernel.to_owned(), "vmlinuz"),
+            (&root, "root"),
+        ] {
+            fs::copy(from, folder.join(name)).map_err(Error::file("copy", from))?;
+        }
+        let menu = folder.join("isolinux.cfg");
+        let text = format!(
+            "default lab\nprompt 0\nlabel lab\n kernel /vmlinuz\n initrd /root\n append console=ttyS0 panic=-1 \
+             loglevel=4 lpj=1000000 tsc=reliable lab.mark={}\n",
+            self.mark
+        );
+        fs::write(&menu, text).map_err(Error::file("write", &menu))?;
+        let disc = self.folder.join("cd.iso");
+        let mut command = foreign(&self.cache.item(&item("xorriso")), "usr/bin/xorriso", false);
+        command.args(["-as", "mkisofs", "-quiet", "-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot"]);
+        command.args(["-boot-load-size", "4", "-boot-info-table", "-o"]).arg(&disc).arg(&folder);
+        command::capture(&mut command)?;
+        Ok(disc)
+    }
+
+    fn configuration(&self, tree: &Path, disc: &Path, ports: &[u16]) -> String {
+        let share = tree.join("usr/share/bochs");
+        let (share, disc, folder) = (share.display(), disc.display(), self.folder.display());
+        let mut text = format!(
+            "config_interface: textconfig\n\
+             display_library: rfb, options=\"timeout=0\"\n\
+             cpu: model={}, count=1, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
+             memory: guest={memory}, host={memory}\n\
+             romimage: file={share}/BIOS-bochs-latest\n\
+             vgaromimage: file={share}/VGABIOS-lgpl-latest\n\
+             ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
+             ata0-master: type=cdrom, path={disc}, status=inserted\n\
+             boot: cdrom\n\
+             plugin_ctrl: speaker=0\n\
+             com1: enabled=1, mode=file, dev={folder}/console\n\
+             clock: sync=none, time0=utc\n\
+             log: {folder}/bochs.log\n\
+             panic: action=fatal\nerror: action=ignore\ninfo: action=ignore\ndebug: action=ignore\n",
+            self.model,
+            memory = self.memory_mib,
+        );
+        text.extend(
+            (2..).zip(ports).map(|(line, port)| {
+                format!("com{line}: enabled=1, mode=socket-client, dev=127.0.0.1:{port}\n")
+            }),
+        );
+        text
+    }
+}
+
+/// A program of an unpacked tree with the tree's own libraries; `tied` if it runs for long.
+fn foreign(tree: &Path, program: &str, long: bool) -> Command {
+    let loader = tree.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+    let mut command = if long { tied(loader.as_os_str()) } else { Command::new(&loader) };
+    let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"].map(|folder| tree.join(folder));
+    let libraries = std::env::join_paths(libraries).unwrap_or_default();
+    command.arg("--library-path").arg(libraries).arg(tree.join(program));
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_names_model_disc_and_streams() {
+        let cache = Cache::at("/cache".into());
+        let boot = Boot {
+            cache: &cache,
+            model: "corei7_haswell_4770",
+            kernel: Path::new("/k"),
+            folder: Path::new("/run/1"),
+            mark: "word",
+            memory_mib: 512,
+        };
+        let text = boot.configuration(Path::new("/b"), Path::new("/run/1/cd.iso"), &[4001, 4002]);
+        for part in [
+            "model=corei7_haswell_4770",
+            "path=/run/1/cd.iso",
+            "com2: enabled=1, mode=socket-client, dev=127.0.0.1:4001",
+            "com3:",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+}

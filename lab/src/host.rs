@@ -1,0 +1,202 @@
+//! What a host of the lab is called, and which there are.
+//!
+//! A name is `VENDOR/KERNEL/MODEL`. Kernels are Debian's, so each belongs to a suite; models are the
+//! emulator's own names. A name that is none gets the nearest known ones as an answer.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
+
+/// Whose virtualisation the processor has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Vendor {
+    /// SVM, emulated by QEMU.
+    Amd,
+    /// VMX, emulated by Bochs.
+    Intel,
+}
+
+impl Vendor {
+    /// Both.
+    pub const ALL: &[Self] = &[Self::Amd, Self::Intel];
+
+    /// As it is written in a host's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Amd => "amd",
+            Self::Intel => "intel",
+        }
+    }
+
+    /// The module of KVM that this vendor's processors need.
+    pub const fn module(self) -> &'static str {
+        match self {
+            Self::Amd => "kvm-amd",
+            Self::Intel => "kvm-intel",
+        }
+    }
+
+    /// The kernels that boot under this vendor's emulator, oldest first; `newest` stands for the
+    /// highest version that the suites have.
+    pub const fn kernels(self) -> &'static [&'static str] {
+        match self {
+            Self::Amd => {
+                &["5.10", "6.1", "6.12", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "newest"]
+            }
+            // Later ones panic on Bochs 2.7.
+            Self::Intel => &["6.1", "6.12"],
+        }
+    }
+
+    /// The processor models with virtualisation that works.
+    pub const fn models(self) -> &'static [&'static str] {
+        match self {
+            Self::Amd => &["EPYC", "EPYC-Rome", "EPYC-Milan", "EPYC-Genoa", "max", "phenom", "qemu64"],
+            Self::Intel => &["corei5_lynnfield_750", "corei7_haswell_4770", "corei7_skylake_x"],
+        }
+    }
+}
+
+/// One host of the lab.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Host {
+    /// Whose virtualisation it has.
+    pub vendor: Vendor,
+    /// Its kernel: a series as `6.12`, or `newest`.
+    pub kernel: &'static str,
+    /// Its processor's model.
+    pub model: &'static str,
+}
+
+impl Host {
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// [`Error::Name`] with the nearest known names, if there is no such host.
+    pub fn parse(name: &str) -> Result<Self, Error> {
+        let mut parts = name.splitn(3, '/');
+        let (vendor, kernel, model) = (parts.next(), parts.next(), parts.next());
+        let vendors: Vec<&str> = Vendor::ALL.iter().map(|vendor| vendor.name()).collect();
+        let vendor = known(name, "vendor", vendor, &vendors)?;
+        let vendor = if vendor == "amd" { Vendor::Amd } else { Vendor::Intel };
+        let kernel = known(name, "kernel", kernel, vendor.kernels())?;
+        let model = known(name, "processor model", model, vendor.models())?;
+        Ok(Self { vendor, kernel, model })
+    }
+
+    /// Every host there is, by vendor, kernel and model.
+    pub fn all() -> Vec<Self> {
+        let mut hosts = Vec::new();
+        for &vendor in Vendor::ALL {
+            for &kernel in vendor.kernels() {
+                hosts.extend(vendor.models().iter().map(|&model| Self { vendor, kernel, model }));
+            }
+        }
+        hosts
+    }
+
+    /// The two hosts that quick tests use, with unlike kernels; what they need serves every processor model.
+    pub fn smoke() -> Vec<Self> {
+        let host = |kernel, model| Self { vendor: Vendor::Amd, kernel, model };
+        vec![host("5.10", "EPYC"), host("6.12", "EPYC")]
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.vendor.name(), self.kernel, self.model)
+    }
+}
+
+impl FromStr for Host {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::parse(name)
+    }
+}
+
+/// The known name that was given, or an error with those that are nearest to it.
+fn known<'a>(
+    name: &str,
+    what: &'static str,
+    given: Option<&str>,
+    known: &[&'a str],
+) -> Result<&'a str, Error> {
+    let given = given.unwrap_or_default();
+    if let Some(found) = known.iter().find(|known| **known == given) {
+        return Ok(found);
+    }
+    Err(Error::Name { name: name.to_owned(), what, given: given.to_owned(), nearest: nearest(given, known) })
+}
+
+/// The three names that take the fewest changes to come to; kernels by version where both are one.
+pub fn nearest(given: &str, known: &[&str]) -> Vec<String> {
+    let mut ranked: Vec<(u64, &str)> = known.iter().map(|name| (apart(given, name), *name)).collect();
+    ranked.sort_by_key(|(distance, _)| *distance);
+    ranked.into_iter().take(3).map(|(_, name)| name.to_owned()).collect()
+}
+
+fn apart(given: &str, name: &str) -> u64 {
+    match (version(given), version(name)) {
+        (Some(given), Some(name)) => given.abs_diff(name),
+        // What is no version is further away than any version.
+        (Some(_), None) => u64::MAX,
+        (None, _) => edits(&given.to_lowercase(), &name.to_lowercase()),
+    }
+}
+
+/// A kernel's series as a number: 6.12 lies above 6.9.
+fn version(text: &str) -> Option<u64> {
+    let mut parts = text.split('.');
+    let major: u32 = parts.next()?.parse().ok()?;
+    let minor: u32 = parts.next()?.parse().ok()?;
+    Some(u64::from(major) * 1000 + u64::from(minor))
+}
+
+/// How many letters to change, add or leave out (Levenshtein); a name that begins so counts as near.
+fn edits(from: &str, to: &str) -> u64 {
+    if !from.is_empty() && (to.contains(from) || from.contains(to)) {
+        return 1;
+    }
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<u64> = (0..=to.len() as u64).collect();
+    for letter in from.chars() {
+        let mut corner = row[0];
+        row[0] += 1;
+        for (at, other) in to.iter().enumerate() {
+            let replaced = corner + u64::from(letter != *other);
+            corner = row[at + 1];
+            row[at + 1] = replaced.min(corner + 1).min(row[at] + 1);
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_host_has_a_name_that_reads_back() {
+        for host in Host::all() {
+            assert_eq!(Host::parse(&host.to_string()).unwrap(), host);
+        }
+        assert!(Host::all().len() > 80);
+    }
+
+    #[test]
+    fn an_unknown_part_is_answered_with_the_nearest() {
+        let said = |name: &str| Host::parse(name).unwrap_err().to_string();
+        let kernel = said("amd/6.11/EPYC");
+        assert!(kernel.contains("kernel `6.11`") && kernel.contains("6.12, 6.16, 6.17"), "{kernel}");
+        assert!(said("amd/5.15/EPYC").contains("5.10"));
+        let model = said("amd/6.12/EPYC-Rom");
+        assert!(model.contains("EPYC-Rome"), "{model}");
+        assert!(said("intel/6.12/haswell").contains("corei7_haswell_4770"));
+        assert!(said("ibm/6.12/EPYC").contains("amd"));
+        assert!(said("amd/6.12").contains("processor model"));
+        assert!(said("intel/7.2/corei7_skylake_x").contains("6.12"));
+    }
+}

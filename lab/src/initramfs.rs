@@ -1,0 +1,126 @@
+//! The initial root of a lab host: busybox, KVM's modules, the programs of this run, and `init.sh`.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use crate::cpio::Writer;
+use crate::error::Error;
+use crate::host::{Host, Vendor};
+use crate::kernel;
+
+/// The first process; see there.
+const INIT: &str = include_str!("init.sh");
+
+/// Emulated hosts calibrate their TSC differently at each boot and cannot scale it: a guest from another
+/// host has a frequency that is off by more than KVM's usual 250 ppm (kernel, `arch/x86/kvm/x86.c`).
+const TSC_TOLERANCE: &str = "tsc_tolerance_ppm=100000";
+
+/// What goes into the root.
+#[derive(Debug)]
+pub(crate) struct Root<'a> {
+    /// The host.
+    pub(crate) host: &'a Host,
+    /// busybox, static.
+    pub(crate) busybox: &'a Path,
+    /// The kernel's modules.
+    pub(crate) modules: &'a Path,
+    /// Parameters of the module kvm beside the lab's own, as `name=value`.
+    pub(crate) kvm_parameters: &'a [String],
+    /// Whether KVM measures the TSC as strictly as it does by itself.
+    pub(crate) strict_tsc: bool,
+    /// Files and programs: their path in the host, without the first slash, and here.
+    pub(crate) files: &'a [(String, PathBuf)],
+}
+
+impl Root<'_> {
+    /// Writes the archive.
+    pub(crate) fn write(&self, to: &Path) -> Result<(), Error> {
+        let file = File::create(to).map_err(Error::file("create", to))?;
+        let mut files: Vec<(String, PathBuf)> = vec![("bin/busybox".to_owned(), self.busybox.to_owned())];
+        let mut order = String::new();
+        for path in kernel::load_order(self.modules, &self.roots())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            order.extend([&name, " ", &self.parameters(&name), "\n"]);
+            files.push((format!("lab/modules/{name}"), path));
+        }
+        files.extend(self.files.iter().cloned());
+        let texts =
+            [("init", INIT.to_owned()), ("lab/order", order), ("lab/host", format!("{}\n", self.host))];
+        let mut writer = Writer::new(BufWriter::new(file));
+        let write = Error::file("write", to);
+        let mut contents = Vec::new();
+        for (name, path) in files {
+            contents.push((name, fs::read(&path).map_err(Error::file("read", &path))?));
+        }
+        contents.extend(texts.map(|(name, text)| (name.to_owned(), text.into_bytes())));
+        (|| {
+            let mut folders: Vec<String> = ["dev", "files"].map(str::to_owned).into();
+            folders.extend(contents.iter().flat_map(|(name, _)| folders_of(name)));
+            folders.sort();
+            folders.dedup();
+            folders.iter().try_for_each(|folder| writer.folder(folder))?;
+            writer.device("dev/console", 5, 1)?;
+            contents.iter().try_for_each(|(name, data)| writer.file(name, data))?;
+            writer.finish().map(drop)
+        })()
+        .map_err(write)
+    }
+
+    fn roots(&self) -> Vec<&'static str> {
+        let mut roots = match self.host.vendor {
+            Vendor::Amd => vec!["virtio_pci", "virtio_console", "virtio_net"],
+            Vendor::Intel => vec!["ata_piix", "sd_mod"],
+        };
+        roots.push(self.host.vendor.module());
+        roots
+    }
+
+    fn parameters(&self, module: &str) -> String {
+        match module {
+            "kvm.ko" if self.strict_tsc => self.kvm_parameters.join(" "),
+            "kvm.ko" => format!("{TSC_TOLERANCE} {}", self.kvm_parameters.join(" ")),
+            "kvm_amd.ko" | "kvm_intel.ko" => "nested=1".to_owned(),
+            _ => String::new(),
+        }
+    }
+}
+
+/// Every folder above a file, outermost first.
+fn folders_of(name: &str) -> Vec<String> {
+    name.match_indices('/').map(|(at, _)| name[..at].to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_holds_the_modules_in_order_with_their_parameters() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("modules")).unwrap();
+        for (name, needs) in [("kvm", ""), ("kvm_amd", "kvm")] {
+            fs::write(at(&format!("modules/{name}.ko")), format!("\0depends={needs}\0")).unwrap();
+        }
+        fs::write(at("busybox"), "bb").unwrap();
+        fs::write(at("ferry"), "program").unwrap();
+        let host = Host::parse("amd/6.12/EPYC").unwrap();
+        let mut root = Root {
+            host: &host,
+            busybox: &at("busybox"),
+            modules: &at("modules"),
+            kvm_parameters: &[],
+            strict_tsc: false,
+            files: &[("lab/bin/ferry".to_owned(), at("ferry"))],
+        };
+        root.write(&at("root")).unwrap();
+        let text = String::from_utf8_lossy(&fs::read(at("root")).unwrap()).into_owned();
+        assert!(text.contains("kvm.ko tsc_tolerance_ppm=100000 \nkvm_amd.ko nested=1\n"));
+        assert!(text.find("lab/bin\0").unwrap() < text.find("lab/bin/ferry\0").unwrap());
+        assert!(text.contains("amd/6.12/EPYC\n") && text.contains("lab-end:"));
+        root.strict_tsc = true;
+        root.write(&at("root")).unwrap();
+        assert!(!String::from_utf8_lossy(&fs::read(at("root")).unwrap()).contains("tsc_tolerance_ppm"));
+    }
+}

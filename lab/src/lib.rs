@@ -1,0 +1,37 @@
+//! Real KVM hosts on any machine: a real Linux kernel with its real KVM inside an emulated machine.
+//!
+//! QEMU's TCG emulates AMD's SVM and Bochs emulates Intel's VMX, so `/dev/kvm` in there is the kernel's
+//! own. A [`Host`] names one: `amd/6.12/EPYC-Rome`. [`Lab::prepare`] fetches what it needs once,
+//! [`Lab::boot`] keeps it running for as many programs as are wanted, and [`Lab::pair`] boots two with a
+//! network between them. `cargo xtask lab` is the same for the command line;
+//! `docs/lab.md` says how it works and what it can not show.
+//!
+//! Kernels and emulators are Debian's packages, taken through the machine's own apt configuration into
+//! a private root ([`apt`]); the machine's own packages stay as they are.
+
+#![forbid(unsafe_code)]
+
+pub mod apt;
+pub mod cache;
+pub mod cpio;
+pub mod error;
+pub mod host;
+pub mod kernel;
+
+mod bochs;
+mod command;
+mod initramfs;
+mod lab;
+mod machine;
+pub mod pair;
+mod process;
+mod program;
+mod qemu;
+mod stream;
+
+pub use crate::error::Error;
+pub use crate::host::{Host, Vendor};
+pub use crate::lab::{Job, Lab};
+pub use crate::machine::{Machine, Output, Side};
+pub use crate::pair::Pair;
+pub use crate::program::{check_static, ferry};

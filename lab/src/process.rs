@@ -1,0 +1,67 @@
+//! Programs that must not outlive this process.
+//!
+//! `setpriv` (util-linux) asks the kernel to kill the program when the thread that started it ends,
+//! whatever ends it (`PR_SET_PDEATHSIG`); asking here would take unsafe code. Without `setpriv` a
+//! program still ends when its value is dropped. So whoever starts a host keeps the thread alive.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+/// A command that dies with the thread that starts it.
+pub(crate) fn tied(program: &OsStr) -> Command {
+    let Some(setpriv) = in_path("setpriv") else { return Command::new(program) };
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// The file of a program in the folders of `PATH`.
+pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+/// A started program, killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error says that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::process::Stdio;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_program_ends_with_the_thread_that_started_it_and_with_its_value() {
+        let start = || {
+            let mut command = tied(OsStr::new("sh"));
+            command.args(["-c", "echo; exec sleep 600"]).stdout(Stdio::piped());
+            let mut running = Running(command.spawn().unwrap());
+            // It says a line once `setpriv` has asked the kernel.
+            let mut output = running.0.stdout.take().unwrap();
+            assert_eq!(output.read(&mut [0]).unwrap(), 1);
+            (running, output)
+        };
+        // The pipe ends when nobody has it any more.
+        let (dropped, mut output) = start();
+        drop(dropped);
+        assert_eq!(output.read(&mut [0]).unwrap(), 0);
+        if in_path("setpriv").is_none() {
+            println!("skipped the rest: this machine has no setpriv");
+            return;
+        }
+        let (_left, mut output) = thread::spawn(start).join().unwrap();
+        assert_eq!(output.read(&mut [0]).unwrap(), 0);
+    }
+}

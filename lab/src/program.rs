@@ -1,0 +1,124 @@
+//! Programs for the lab's hosts: static, because a host has no libraries.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::Error;
+
+/// The target whose programs are static by themselves.
+const MUSL: &str = "x86_64-unknown-linux-musl";
+
+/// The usual target, which links statically when asked.
+const GNU: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds this tree's `ferry` as a static program; answers with its path. It has a build folder of its
+/// own, `lab` in `target`, so no other build waits for it or is thrown away by it.
+///
+/// # Errors
+/// [`Error::Command`] if the build fails; cargo has said why on standard error.
+pub fn ferry(root: &Path, target: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
+    let musl = has_target(MUSL) || add_target(MUSL, say);
+    let triple = if musl { MUSL } else { GNU };
+    let folder = target.join("lab");
+    say(&format!("building ferry for {triple}"));
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(root).args(["build", "--quiet", "--package", "ferry", "--bin", "ferry"]);
+    command.args(["--target", triple, "--target-dir"]).arg(&folder);
+    // It goes into the host's memory at every boot: without symbols it is a tenth.
+    command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_DEV_STRIP", "symbols");
+    if !musl {
+        command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    }
+    // Cargo tells its children about the crate under test; another cargo must not take it as its own.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_ENCODED_RUSTFLAGS" {
+            command.env_remove(name);
+        }
+    }
+    let shown = "cargo build --package ferry".to_owned();
+    let status = command
+        .status()
+        .map_err(|error| Error::Command { command: shown.clone(), reason: error.to_string() })?;
+    if !status.success() {
+        return Err(Error::Command { command: shown, reason: format!("it ended with {status}") });
+    }
+    Ok(folder.join(triple).join("debug/ferry"))
+}
+
+/// Whether the compiler has the target's library.
+fn has_target(triple: &str) -> bool {
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output();
+    output.is_ok_and(|output| {
+        let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Path::new(&sysroot).join("lib/rustlib").join(triple).join("lib").is_dir()
+    })
+}
+
+/// Asks rustup for the target; a machine without rustup, or offline, does without.
+fn add_target(triple: &str, say: &dyn Fn(&str)) -> bool {
+    say(&format!("asking rustup for {triple}"));
+    let output = Command::new("rustup").args(["target", "add", triple]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+/// Checks that a program needs no libraries: its ELF header names no interpreter (`elf(5)`, `PT_INTERP`).
+///
+/// # Errors
+/// [`Error::NotStatic`]; [`Error::File`] if it cannot be read. A script passes: it names its own.
+pub fn check_static(path: &Path) -> Result<(), Error> {
+    let bytes = fs::read(path).map_err(Error::file("read", path))?;
+    if names_interpreter(&bytes).unwrap_or(false) {
+        return Err(Error::NotStatic { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Whether a 64-bit little-endian ELF file has a `PT_INTERP` header; none if it is no such file.
+fn names_interpreter(bytes: &[u8]) -> Option<bool> {
+    const INTERPRETER: u32 = 3;
+    if !bytes.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let half = |at: usize| Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+    let table = u64::from_le_bytes(bytes.get(32..40)?.try_into().ok()?);
+    let (size, count) = (usize::from(half(54)?), usize::from(half(56)?));
+    let table = usize::try_from(table).ok()?;
+    for index in 0..count {
+        let at = table.checked_add(index.checked_mul(size)?)?;
+        let kind = bytes.get(at..at.checked_add(4)?)?;
+        if u32::from_le_bytes(kind.try_into().ok()?) == INTERPRETER {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_with_an_interpreter_is_told_from_one_without() {
+        let mut file = vec![0; 64 + 2 * 56];
+        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        file[32] = 64;
+        file[54] = 56;
+        file[56] = 2;
+        assert_eq!(names_interpreter(&file), Some(false));
+        file[64 + 56] = 3;
+        assert_eq!(names_interpreter(&file), Some(true));
+        assert_eq!(names_interpreter(&file[..70]), None);
+        assert_eq!(names_interpreter(b"#!/bin/sh"), None);
+        file[32..40].copy_from_slice(&[0xff; 8]);
+        assert_eq!(names_interpreter(&file), None);
+    }
+
+    #[test]
+    fn this_test_itself_is_no_program_for_a_host_unless_static() {
+        let own = std::env::current_exe().unwrap();
+        let linked = cfg!(not(target_feature = "crt-static"));
+        assert_eq!(matches!(check_static(&own), Err(Error::NotStatic { .. })), linked);
+    }
+}

@@ -1,0 +1,60 @@
+//! Ferry on and between real and unlike KVM hosts.
+//!
+//! `cargo xtask test` runs these when the hosts are prepared (`cargo xtask lab prepare --smoke`) and says
+//! when they are not: it names in `FERRY_LAB_PROGRAM` the static `ferry` that hosts run. Without that
+//! variable, or without the hosts, each test says why it skips and passes.
+
+mod moves;
+mod one;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ferry_lab::{Host, Job, Lab, Machine};
+
+/// Names the static `ferry` for the hosts.
+const PROGRAM: &str = "FERRY_LAB_PROGRAM";
+
+/// One step in a host, on a machine that does other things, too.
+const STEP_MAX: Duration = Duration::from_secs(120);
+
+/// Emulated hosts need a core each: tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The lab, if it has these hosts, with what starts them.
+struct Ready {
+    lab: Lab,
+    job: Job,
+    hosts: Vec<Host>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+fn ready(names: &[&str]) -> Option<Ready> {
+    let lab = Lab::open();
+    let hosts: Vec<Host> = names.iter().map(|name| Host::parse(name).unwrap()).collect();
+    let Some(program) = std::env::var_os(PROGRAM).map(PathBuf::from) else {
+        println!("skipped: `cargo xtask test` runs this, with {PROGRAM}");
+        return None;
+    };
+    if let Some(host) = hosts.iter().find(|host| !lab.is_prepared(host)) {
+        println!("skipped: the lab's host {host} is not prepared (`cargo xtask lab prepare {host}`)");
+        return None;
+    }
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(Ready { lab, job: Job::new().program("ferry", &program), hosts, _turn: turn })
+}
+
+/// Runs a command that must end well.
+fn ok(host: &mut Machine, script: &str) -> String {
+    host.expect(script, STEP_MAX).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Repeats a command in the host until it ends well.
+fn until(host: &mut Machine, script: &str) -> String {
+    let script = format!(
+        "for try in $(seq 300); do {script} >/tmp/until 2>&1 && exec cat /tmp/until; usleep 100000; done; \
+         cat /tmp/until /tmp/*.log >&2; exit 1"
+    );
+    ok(host, &script)
+}

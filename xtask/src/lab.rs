@@ -1,0 +1,285 @@
+//! `cargo xtask lab`: real KVM hosts on any machine.
+//!
+//! The crate `ferry-lab` does the work; here are its commands. What a program in a host says goes to
+//! standard output and nothing else does: progress goes to standard error.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use ferry_lab::pair::Step;
+use ferry_lab::{Host, Job, Lab, Machine, Side};
+
+use crate::run::Failure;
+use crate::say;
+use crate::tree::Tree;
+
+/// What to do in the lab.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Lists the hosts, and which of them are prepared
+    List,
+    /// Fetches what hosts need: kernel, emulator, tools; a second call finds it there
+    Prepare {
+        /// Hosts, as `amd/6.12/EPYC-Rome`
+        #[arg(required_unless_present = "smoke")]
+        hosts: Vec<String>,
+        /// The two hosts of the quick tests
+        #[arg(long)]
+        smoke: bool,
+    },
+    /// Boots a host, runs a static program there, and brings back what it says and its status
+    Run {
+        /// The host, as `amd/6.12/EPYC-Rome`
+        host: String,
+        #[command(flatten)]
+        options: Options,
+        /// Folder for the files that the program leaves in its working folder
+        #[arg(long, value_name = "FOLDER")]
+        files: Option<PathBuf>,
+        /// The program: `ferry` is this tree's, another a file here or a tool of busybox
+        #[arg(last = true, required = true, value_name = "PROGRAM [ARGS]")]
+        program: Vec<String>,
+    },
+    /// Boots two hosts with a network between them and runs steps on them, one after another
+    Pair {
+        /// The host that guests come from; `$SOURCE` is its address
+        source: String,
+        /// The host that guests go to; `$TARGET` is its address
+        target: String,
+        #[command(flatten)]
+        options: Options,
+        /// Shell scripts with the side that they run on: `source: ferry run &`
+        #[arg(last = true, required = true, value_name = "SIDE: SCRIPT")]
+        steps: Vec<String>,
+    },
+    /// A shell in a host
+    Shell {
+        /// The host
+        host: String,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Removes everything that was fetched
+    Clean,
+    /// Measures the seconds from start to /dev/kvm of each prepared kind of host
+    Bench,
+}
+
+/// What a host starts with.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// A program or file of this machine that the host has as /lab/bin/NAME
+    #[arg(long = "with", value_name = "FILE")]
+    with: Vec<PathBuf>,
+    /// How long one program or step may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+    /// The host's memory, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory: u32,
+    /// A parameter of the module kvm
+    #[arg(long = "kvm", value_name = "NAME=VALUE")]
+    kvm: Vec<String>,
+    /// Leaves KVM's tolerance for TSC frequencies as it is by itself
+    #[arg(long)]
+    strict_tsc: bool,
+}
+
+impl Options {
+    fn job(&self) -> Result<Job, Failure> {
+        let mut job = Job::new().memory(self.memory);
+        if self.strict_tsc {
+            job = job.strict_tsc();
+        }
+        for parameter in &self.kvm {
+            job = job.kvm_parameter(parameter);
+        }
+        for file in &self.with {
+            job = with(job, file)?;
+        }
+        Ok(job)
+    }
+
+    const fn within(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+}
+
+/// A program of this machine beside what the host has.
+fn with(job: Job, file: &Path) -> Result<Job, Failure> {
+    ferry_lab::check_static(file)?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    Ok(job.program(&name, file))
+}
+
+/// Carries the command out; the status is that of the program in the host, if there was one.
+pub(crate) fn run(tree: &Tree, command: Command) -> Result<ExitCode, Failure> {
+    end_with_parent();
+    let lab = Lab::open();
+    match command {
+        Command::List => list(&lab),
+        Command::Prepare { hosts, smoke } => {
+            let mut hosts = parse_all(&hosts)?;
+            if smoke {
+                hosts.extend(Host::smoke());
+            }
+            prepare(&lab, &hosts)
+        }
+        Command::Run { host, options, files, program } => {
+            return run_program(tree, &lab, &Host::parse(&host)?, &options, files.as_deref(), &program);
+        }
+        Command::Pair { source, target, options, steps } => {
+            return pair(tree, &lab, &[Host::parse(&source)?, Host::parse(&target)?], &options, &steps);
+        }
+        Command::Shell { host, options } => {
+            let host = Host::parse(&host)?;
+            prepare(&lab, std::slice::from_ref(&host))?;
+            lab.shell(&host, &with_ferry(tree, options.job()?)?)?;
+            Ok(())
+        }
+        Command::Clean => lab.cache().clean().map_err(Failure::from),
+        Command::Bench => bench(&lab),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// cargo starts this program: whoever ends cargo means this, too. Hosts end with this program.
+fn end_with_parent() {
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
+}
+
+fn parse_all(names: &[String]) -> Result<Vec<Host>, Failure> {
+    names.iter().map(|name| Host::parse(name).map_err(Failure::from)).collect()
+}
+
+fn progress(text: &str) {
+    say::aside(&format!("lab: {text}"));
+}
+
+fn list(lab: &Lab) -> Result<(), Failure> {
+    for host in Host::all() {
+        let prepared = if lab.is_prepared(&host) { lab.release(&host) } else { None };
+        match prepared {
+            Some(release) => say::line(&format!("{:<34} prepared, kernel {release}", host.to_string())),
+            None => say::line(&host),
+        }
+    }
+    Ok(())
+}
+
+/// Prepares the hosts; a call that finds everything there says nothing.
+fn prepare(lab: &Lab, hosts: &[Host]) -> Result<(), Failure> {
+    let start = Instant::now();
+    let missing: Vec<Host> = hosts.iter().filter(|host| !lab.is_prepared(host)).cloned().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    lab.prepare(&missing, &progress)?;
+    progress(&format!("prepared in {} s", start.elapsed().as_secs()));
+    Ok(())
+}
+
+/// The job with this tree's `ferry`.
+fn with_ferry(tree: &Tree, job: Job) -> Result<Job, Failure> {
+    let path = ferry_lab::ferry(&tree.root, &tree.target, &progress)?;
+    Ok(job.program("ferry", &path))
+}
+
+fn run_program(
+    tree: &Tree,
+    lab: &Lab,
+    host: &Host,
+    options: &Options,
+    files: Option<&Path>,
+    program: &[String],
+) -> Result<ExitCode, Failure> {
+    prepare(lab, std::slice::from_ref(host))?;
+    let mut job = options.job()?;
+    let mut words = program.to_vec();
+    let named = Path::new(&program[0]);
+    if program[0] == "ferry" {
+        job = with_ferry(tree, job)?;
+    } else if named.is_file() {
+        job = with(job, named)?;
+        words[0] = format!("/lab/bin/{}", named.file_name().unwrap_or_default().to_string_lossy());
+    }
+    let mut machine = lab.boot(host, &job)?;
+    progress(&format!("{host} was up after {:.1} s", machine.booted().as_secs_f64()));
+    let line = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    let status = machine.run_into(&line, options.within(), &mut pass_on)?;
+    if let Some(folder) = files {
+        fetch(&mut machine, folder, options.within())?;
+    }
+    Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
+}
+
+fn fetch(machine: &mut Machine, folder: &Path, within: Duration) -> Result<(), Failure> {
+    fs::create_dir_all(folder).map_err(Failure::file("create", folder))?;
+    machine.fetch("/files", folder, within).map_err(Failure::from)
+}
+
+/// A word as the shell takes it for one.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Gives on what a program in a host says.
+fn pass_on(side: Side, bytes: &[u8]) {
+    // Whoever reads it may have gone; the program's status is told all the same.
+    let _ = match side {
+        Side::Out => std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()),
+        Side::Err => std::io::stderr().write_all(bytes),
+    };
+}
+
+fn pair(
+    tree: &Tree,
+    lab: &Lab,
+    hosts: &[Host; 2],
+    options: &Options,
+    steps: &[String],
+) -> Result<ExitCode, Failure> {
+    let steps = steps.iter().map(|step| Step::parse(step)).collect::<Result<Vec<_>, _>>()?;
+    prepare(lab, hosts)?;
+    let job = with_ferry(tree, options.job()?)?;
+    let mut pair = lab.pair((&hosts[0], &job), (&hosts[1], &job))?;
+    for step in &steps {
+        let side = if step.on_target { "target" } else { "source" };
+        progress(&format!("{side}: {}", step.script));
+        let status = pair.run_into(step, options.within(), &mut pass_on)?;
+        if status != 0 {
+            progress(&format!("the step ended with status {status}"));
+            return Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds from start to `/dev/kvm`, for one host of each vendor and kernel that is prepared.
+fn bench(lab: &Lab) -> Result<(), Failure> {
+    let mut hosts: Vec<Host> = Host::all();
+    hosts.retain(|host| lab.is_prepared(host));
+    hosts.dedup_by_key(|host| (host.vendor, host.kernel));
+    if hosts.is_empty() {
+        return Err(Failure::Unknown("no host is prepared: `cargo xtask lab prepare --smoke`".to_owned()));
+    }
+    say::line(&"seconds from start to /dev/kvm");
+    for host in hosts {
+        let machine = lab.boot(&host, &Job::new())?;
+        say::line(&format!("{:<34} {:>6.1}", host.to_string(), machine.booted().as_secs_f64()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_stay_words_in_the_shell() {
+        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
+    }
+}
