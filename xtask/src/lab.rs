@@ -120,7 +120,10 @@ pub(crate) fn run(tree: &Tree, command: Command) -> Result<ExitCode, Failure> {
     end_with_parent();
     let lab = Lab::open();
     match command {
-        Command::List => list(&lab),
+        Command::List => {
+            list(&lab);
+            Ok(())
+        }
         Command::Prepare { hosts, smoke } => {
             let mut hosts = parse_all(&hosts)?;
             if smoke {
@@ -159,7 +162,7 @@ fn progress(text: &str) {
     say::aside(&format!("lab: {text}"));
 }
 
-fn list(lab: &Lab) -> Result<(), Failure> {
+fn list(lab: &Lab) {
     for host in Host::all() {
         let prepared = if lab.is_prepared(&host) { lab.release(&host) } else { None };
         match prepared {
@@ -167,7 +170,6 @@ fn list(lab: &Lab) -> Result<(), Failure> {
             None => say::line(&host),
         }
     }
-    Ok(())
 }
 
 /// Prepares the hosts; a call that finds everything there says nothing.

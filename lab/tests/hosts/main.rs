@@ -4,6 +4,13 @@
 //! when they are not: it names in `FERRY_LAB_PROGRAM` the static `ferry` that hosts run. Without that
 //! variable, or without the hosts, each test says why it skips and passes.
 
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "this crate is nothing but tests; clippy exempts only functions marked so"
+)]
+
 mod moves;
 mod one;
 
