@@ -98,7 +98,7 @@ mod tests {
         let (head, rest) = bytes.split_at(110);
         let text = std::str::from_utf8(head).unwrap();
         assert!(text.starts_with("07070100000001000041ed"), "{text}");
-        assert!(rest.starts_with(b"dev\0\0\x0070701"), "padded to 4 bytes with its header");
+        assert!(rest.starts_with(b"dev\0\0\x00070701"), "padded to 4 bytes with its header");
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let file = text.find("init\0").unwrap();
         // The header is 110 bytes, the name 5: one byte of padding.
