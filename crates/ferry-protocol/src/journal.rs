@@ -273,7 +273,7 @@ impl GuestHistory {
     /// Whether it ran the guest under this epoch, and then handed it on or saw it end: so the epoch was
     /// taken for certain, and the guest did not die with the process.
     pub fn went_through(&self, epoch: Epoch) -> bool {
-        self.may_have_run.contains(&epoch) && self.ran >= Some(epoch) && self.left >= Some(epoch)
+        self.may_have_run.contains(&epoch) && self.ran == Some(epoch) && self.left >= Some(epoch)
     }
 
     /// The epoch that it may have run as a target while the source still waits for a word.

@@ -112,16 +112,15 @@ impl World {
 
     fn send_from_target(&mut self, process: usize, link: LinkId, message: ToSource) {
         let Some(number) = self.link_of(process, link) else { return };
+        // For itself, or for a process of its folder that is gone: whichever was asked.
+        let instance = self.links[number].asked.unwrap_or(self.processes[process].instance);
         match &message {
             ToSource::Running(of) => {
-                let instance = self.processes[process].instance;
                 self.note_answer(instance, *of, Said::Runs);
             }
             // A stranger's own guest is another one.
             ToSource::Refused(_) if self.links[number].maker == Maker::Stranger => {}
             ToSource::Refused(refused) => {
-                // For itself, or for a process of its folder that is gone: whichever was asked.
-                let instance = self.links[number].asked.unwrap_or(self.processes[process].instance);
                 self.note_answer(instance, refused.of, Said::Refused);
             }
             ToSource::Verdict(verdict) => {
