@@ -167,6 +167,7 @@ fn to_target() -> Vec<ToTarget> {
             written: Vec::new(),
             witness: None,
             to: None,
+            from: None,
         }),
         ToTarget::RoundEnd(RoundEnd { round: 1, data_pages: 2, zero_pages: 3, last: false }),
         ToTarget::MemoryHash(MemoryHash { blake3: [9; 32] }),

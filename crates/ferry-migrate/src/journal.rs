@@ -11,8 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use ferry_protocol::InstanceId;
 use ferry_protocol::journal::{Past, Record};
+use ferry_protocol::{GuestId, InstanceId};
 
 mod file;
 mod folder;
@@ -39,6 +39,14 @@ pub trait Journal: Debug + Send + Sync {
 
     /// What processes wrote that kept their journals in the same place and are gone.
     fn past(&self) -> Result<Past, JournalError>;
+
+    /// The journal of a process that lives and has a guest of this name, or may get it back; neither this
+    /// process nor the one named: the source of the very guest may be on this host. Nothing is known of
+    /// others where journals are not kept in one place.
+    fn holder(&self, guest: &GuestId, source: Option<InstanceId>) -> Result<Option<PathBuf>, JournalError> {
+        let _ = (guest, source);
+        Ok(None)
+    }
 }
 
 /// A journal that cannot be written or read: nothing may be done that rests on it.

@@ -123,6 +123,7 @@ impl Migration {
     pub fn new(options: MigrateOptions) -> Self {
         let MigrateOptions { address, mut config, journal, witness } = options;
         config.address = address.to_string();
+        config.instance = Some(journal.instance());
         Self::planned(Plan { route: Route::Link(address), config, journal, witness })
     }
 
@@ -131,6 +132,7 @@ impl Migration {
     pub fn one_way(sink: Sink, mut config: SourceConfig, journal: Arc<dyn Journal>) -> Self {
         config.one_way = true;
         config.address = sink.place();
+        config.instance = Some(journal.instance());
         Self::planned(Plan { route: Route::OneWay(Some(sink)), config, journal, witness: None })
     }
 

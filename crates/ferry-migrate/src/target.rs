@@ -202,7 +202,9 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                     cpu: (Duration::ZERO, Duration::ZERO),
                 };
                 self.figures = Some(figures);
-                Ok(TargetEvent::Judged(self.builder.judge(&machine)))
+                let mut verdict = self.builder.judge(&machine);
+                verdict.findings.extend(self.doors.objection());
+                Ok(TargetEvent::Judged(verdict))
             }
             TargetAction::Build { machine, written } => self.builder.build(&machine).map(|machine| {
                 let ram = machine.ram();

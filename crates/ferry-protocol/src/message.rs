@@ -201,6 +201,9 @@ pub struct Offer {
     /// pipe. No other process takes the offer, so whoever repeats a session to another gets nowhere.
     #[n(5)]
     pub to: Option<InstanceId>,
+    /// The life of the source process: on its own host it is no second process with a guest of that name.
+    #[n(6)]
+    pub from: Option<InstanceId>,
 }
 
 /// A further link of a live session.

@@ -272,6 +272,7 @@ impl Source {
             written,
             witness: self.config.witness,
             to: self.instance,
+            from: self.config.instance,
         }))
     }
 

@@ -287,6 +287,11 @@ impl Target {
         self.session.as_ref().map(|session| session.link)
     }
 
+    /// The life of the source process of the present session, once its offer came.
+    pub fn session_source(&self) -> Option<InstanceId> {
+        self.session.as_ref()?.offer.as_ref()?.from
+    }
+
     /// The guest of the present session.
     pub fn session_guest(&self) -> Option<&GuestId> {
         self.session.as_ref().map(|session| &session.guest)

@@ -60,6 +60,7 @@ fn a_stream_that_is_cut_anywhere_is_a_lost_link() {
             written: Vec::new(),
             witness: None,
             to: None,
+            from: None,
         };
         let offer = to_target(&ToTarget::Offer(offer));
         for cut in [0, 1, 15, 16, 17, offer.len() - 1] {
@@ -317,6 +318,7 @@ fn an_offer_that_cannot_be_taken_is_refused_before_anything_is_built() {
             written: Vec::new(),
             witness: None,
             to: None,
+            from: None,
         });
         let cause = victim.cause(|victim| {
             let mut peer = victim.greeted();
@@ -397,6 +399,7 @@ fn pages_that_come_slowly_are_not_silence() {
         written: Vec::new(),
         witness: None,
         to: None,
+        from: None,
     }));
     assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
     assert_eq!(peer.hear(), Some(ToSource::Built));

@@ -48,6 +48,7 @@ fn with_two_lanes(victim: &mut Victim) -> Raw {
         written: Vec::new(),
         witness: None,
         to: None,
+        from: None,
     };
     peer.tell(&ToTarget::Offer(offer));
     assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));

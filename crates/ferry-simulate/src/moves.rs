@@ -174,7 +174,15 @@ impl World {
             config: Vec::new(),
             contract: Vec::new(),
         };
-        let offer = Offer { machine, verify: false, lanes: 1, written: Vec::new(), witness: None, to: None };
+        let offer = Offer {
+            machine,
+            verify: false,
+            lanes: 1,
+            written: Vec::new(),
+            witness: None,
+            to: None,
+            from: None,
+        };
         [ToTarget::Hello(hello), ToTarget::Offer(offer)].into_iter().take(words).collect()
     }
 }

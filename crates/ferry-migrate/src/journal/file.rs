@@ -12,8 +12,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ferry_protocol::InstanceId;
 use ferry_protocol::journal::{Past, Record};
+use ferry_protocol::{GuestId, InstanceId};
 use rustix::fs::FlockOperation;
 
 use super::form::{HEADER_BYTES, MAX_JOURNAL_BYTES, frame, header};
@@ -165,5 +165,13 @@ impl Journal for FileJournal {
 
     fn past(&self) -> Result<Past, JournalError> {
         Ok(Lives::read(&self.folder)?.past())
+    }
+
+    fn holder(&self, guest: &GuestId, source: Option<InstanceId>) -> Result<Option<PathBuf>, JournalError> {
+        let lives = Lives::read(&self.folder)?;
+        let mut others = lives
+            .living_with(guest)
+            .filter(|life| life.instance != self.instance && Some(life.instance) != source);
+        Ok(others.next().map(|life| life.path.clone()))
     }
 }

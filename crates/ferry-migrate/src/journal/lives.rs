@@ -139,9 +139,9 @@ impl Lives {
         self.lives.iter().filter_map(|life| life.history().guest(guest)?.highest).max()
     }
 
-    /// A living process that has this guest by its journal, or waits to hear what became of it.
-    pub fn living_with(&self, guest: &GuestId) -> Option<&Life> {
-        self.lives.iter().filter(|life| life.alive).find(|life| has(life, guest))
+    /// Living processes that have this guest by their journals, or wait to hear what became of it.
+    pub fn living_with<'a>(&'a self, guest: &'a GuestId) -> impl Iterator<Item = &'a Life> {
+        self.lives.iter().filter(move |life| life.alive && has(life, guest))
     }
 
     /// What processes that are gone left open, of one guest or of all.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ferry_contract::Verdict;
+use ferry_contract::{Finding, Verdict};
 use ferry_memory::GuestRam;
 use ferry_protocol::frame::FrameKind;
 use ferry_protocol::journal::{OfGuest, Record};
@@ -361,6 +361,10 @@ impl Desk for Table {
 
     fn guest(&self) -> Option<GuestId> {
         self.copy.as_ref().map(|copy| copy.guest.clone()).or_else(|| self.target.session_guest().cloned())
+    }
+
+    fn objection(&self) -> Option<Finding> {
+        self.books.objection(&self.guest()?, self.target.session_source())
     }
 
     fn state(&self, sections: u32) -> Result<ArrivedState, String> {

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use ferry_contract::{Finding, FindingKind, Layer};
 use ferry_protocol::journal::Record;
-use ferry_protocol::{Claim, ClaimAnswer};
+use ferry_protocol::{Claim, ClaimAnswer, GuestId, InstanceId};
 
 use crate::journal::{Journal, JournalError};
+use crate::source::sentence;
 use crate::witness::Witness;
 
 /// A target's journal and witness.
@@ -22,6 +24,32 @@ impl Books {
 
     pub(crate) fn note(&self, record: &Record) {
         self.journal.note(record);
+    }
+
+    /// Why a guest of this name cannot be taken: another process of this host has one.
+    pub(crate) fn objection(&self, guest: &GuestId, source: Option<InstanceId>) -> Option<Finding> {
+        let (target, effect, remedy) = match self.journal.holder(guest, source) {
+            Ok(None) => return None,
+            Ok(Some(path)) => (
+                format!("a process that lives has a guest of this name (journal {})", path.display()),
+                "two guests of one name could not be told apart",
+                format!("end that guest, or settle it with `ferry recover {guest}`"),
+            ),
+            Err(error) => (
+                sentence(&error),
+                "whether another guest of this name is here is not known",
+                "mend the folder of the journals".into(),
+            ),
+        };
+        Some(Finding {
+            kind: FindingKind::Refusal,
+            subject: "name".into(),
+            layer: Layer::Machine,
+            guest: guest.to_string(),
+            target,
+            effect: effect.into(),
+            remedy,
+        })
     }
 
     pub(crate) fn claim(&self, claim: &Claim) -> ClaimAnswer {

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use ferry_contract::Finding;
 use ferry_memory::GuestRam;
 use ferry_protocol::journal::Record;
 use ferry_protocol::message::ToSource;
@@ -28,6 +29,8 @@ pub(crate) trait Desk: Sized {
     fn drop_intake(&mut self);
     /// The guest of the present session, under the name that it has here.
     fn guest(&self) -> Option<GuestId>;
+    /// Why the guest of the present session cannot be taken under its name.
+    fn objection(&self) -> Option<Finding>;
     fn state(&self, sections: u32) -> Result<ArrivedState, String>;
     fn received(&self) -> Received;
     /// Writes a record; it is on disk when this returns.
@@ -77,6 +80,10 @@ impl Desk for Doors {
 
     fn guest(&self) -> Option<GuestId> {
         Doors::guest(self)
+    }
+
+    fn objection(&self) -> Option<Finding> {
+        Doors::objection(self)
     }
 
     fn state(&self, sections: u32) -> Result<ArrivedState, String> {

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
+use ferry_contract::Finding;
 use ferry_memory::GuestRam;
 use ferry_protocol::frame::FrameKind;
 use ferry_protocol::message::{ToSource, ToTarget};
@@ -304,6 +305,11 @@ impl Doors {
     /// The guest of the present session.
     pub(super) fn guest(&self) -> Option<GuestId> {
         self.target.session_guest().cloned()
+    }
+
+    /// Why the guest of the present session cannot be taken under its name.
+    pub(super) fn objection(&self) -> Option<Finding> {
+        self.books.objection(self.target.session_guest()?, self.target.session_source())
     }
 
     pub(super) fn state(&self, sections: u32) -> Result<ArrivedState, String> {

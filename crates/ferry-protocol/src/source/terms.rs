@@ -6,8 +6,8 @@ use crate::journal::{Choice, Record};
 use crate::message::{OfEpoch, ToSource, ToTarget};
 use crate::outcome::LinkFault;
 use crate::{
-    Claim, ClaimAnswer, Epoch, GuestId, MachineDescription, RegionSpan, Rules, SessionId, SourceOutcome,
-    Timeouts,
+    Claim, ClaimAnswer, Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, Rules, SessionId,
+    SourceOutcome, Timeouts,
 };
 
 /// What one migration is about.
@@ -41,6 +41,8 @@ pub struct SourceConfig {
     pub program: String,
     /// Where the guest is moved to, for the journal.
     pub address: String,
+    /// The life of this process, as its journal is named.
+    pub instance: Option<InstanceId>,
     /// With a witness: the epoch under which its record of the guest stands.
     pub witness: Option<Epoch>,
     /// For checkers: the rules that are kept.
@@ -68,6 +70,7 @@ impl SourceConfig {
             timeouts: Timeouts::default(),
             program: concat!("ferry ", env!("CARGO_PKG_VERSION")).into(),
             address: String::new(),
+            instance: None,
             witness: None,
             rules: Rules::default(),
         }

@@ -192,6 +192,7 @@ fn session(witness: Option<Epoch>) -> Vec<ToTarget> {
         written: Vec::new(),
         witness,
         to: None,
+        from: None,
     };
     let end = RoundEnd { round: 0, data_pages: 1, zero_pages: 0, last: true };
     let messages = [ToTarget::Hello(hello), ToTarget::Offer(offer), ToTarget::RoundEnd(end)];

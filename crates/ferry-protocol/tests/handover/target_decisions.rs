@@ -77,8 +77,15 @@ fn state_end() -> TargetEvent {
 fn receiving(verify: bool) -> Target {
     let mut target = target();
     say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
-    let offer =
-        Offer { machine: description("sim"), verify, lanes: 1, written: Vec::new(), witness: None, to: None };
+    let offer = Offer {
+        machine: description("sim"),
+        verify,
+        lanes: 1,
+        written: Vec::new(),
+        witness: None,
+        to: None,
+        from: None,
+    };
     let events =
         [on_link(ToTarget::Offer(offer)), TargetEvent::Judged(Verdict::accept()), TargetEvent::Built];
     feed(&mut target, events);
@@ -313,6 +320,7 @@ fn answers_of_an_ended_session_are_not_those_of_the_next() {
             written: Vec::new(),
             witness: None,
             to: None,
+            from: None,
         })
     };
     feed(&mut target, [on_link(offer()), TargetEvent::LinkLost(LINK, LinkFault::Closed)]);
@@ -335,6 +343,7 @@ fn jobs_of_ended_sessions_do_not_pile_up() {
             written: Vec::new(),
             witness: None,
             to: None,
+            from: None,
         })
     };
     let busy = (1..100).find(|&number| {

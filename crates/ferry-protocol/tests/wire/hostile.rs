@@ -140,6 +140,7 @@ fn texts_and_lists_over_their_bound_are_refused() {
             written: Vec::new(),
             witness: None,
             to: None,
+            from: None,
         });
         ToTarget::from_bytes(&offer.to_bytes()).map(drop)
     };

@@ -54,6 +54,7 @@ pub(crate) fn to_target() -> Vec<ToTarget> {
             written: Vec::new(),
             witness: Some(Epoch(1)),
             to: Some(InstanceId(0x0123_4567_89ab_cdef)),
+            from: Some(InstanceId(8)),
         }),
         ToTarget::RoundEnd(RoundEnd { round: 3, data_pages: 1000, zero_pages: 70_000, last: true }),
         ToTarget::MemoryHash(MemoryHash { blake3: [0xa5; 32] }),
@@ -163,7 +164,7 @@ pub(crate) fn any_to_target() -> impl Strategy<Value = ToTarget> {
         (any_machine(), any::<bool>(), 1..=16_u8, any::<[Option<u64>; 2]>()).prop_map(
             |(machine, verify, lanes, [witness, to])| {
                 let (witness, to) = (witness.map(Epoch), to.map(InstanceId));
-                ToTarget::Offer(Offer { machine, verify, lanes, written: Vec::new(), witness, to })
+                ToTarget::Offer(Offer { machine, verify, lanes, written: Vec::new(), witness, to, from: to })
             }
         ),
         (any_of(), any::<u8>()).prop_map(|(of, number)| ToTarget::Lane(Lane { of, number })),

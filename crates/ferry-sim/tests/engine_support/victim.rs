@@ -64,6 +64,7 @@ impl Victim {
             written: Vec::new(),
             witness: None,
             to: None,
+            from: None,
         }));
         assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
         assert_eq!(peer.hear(), Some(ToSource::Built));

@@ -69,7 +69,7 @@ fn birth(folder: &StateFolder, id: &GuestId) -> Result<Epoch, CliError> {
     for complaint in lives.iter().filter_map(Life::complaint) {
         output::note(&format!("ferry: {complaint}"));
     }
-    if let Some(life) = lives.living_with(id) {
+    if let Some(life) = lives.living_with(id).next() {
         return Err(CliError::plain(format!(
             "a guest `{id}` is in a process that lives (journal {}): choose another --id",
             life.path.display()

@@ -11,6 +11,7 @@ on_both! {
     a_receiver_for_another_guest_says_which,
     two_guests_of_one_name_are_not_had,
     of_two_that_are_born_at_once_one_is,
+    a_guest_whose_name_is_taken_there_stays_here,
 }
 
 #[test]
@@ -200,4 +201,20 @@ fn of_two_that_are_born_at_once_one_is(on: &'static str) {
         }
     }
     assert_eq!((born.len(), refused), (1, 3));
+}
+
+/// The other one is of another host: only the offer tells of its name.
+fn a_guest_whose_name_is_taken_there_stays_here(on: &'static str) {
+    let (here, there) = (House::new(on), House::new(on));
+    let guest = here.guest("g", IDLE);
+    let other = there.guest("g", IDLE);
+    let receiver = there.receiver(&[]);
+    here.migrate("g", &receiver.listen).failed(3, &["name", "has a guest of this name"]);
+    assert!(guest.check() > 0 && other.check() > 0);
+    assert_eq!(there.runners().len(), 1, "only its own");
+    other.kill();
+    receiver.await_state("waiting");
+    here.migrate("g", &receiver.listen).document();
+    assert!(receiver.check() > 0);
+    assert_eq!(there.runners().len(), 2, "the other is gone");
 }

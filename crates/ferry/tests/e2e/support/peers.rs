@@ -116,6 +116,7 @@ impl Caller {
             written: Vec::new(),
             witness: None,
             to: None,
+            from: None,
         }));
     }
 
