@@ -121,6 +121,9 @@ fn parse_header(header: &[u8; HEADER_BYTES]) -> Result<InstanceId, Condition> {
 
 /// A record as it is appended; none if it is longer than any record may be.
 pub(super) fn frame(record: &Record) -> Option<Vec<u8>> {
+    if !record.is_bounded() {
+        return None; // a reader would take it for damage
+    }
     let body = minicbor::to_vec(record).unwrap_or_default();
     let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_RECORD_BYTES)?;
     let mut frame = length.to_le_bytes().to_vec();

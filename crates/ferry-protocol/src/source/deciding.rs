@@ -87,6 +87,10 @@ impl Source {
 
     fn obstacle(&self, choice: Choice) -> Option<&'static str> {
         match (&self.wait, choice) {
+            // The target may only have lost a link, and say within moments that it runs the guest.
+            (Wait::Answer(_), _) if self.settle.is_some() => {
+                Some("the target is still being asked: wait until the outcome is said to be ambiguous")
+            }
             (Wait::Answer(_), Choice::TargetRuns) if self.known == Some(Known::MayHaveRun) => Some(
                 "the target says that its process is gone, and the guest with it: decide for `--source-runs` or `--abandon`",
             ),

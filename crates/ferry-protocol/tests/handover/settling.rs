@@ -53,6 +53,17 @@ fn asking(witness: Option<Epoch>) -> (Source, Vec<SourceAction>) {
     (source, actions)
 }
 
+/// The same, after it was said that a person must decide.
+fn ambiguous() -> Source {
+    let (mut source, _) = asking(None);
+    source.step(Time::ZERO, SourceEvent::ConnectFailed("nobody".into()));
+    assert!(is_refused(&decide(&mut source, Choice::SourceRuns)), "the target may answer yet");
+    let settle = Time::ZERO.after(Timeouts::default().settle);
+    let actions = source.step(settle, SourceEvent::Tick);
+    assert!(actions.contains(&SourceAction::NoteAmbiguous), "{actions:?}");
+    source
+}
+
 fn decide(source: &mut Source, choice: Choice) -> Vec<SourceAction> {
     let decision = PersonsChoice { choice, reason: "seen by hand".into(), unix_seconds: 9 };
     source.step(Time::ZERO, SourceEvent::Decide(decision))
@@ -69,8 +80,7 @@ fn a_persons_choice_is_journaled_and_then_followed() {
         (Choice::TargetRuns, SourceAction::ReleaseGuest),
         (Choice::Abandon, SourceAction::ReleaseGuest),
     ] {
-        let (mut source, _) = asking(None);
-        source.step(Time::ZERO, SourceEvent::ConnectFailed("nobody".into()));
+        let mut source = ambiguous();
         let [SourceAction::Journal(Record::Decided(decided))] = &decide(&mut source, choice)[..] else {
             panic!("{choice}: not journaled first")
         };
@@ -103,8 +113,7 @@ fn a_persons_choice_is_journaled_and_then_followed() {
 
 #[test]
 fn a_choice_that_cannot_be_journaled_is_not_followed() {
-    let (mut source, _) = asking(None);
-    source.step(Time::ZERO, SourceEvent::ConnectFailed("nobody".into()));
+    let mut source = ambiguous();
     decide(&mut source, Choice::SourceRuns);
     let actions = source.step(Time::ZERO, SourceEvent::Failed("the disk is full".into()));
     assert!(is_refused(&actions) && source.has_given());

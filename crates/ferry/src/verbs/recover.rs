@@ -25,6 +25,10 @@ use crate::form::{MigrationReport, Status};
 pub(crate) fn recover(args: &RecoverArgs, format: Format) -> Result<u8, CliError> {
     let folder = folder::state(&args.state)?;
     let mut case = Case::of(args, &folder)?;
+    let reason = args.reason.as_deref();
+    if reason.is_some_and(|reason| reason.trim().is_empty() || reason.len() > MAX_GIVEN_BYTES) {
+        return Err(CliError::usage(format!("give --reason 1 to {MAX_GIVEN_BYTES} bytes of text")));
+    }
     match args.choice.choice() {
         Some(choice) => case.decide(choice, &signed(args.reason.as_deref().unwrap_or_default()), &folder)?,
         None => case.settle(&folder)?,
@@ -153,6 +157,9 @@ fn ask(client: &mut Client, request: &Request) -> Result<MigrationReport, CliErr
         other => Err(other.into_error()),
     }
 }
+
+/// The longest reason; whose it is comes to it.
+const MAX_GIVEN_BYTES: usize = 1024;
 
 /// A reason, and whose it is.
 fn signed(reason: &str) -> String {
