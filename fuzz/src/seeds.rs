@@ -160,15 +160,7 @@ fn to_target() -> Vec<ToTarget> {
     };
     vec![
         ToTarget::Hello(hello),
-        ToTarget::Offer(Offer {
-            machine,
-            verify: true,
-            lanes: 1,
-            written: Vec::new(),
-            witness: None,
-            to: None,
-            from: None,
-        }),
+        ToTarget::Offer(Offer { verify: true, ..Offer::plain(machine) }),
         ToTarget::RoundEnd(RoundEnd { round: 1, data_pages: 2, zero_pages: 3, last: false }),
         ToTarget::MemoryHash(MemoryHash { blake3: [9; 32] }),
         ToTarget::StateEnd(StateEnd { sections: 12 }),

@@ -206,6 +206,14 @@ pub struct Offer {
     pub from: Option<InstanceId>,
 }
 
+impl Offer {
+    /// The plainest offer of a machine: one lane, no hash, no witness, to and from no process in
+    /// particular.
+    pub fn plain(machine: MachineDescription) -> Self {
+        Self { machine, verify: false, lanes: 1, written: Vec::new(), witness: None, to: None, from: None }
+    }
+}
+
 /// A further link of a live session.
 ///
 /// The session's number is random and was told to nobody but its target: who knows it is its source.

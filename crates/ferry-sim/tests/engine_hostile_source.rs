@@ -53,15 +53,7 @@ fn a_stream_that_is_cut_anywhere_is_a_lost_link() {
         for cut in [0, 1, 15, 16, greeting.len() - 1] {
             victim.connect().send(&greeting[..cut]);
         }
-        let offer = Offer {
-            machine: victim.guest.description(),
-            verify: false,
-            lanes: 1,
-            written: Vec::new(),
-            witness: None,
-            to: None,
-            from: None,
-        };
+        let offer = Offer::plain(victim.guest.description());
         let offer = to_target(&ToTarget::Offer(offer));
         for cut in [0, 1, 15, 16, 17, offer.len() - 1] {
             let cause = victim.cause(|victim| {
@@ -311,15 +303,7 @@ fn an_offer_that_cannot_be_taken_is_refused_before_anything_is_built() {
         (MachineDescription { regions: Vec::new(), ..good }, false),
     ];
     for (machine, is_judged) in offers {
-        let offer = ToTarget::Offer(Offer {
-            machine,
-            verify: false,
-            lanes: 1,
-            written: Vec::new(),
-            witness: None,
-            to: None,
-            from: None,
-        });
+        let offer = ToTarget::Offer(Offer::plain(machine));
         let cause = victim.cause(|victim| {
             let mut peer = victim.greeted();
             peer.tell(&offer);
@@ -392,15 +376,7 @@ fn pages_that_come_slowly_are_not_silence() {
     let mut victim = Victim::new(Transport::Unix, Timeouts { silence: SHORT, ..quick() });
     let machine = SimConfig { memory_bytes: 512 * PAGE_SIZE, ..TINY }.description().unwrap();
     let mut peer = victim.greeted();
-    peer.tell(&ToTarget::Offer(Offer {
-        machine,
-        verify: false,
-        lanes: 1,
-        written: Vec::new(),
-        witness: None,
-        to: None,
-        from: None,
-    }));
+    peer.tell(&ToTarget::Offer(Offer::plain(machine)));
     assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
     assert_eq!(peer.hear(), Some(ToSource::Built));
     // One frame that takes three times as long as a source may be silent.

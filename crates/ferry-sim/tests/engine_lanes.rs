@@ -41,15 +41,7 @@ fn a_busy_guest_moves_over_any_number_of_lanes() {
 /// A session that has offered two lanes, its machine built.
 fn with_two_lanes(victim: &mut Victim) -> Raw {
     let mut peer = victim.greeted();
-    let offer = Offer {
-        machine: victim.guest.description(),
-        verify: true,
-        lanes: 2,
-        written: Vec::new(),
-        witness: None,
-        to: None,
-        from: None,
-    };
+    let offer = Offer { verify: true, lanes: 2, ..Offer::plain(victim.guest.description()) };
     peer.tell(&ToTarget::Offer(offer));
     assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
     assert_eq!(peer.hear(), Some(ToSource::Built));

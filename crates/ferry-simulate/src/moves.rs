@@ -174,15 +174,7 @@ impl World {
             config: Vec::new(),
             contract: Vec::new(),
         };
-        let offer = Offer {
-            machine,
-            verify: false,
-            lanes: 1,
-            written: Vec::new(),
-            witness: None,
-            to: None,
-            from: None,
-        };
+        let offer = Offer::plain(machine);
         [ToTarget::Hello(hello), ToTarget::Offer(offer)].into_iter().take(words).collect()
     }
 }

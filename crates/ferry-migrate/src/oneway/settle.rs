@@ -98,8 +98,7 @@ mod tests {
         let regions = vec![RegionSpan { start: 0, length: 4096 }];
         let machine =
             MachineDescription { kind: "sim".into(), vcpus: 1, regions, config: vec![], contract: vec![] };
-        let offer =
-            Offer { machine, verify: false, lanes: 1, written: vec![], witness: None, to: None, from: None };
+        let offer = Offer::plain(machine);
         let mut messages = vec![
             ToTarget::Hello(hello),
             ToTarget::Offer(offer),

@@ -7,6 +7,7 @@ mod guarantees;
 mod one_way;
 #[cfg(test)]
 mod outcomes;
+#[cfg(test)]
 mod settling;
 #[cfg(test)]
 mod source_decisions;

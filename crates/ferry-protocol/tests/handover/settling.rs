@@ -194,15 +194,7 @@ fn session(witness: Option<Epoch>) -> Vec<ToTarget> {
     let (session, epoch) = (OF.session, OF.epoch);
     let program = String::new();
     let hello = Hello { version_min: 1, version_max: 1, session, guest: guest(), epoch, program };
-    let offer = Offer {
-        machine: description("sim"),
-        verify: false,
-        lanes: 1,
-        written: Vec::new(),
-        witness,
-        to: None,
-        from: None,
-    };
+    let offer = Offer { witness, ..Offer::plain(description("sim")) };
     let end = RoundEnd { round: 0, data_pages: 1, zero_pages: 0, last: true };
     let messages = [ToTarget::Hello(hello), ToTarget::Offer(offer), ToTarget::RoundEnd(end)];
     messages

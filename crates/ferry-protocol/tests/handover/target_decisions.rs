@@ -77,15 +77,7 @@ fn state_end() -> TargetEvent {
 fn receiving(verify: bool) -> Target {
     let mut target = target();
     say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
-    let offer = Offer {
-        machine: description("sim"),
-        verify,
-        lanes: 1,
-        written: Vec::new(),
-        witness: None,
-        to: None,
-        from: None,
-    };
+    let offer = Offer { verify, ..Offer::plain(description("sim")) };
     let events =
         [on_link(ToTarget::Offer(offer)), TargetEvent::Judged(Verdict::accept()), TargetEvent::Built];
     feed(&mut target, events);
@@ -312,17 +304,7 @@ fn idle_links_are_bounded_and_end() {
 fn answers_of_an_ended_session_are_not_those_of_the_next() {
     let mut target = target();
     say(&mut target, LINK, ToTarget::Hello(hello(&guest(), OF)));
-    let offer = || {
-        ToTarget::Offer(Offer {
-            machine: description("sim"),
-            verify: false,
-            lanes: 1,
-            written: Vec::new(),
-            witness: None,
-            to: None,
-            from: None,
-        })
-    };
+    let offer = || ToTarget::Offer(Offer::plain(description("sim")));
     feed(&mut target, [on_link(offer()), TargetEvent::LinkLost(LINK, LinkFault::Closed)]);
     let next = OfEpoch { session: SessionId(6), epoch: OF.epoch.next() };
     say(&mut target, OTHER_LINK, ToTarget::Hello(hello(&guest(), next)));
@@ -335,17 +317,7 @@ fn answers_of_an_ended_session_are_not_those_of_the_next() {
 #[test]
 fn jobs_of_ended_sessions_do_not_pile_up() {
     let mut target = target();
-    let offer = || {
-        ToTarget::Offer(Offer {
-            machine: description("sim"),
-            verify: false,
-            lanes: 1,
-            written: Vec::new(),
-            witness: None,
-            to: None,
-            from: None,
-        })
-    };
+    let offer = || ToTarget::Offer(Offer::plain(description("sim")));
     let busy = (1..100).find(|&number| {
         let of = OfEpoch { session: SessionId(number), epoch: Epoch(number) };
         let link = LinkId(number);

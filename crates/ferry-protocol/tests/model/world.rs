@@ -372,15 +372,7 @@ pub(crate) fn words_of(gave: Gave) -> Vec<ToTarget> {
         epoch: of.epoch,
         program: String::new(),
     };
-    let offer = Offer {
-        machine: description(),
-        verify: false,
-        lanes: 1,
-        written: Vec::new(),
-        witness,
-        to: Some(to),
-        from: None,
-    };
+    let offer = Offer { witness, to: Some(to), ..Offer::plain(description()) };
     let round = |round, last| ToTarget::RoundEnd(RoundEnd { round, data_pages: 1, zero_pages: 0, last });
     vec![
         ToTarget::Hello(hello),

@@ -133,15 +133,7 @@ fn texts_and_lists_over_their_bound_are_refused() {
     let offer = |change: &dyn Fn(&mut ferry_protocol::MachineDescription)| {
         let mut machine = machine();
         change(&mut machine);
-        let offer = ToTarget::Offer(ferry_protocol::message::Offer {
-            machine,
-            verify: false,
-            lanes: 1,
-            written: Vec::new(),
-            witness: None,
-            to: None,
-            from: None,
-        });
+        let offer = ToTarget::Offer(ferry_protocol::message::Offer::plain(machine));
         ToTarget::from_bytes(&offer.to_bytes()).map(drop)
     };
     out_of_bounds(offer(&|machine| machine.vcpus = 0), "machine description");

@@ -57,15 +57,7 @@ impl Victim {
     /// A session in which the machine stands and pages are awaited.
     pub(crate) fn built(&mut self, verify: bool) -> Raw {
         let mut peer = self.greeted();
-        peer.tell(&ToTarget::Offer(Offer {
-            machine: self.guest.description(),
-            verify,
-            lanes: 1,
-            written: Vec::new(),
-            witness: None,
-            to: None,
-            from: None,
-        }));
+        peer.tell(&ToTarget::Offer(Offer { verify, ..Offer::plain(self.guest.description()) }));
         assert!(matches!(peer.hear(), Some(ToSource::Verdict(_))));
         assert_eq!(peer.hear(), Some(ToSource::Built));
         peer

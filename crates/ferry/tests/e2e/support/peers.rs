@@ -109,15 +109,7 @@ impl Caller {
         let regions = vec![RegionSpan { start: 0, length: 1 << 20 }];
         let (config, contract) = (vec![1], Vec::new());
         let machine = MachineDescription { kind: "toaster".into(), vcpus: 1, regions, config, contract };
-        self.send(&ToTarget::Offer(Offer {
-            machine,
-            verify: false,
-            lanes: 1,
-            written: Vec::new(),
-            witness: None,
-            to: None,
-            from: None,
-        }));
+        self.send(&ToTarget::Offer(Offer::plain(machine)));
     }
 
     /// The target's next message.
