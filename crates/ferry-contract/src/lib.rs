@@ -22,6 +22,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arm64;
 mod birth;
 mod compare;
 mod contract;

@@ -1,0 +1,101 @@
+//! System registers, by the five numbers with which the instructions MRS and MSR name them.
+//!
+//! Arm Architecture Reference Manual (DDI 0487), C5.1.3 and D24.1.
+
+use super::RegisterClass;
+
+/// A system register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SystemRegister(u16);
+
+/// Op0 of all that are not debug registers.
+const OTHERS: u8 = 3;
+
+impl SystemRegister {
+    /// The register of these numbers: 2, 3, 4, 4 and 3 bits of each count.
+    pub const fn new(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> Self {
+        Self(
+            (op0 as u16 & 3) << 14
+                | (op1 as u16 & 7) << 11
+                | (crn as u16 & 15) << 7
+                | (crm as u16 & 15) << 3
+                | (op2 as u16 & 7),
+        )
+    }
+
+    /// The register of the low 16 bits of KVM's id.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// The low 16 bits of KVM's id.
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "no field has more than 4 bits")]
+    const fn field(self, bits: u32, shift: u32) -> u8 {
+        (self.0 >> shift & ((1 << bits) - 1)) as u8
+    }
+
+    /// Op0.
+    pub const fn op0(self) -> u8 {
+        self.field(2, 14)
+    }
+
+    /// Op1.
+    pub const fn op1(self) -> u8 {
+        self.field(3, 11)
+    }
+
+    /// `CRn`.
+    pub const fn crn(self) -> u8 {
+        self.field(4, 7)
+    }
+
+    /// `CRm`.
+    pub const fn crm(self) -> u8 {
+        self.field(4, 3)
+    }
+
+    /// Op2.
+    pub const fn op2(self) -> u8 {
+        self.field(3, 0)
+    }
+
+    pub(super) fn class(self) -> RegisterClass {
+        match (self.op0(), self.op1(), self.crn(), self.crm(), self.op2()) {
+            // MIDR_EL1, MPIDR_EL1, REVIDR_EL1; CLIDR_EL1, AIDR_EL1; CTR_EL0, DCZID_EL0.
+            (OTHERS, 0 | 1 | 3, 0, 0, _) => RegisterClass::Identity,
+            (OTHERS, 0, 0, 1..=7, _) => RegisterClass::Feature,
+            (OTHERS, 0, 9, 14, _) | (OTHERS, 3, 9, 12..=14, _) | (OTHERS, 3, 14, 8..=15, _) => {
+                RegisterClass::Pmu
+            }
+            (OTHERS, _, 14, 0..=7, _) => RegisterClass::Timer,
+            _ => RegisterClass::System,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_come_back() {
+        let register = SystemRegister::new(3, 4, 1, 14, 7);
+        let numbers = (register.op0(), register.op1(), register.crn(), register.crm(), register.op2());
+        assert_eq!(numbers, (3, 4, 1, 14, 7));
+        assert_eq!(SystemRegister::from_bits(register.bits()), register);
+        assert_eq!(SystemRegister::new(3, 0, 0, 4, 0).bits(), 0xc020);
+    }
+
+    #[test]
+    fn clidr_is_no_feature_and_a_debug_register_no_identity() {
+        assert_eq!(SystemRegister::new(3, 1, 0, 0, 1).class(), RegisterClass::Identity);
+        assert_eq!(SystemRegister::new(2, 0, 0, 0, 4).class(), RegisterClass::System);
+        assert_eq!(SystemRegister::new(3, 0, 0, 7, 4).class(), RegisterClass::Feature);
+        assert_eq!(SystemRegister::new(3, 3, 14, 15, 7).class(), RegisterClass::Pmu);
+        assert_eq!(SystemRegister::new(3, 4, 14, 2, 1).class(), RegisterClass::Timer);
+    }
+}
