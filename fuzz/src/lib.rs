@@ -23,7 +23,7 @@ pub mod seeds;
 pub mod state;
 
 use ferry_protocol::message::{ToSource, ToTarget};
-use ferry_state::{Resources, device, x86};
+use ferry_state::{Resources, arm64, device, x86};
 
 /// The crate whose macro makes a target of a body.
 #[cfg(feature = "libfuzzer")]
@@ -63,6 +63,14 @@ pub const BODIES: &[(&str, Body)] = &[
     ("x86_irqchip", state::part::<x86::Irqchip>),
     ("x86_pit", state::part::<x86::Pit>),
     ("x86_clock", state::part::<x86::Clock>),
+    ("arm64_mp_state", state::part::<arm64::MpState>),
+    ("arm64_vcpu_events", state::part::<arm64::VcpuEvents>),
+    ("arm64_registers", state::part::<arm64::Registers>),
+    ("arm64_gic_cpu_interface", state::part::<arm64::GicCpuInterface>),
+    ("arm64_gic_redistributor", state::part::<arm64::GicRedistributor>),
+    ("arm64_gic_lines", state::part::<arm64::GicLines>),
+    ("arm64_gic_distributor", state::part::<arm64::GicDistributor>),
+    ("arm64_counter", state::part::<arm64::Counter>),
     ("device_serial", state::part::<device::Serial>),
     ("machine_resources", state::part::<Resources>),
 ];

@@ -3,6 +3,7 @@
 //! They lie in `corpus/BODY/NAME`. When a wire form gains something, write the new seeds with
 //! `FERRY_BLESS=1 cargo test -p ferry-fuzz`; old ones stay useful as inputs from an older build.
 
+use ferry_contract::arm64::RegisterId;
 use ferry_contract::{BirthRequest, Contract, Features, Finding, FindingKind, Layer, Profile, Verdict};
 use ferry_migrate::journal::Content;
 use ferry_protocol::frame::{FrameKind, PageHead, WireRange, encode};
@@ -13,7 +14,7 @@ use ferry_protocol::message::{
 };
 use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use ferry_sim::{SimConfig, Workload};
-use ferry_state::{Part, ResourceName, Resources, Section, device, x86};
+use ferry_state::{Part, ResourceName, Resources, Section, arm64, device, x86};
 use ferry_vmm::{GuestConfig, Payload};
 
 /// One seed.
@@ -288,6 +289,32 @@ fn state() -> Vec<Seed> {
     ]
     .into_iter()
     .flatten()
+    .chain(arm64_state())
+    .collect()
+}
+
+fn arm64_state() -> Vec<Seed> {
+    let mut registers = arm64::Registers::default();
+    for (key, bytes) in [(0x10_0054, 16), (0x10_00d5, 4), (0x13_c000, 8)] {
+        let value = arm64::RegisterValue::new(vec![1; bytes]);
+        if let (Some(id), Some(value)) = (RegisterId::from_key(key, bytes), value) {
+            // It has as many bytes as the register.
+            let _infallible = registers.set(id, value);
+        }
+    }
+    let counter = arm64::Counter { value: 5, frequency_hz: 62_500_000, realtime_ns: 7 };
+    [
+        of_part("arm64_mp_state", &arm64::MpState::default()),
+        of_part("arm64_vcpu_events", &arm64::VcpuEvents::default()),
+        of_part("arm64_registers", &registers),
+        of_part("arm64_gic_cpu_interface", &arm64::GicCpuInterface { values: [(0xc230, 0xf0)].into() }),
+        of_part("arm64_gic_redistributor", &arm64::GicRedistributor { values: [(0x10100, 1)].into() }),
+        of_part("arm64_gic_lines", &arm64::GicLines { values: [(32, 1)].into() }),
+        of_part("arm64_gic_distributor", &arm64::GicDistributor { values: [(0, 2), (8, 0x43b)].into() }),
+        of_part("arm64_counter", &counter),
+    ]
+    .into_iter()
+    .flatten()
     .collect()
 }
 
@@ -327,7 +354,8 @@ mod tests {
     #[test]
     fn every_part_seed_is_a_section_that_decodes() {
         let sections: Vec<Seed> = all().into_iter().filter(|seed| seed.body == "section").collect();
-        assert_eq!(sections.len(), x86::KNOWN_SECTIONS.len() + ferry_state::MACHINE_SECTIONS.len());
+        let known = [x86::KNOWN_SECTIONS, arm64::KNOWN_SECTIONS, ferry_state::MACHINE_SECTIONS].concat();
+        assert_eq!(sections.len(), known.len());
         for seed in sections {
             let section = Section::from_bytes(&seed.bytes).unwrap();
             ferry_state::decode_known(&section).unwrap();

@@ -38,7 +38,9 @@ fn every_folder_of_the_corpus_has_a_body() {
 
 #[test]
 fn every_part_of_the_state_has_a_body() {
-    for part in [ferry_state::x86::KNOWN_SECTIONS, ferry_state::MACHINE_SECTIONS].concat() {
+    let known =
+        [ferry_state::x86::KNOWN_SECTIONS, ferry_state::arm64::KNOWN_SECTIONS, ferry_state::MACHINE_SECTIONS];
+    for part in known.concat() {
         assert!(bodies().contains(&part.replacen(['.', '/'], "_", 1)), "{part}");
     }
 }

@@ -1,9 +1,35 @@
 //! All parts that this build has, by name: for tools and fuzzers that have bytes and no machine.
 
-use crate::{Part, Resources, Section, StateError, device, x86};
+use crate::{Part, Resources, Section, StateError, arm64, device, x86};
 
-/// The names of the parts that belong to no architecture; those of x86-64 are
-/// [`x86::KNOWN_SECTIONS`].
+/// Lists the parts of an architecture once, for the names and for the decoder.
+macro_rules! parts {
+    ($($part:ty),+ $(,)?) => {
+        /// The names of all parts of this module.
+        pub const KNOWN_SECTIONS: &[&str] = &[$(<$part as crate::Part>::NAME),+];
+
+        /// Decodes a section of any part of this module, and drops it.
+        pub(crate) fn decode_known(section: &crate::Section) -> Result<(), crate::StateError> {
+            $(if section.name == <$part as crate::Part>::NAME {
+                return section.read::<$part>().map(drop);
+            })+
+            Err(section.as_unknown())
+        }
+
+        /// The same, as Rust writes such a value down, numbers in hexadecimal.
+        pub(crate) fn describe_known(section: &crate::Section) -> Result<String, crate::StateError> {
+            $(if section.name == <$part as crate::Part>::NAME {
+                return section.read::<$part>().map(|value| format!("{value:#x?}"));
+            })+
+            Err(section.as_unknown())
+        }
+    };
+}
+
+pub(crate) use parts;
+
+/// The names of the parts that belong to no architecture; the others are [`x86::KNOWN_SECTIONS`] and
+/// [`arm64::KNOWN_SECTIONS`].
 pub const MACHINE_SECTIONS: &[&str] = &[device::Serial::NAME, Resources::NAME];
 
 /// Decodes a section of any part that this build has, and drops it. A section of no known part is
@@ -13,6 +39,8 @@ pub fn decode_known(section: &Section) -> Result<(), StateError> {
         section.read::<device::Serial>().map(drop)
     } else if section.name == Resources::NAME {
         section.read::<Resources>().map(drop)
+    } else if arm64::KNOWN_SECTIONS.contains(&section.name.as_str()) {
+        arm64::decode_known(section)
     } else {
         x86::decode_known(section)
     }
@@ -44,6 +72,8 @@ fn written_down(section: &Section) -> Result<String, StateError> {
         section.read::<device::Serial>().map(|value| format!("{value:#x?}"))
     } else if section.name == Resources::NAME {
         section.read::<Resources>().map(|value| format!("{value:#x?}"))
+    } else if arm64::KNOWN_SECTIONS.contains(&section.name.as_str()) {
+        arm64::describe_known(section)
     } else {
         x86::describe_known(section)
     }

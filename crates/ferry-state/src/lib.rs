@@ -4,7 +4,7 @@
 //! A captured machine is a [`MachineState`]: a list of [`Section`]s. One section is one [`Part`] of
 //! one vCPU, of the VM or of a device, written as a CBOR map from field number to value, and beside
 //! it the numbers of the fields that a target must apply. The parts of an x86-64 machine are in
-//! [`x86`]; a device brings a part of its own and calls it `device/NAME` (those that many VMMs have
+//! [`x86`], those of an arm64 one in [`arm64`]; a device brings a part of its own and calls it `device/NAME` (those that many VMMs have
 //! are in [`device`]); what only one host may hold is in [`Resources`].
 //!
 //! ```
@@ -27,6 +27,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arm64;
 mod body;
 pub mod device;
 mod error;
@@ -35,6 +36,7 @@ mod machine;
 mod part;
 mod resources;
 mod section;
+mod table;
 pub mod x86;
 
 pub use error::StateError;

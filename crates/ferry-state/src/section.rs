@@ -67,8 +67,7 @@ impl Section {
     /// fields must be known, there, and read to the last byte.
     pub fn read<T: Part>(&self) -> Result<T, StateError> {
         if self.name != T::NAME {
-            let (section, index) = (self.name.clone(), self.index);
-            return Err(StateError::UnknownSection { section, index });
+            return Err(self.as_unknown());
         }
         self.check_bounds()?;
         let fields = Body::scan(&self.body).map_err(|error| self.body_error(error))?;
@@ -122,6 +121,11 @@ impl Section {
     /// The error of a section that is there twice.
     pub(crate) fn as_duplicate(&self) -> StateError {
         StateError::DuplicateSection { section: self.name.clone(), index: self.index }
+    }
+
+    /// The error of a section of no known part.
+    pub(crate) fn as_unknown(&self) -> StateError {
+        StateError::UnknownSection { section: self.name.clone(), index: self.index }
     }
 
     fn encode_into(

@@ -32,33 +32,7 @@ pub use regs::Regs;
 pub use sregs::{DescriptorTable, SREGS_PDPTRS_VALID, Segment, Sregs};
 pub use tsc::{TscFrequency, TscOffset};
 
-use crate::{Part, Section, StateError};
-
-/// Lists the parts once, for the names and for the decoder.
-macro_rules! parts {
-    ($($part:ty),+ $(,)?) => {
-        /// The names of all parts of this module.
-        pub const KNOWN_SECTIONS: &[&str] = &[$(<$part>::NAME),+];
-
-        /// Decodes a section of any part of this module, and drops it.
-        pub(crate) fn decode_known(section: &Section) -> Result<(), StateError> {
-            $(if section.name == <$part>::NAME {
-                return section.read::<$part>().map(drop);
-            })+
-            Err(StateError::UnknownSection { section: section.name.clone(), index: section.index })
-        }
-
-        /// The same, as Rust writes such a value down, numbers in hexadecimal.
-        pub(crate) fn describe_known(section: &Section) -> Result<String, StateError> {
-            $(if section.name == <$part>::NAME {
-                return section.read::<$part>().map(|value| format!("{value:#x?}"));
-            })+
-            Err(StateError::UnknownSection { section: section.name.clone(), index: section.index })
-        }
-    };
-}
-
-parts!(
+crate::known::parts!(
     Regs,
     Sregs,
     VcpuEvents,

@@ -6,14 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use minicbor::decode::Error as DecodeError;
-use minicbor::encode::{Error as EncodeError, Write};
-use minicbor::{Decode, Decoder, Encode, Encoder};
-
-use crate::{Fields, Part};
+use crate::table::{self, table_part};
 
 /// The most MSRs of one vCPU.
-pub const MAX_MSRS: usize = 4096;
+pub const MAX_MSRS: usize = table::MAX_ENTRIES;
 
 /// The MSRs of one vCPU by index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,45 +18,7 @@ pub struct Msrs {
     pub values: BTreeMap<u32, u64>,
 }
 
-impl<C> Encode<C> for Msrs {
-    fn encode<W: Write>(&self, encoder: &mut Encoder<W>, _: &mut C) -> Result<(), EncodeError<W::Error>> {
-        encoder.map(self.values.len() as u64)?;
-        for (index, value) in &self.values {
-            encoder.u32(*index)?.u64(*value)?;
-        }
-        Ok(())
-    }
-}
-
-impl<'b, C> Decode<'b, C> for Msrs {
-    fn decode(decoder: &mut Decoder<'b>, _: &mut C) -> Result<Self, DecodeError> {
-        let start = decoder.position();
-        let count = decoder.map()?.filter(|count| *count <= MAX_MSRS as u64);
-        let count = count.ok_or_else(|| DecodeError::message("no map of at most 4096 MSRs").at(start))?;
-        let mut values = BTreeMap::new();
-        for _ in 0..count {
-            let at = decoder.position();
-            let index = decoder.u32()?;
-            if values.insert(index, decoder.u64()?).is_some() {
-                return Err(DecodeError::message(format!("MSR {index:#x} comes twice")).at(at));
-            }
-        }
-        Ok(Self { values })
-    }
-}
-
-impl Part for Msrs {
-    const NAME: &'static str = "x86.msrs";
-    const FIELDS: Fields = Fields::Any;
-
-    fn check(&self) -> Result<(), String> {
-        if self.values.len() <= MAX_MSRS {
-            Ok(())
-        } else {
-            Err(format!("{} MSRs, the bound is {MAX_MSRS}", self.values.len()))
-        }
-    }
-}
+table_part!(Msrs, "x86.msrs");
 
 #[cfg(test)]
 mod tests {

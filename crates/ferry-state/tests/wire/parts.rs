@@ -1,12 +1,13 @@
 //! One distinctive value of every part, for the tests in this folder.
 
+use ferry_contract::arm64::RegisterId;
 use ferry_state::device::Serial;
 use ferry_state::x86::{
     Clock, DebugRegs, DescriptorTable, Exception, IOAPIC_PINS, Interrupt, IoApic, Irqchip, LAPIC_BYTES,
     Lapic, MpState, Msrs, Nested, Nmi, PIT_CHANNELS, Pic, Pit, PitChannel, Regs, Segment, Smi, Sregs,
     TscFrequency, TscOffset, VcpuEvents, Xcr, Xcrs, Xsave,
 };
-use ferry_state::{Part, ResourceName, Resources, Section};
+use ferry_state::{Part, ResourceName, Resources, Section, arm64};
 
 /// Gives a value that was not given before, so that no two fields can be mixed up unseen.
 #[derive(Debug, Default)]
@@ -251,13 +252,41 @@ pub(crate) fn resources() -> Resources {
     }
 }
 
+pub(crate) fn registers() -> arm64::Registers {
+    let mut c = Counter::default();
+    let mut registers = arm64::Registers::default();
+    // A vector, a word, an identity, a service's bitmap, and a vector of SVE.
+    for (key, bytes) in [(0x10_0054, 16), (0x10_00d5, 4), (0x13_c000, 8), (0x16_0003, 8), (0x15_0020, 256)] {
+        let value = (0..bytes).map(|_| c.u8()).collect();
+        let id = RegisterId::from_key(key, bytes).unwrap();
+        registers.set(id, arm64::RegisterValue::new(value).unwrap()).unwrap();
+    }
+    registers
+}
+
+fn arm64_parts() -> Vec<Section> {
+    let mut c = Counter::default();
+    let events = arm64::VcpuEvents { serror_pending: true, serror_has_esr: false, serror_esr: c.u64() };
+    let words = |c: &mut Counter, numbers: [u32; 3]| numbers.map(|number| (number, c.u32())).into();
+    vec![
+        section(&arm64::MpState { mp_state: 5 }),
+        section(&events),
+        section(&registers()),
+        section(&arm64::GicCpuInterface { values: [0xc230, 0xc664].map(|number| (number, c.u64())).into() }),
+        section(&arm64::GicRedistributor { values: words(&mut c, [0, 0x14, 0x1_0100]) }),
+        section(&arm64::GicLines { values: words(&mut c, [0, 32, 64]) }),
+        section(&arm64::GicDistributor { values: words(&mut c, [0, 8, 0x6100]) }),
+        section(&arm64::Counter { value: c.u64(), frequency_hz: 62_500_000, realtime_ns: c.u64() }),
+    ]
+}
+
 fn section<T: Part>(value: &T) -> Section {
     Section::of(value, 1, None).unwrap()
 }
 
 /// A section of every part.
 pub(crate) fn all() -> Vec<Section> {
-    vec![
+    let x86 = vec![
         section(&regs()),
         section(&sregs()),
         section(&events()),
@@ -273,7 +302,19 @@ pub(crate) fn all() -> Vec<Section> {
         section(&irqchip()),
         section(&pit()),
         section(&clock()),
-        section(&serial()),
-        section(&resources()),
+    ];
+    [x86, arm64_parts(), vec![section(&serial()), section(&resources())]].concat()
+}
+
+/// Whether the numbers in this part's body are those of registers, so that any is known.
+pub(crate) fn is_table(name: &str) -> bool {
+    [
+        Msrs::NAME,
+        arm64::Registers::NAME,
+        arm64::GicCpuInterface::NAME,
+        arm64::GicRedistributor::NAME,
+        arm64::GicLines::NAME,
+        arm64::GicDistributor::NAME,
     ]
+    .contains(&name)
 }
