@@ -53,7 +53,10 @@ pub use outcome::{Cause, EXIT_AMBIGUOUS, LinkFault, SourceOutcome, TargetOutcome
 pub use pace::Pace;
 pub use precopy::{Decision, Precopy, RoundFigures};
 pub use rules::{Rule, Rules, UnknownRule};
-pub use source::{PersonsChoice, Source, SourceAction, SourceConfig, SourceEvent, SourcePhase};
+pub use source::{
+    MAX_REASON_BYTES, PersonsChoice, ReasonError, Source, SourceAction, SourceConfig, SourceEvent,
+    SourcePhase,
+};
 pub use target::{LinkId, Target, TargetAction, TargetEvent, TargetPhase};
 pub use timing::{Time, Timeouts, TimerName};
 pub use witness::{Claim, ClaimAnswer};

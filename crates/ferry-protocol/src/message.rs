@@ -89,7 +89,8 @@ pub enum ToSource {
     /// This process cannot say what became of the epoch.
     #[n(7)]
     Unknown(#[n(0)] Unknown),
-    /// No session was begun. It says nothing about any epoch.
+    /// No session was begun, or it is over before custody. It says nothing about any epoch: a refusal may
+    /// follow.
     #[n(8)]
     Abort(#[n(0)] Reason),
     /// The link on which this comes is a lane now.

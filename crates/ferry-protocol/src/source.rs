@@ -17,7 +17,7 @@ use crate::message::{
     StateEnd, ToSource, ToTarget, VERSIONS,
 };
 use crate::precopy::{Decision, Precopy, RoundFigures};
-use crate::{Cause, InstanceId, SourceOutcome, Time, Timeouts, TimerName};
+use crate::{Cause, Epoch, InstanceId, SourceOutcome, Time, Timeouts, TimerName};
 
 /// The job or message that the machine waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -66,8 +66,10 @@ enum Wait {
     Answer(Question),
     /// The witness is asked for the guest.
     Claim,
-    /// A person's choice is being made to last.
-    Deciding(Choice),
+    /// A person's choice is being made to last. What the target says until then counts more.
+    Deciding {
+        answer: Option<Answer>,
+    },
     /// The migration failed while the guest was being paused, or its resources released: the answer
     /// of that job says what is to be undone.
     Halted {
@@ -81,6 +83,13 @@ enum Wait {
         stale: bool,
     },
     Nothing,
+}
+
+/// A word of the target that settles who has the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Answer {
+    Runs,
+    Refused(Reason),
 }
 
 /// How far the question who runs the guest has come.
@@ -112,8 +121,13 @@ pub struct Source {
     journaled: bool,
     /// What the place where the target was knows, if it answered that it does not know.
     known: Option<Known>,
+    /// A person's choice that waits for the end of a question, since the target may yet answer, or is
+    /// being made to last.
+    choice: Option<PersonsChoice>,
     /// Why the guest comes back, while the witness has still to say so.
     returns: Option<Cause>,
+    /// The epoch under which it comes back, if that is above the one under which it was paused.
+    raised: Option<Epoch>,
     /// The witness gave the guest to the target.
     lost: bool,
     log_started: bool,
@@ -128,7 +142,9 @@ mod one_way;
 mod terms;
 
 pub(crate) use ending::reason_of;
-pub use terms::{PersonsChoice, SourceAction, SourceConfig, SourceEvent, SourcePhase};
+pub use terms::{
+    MAX_REASON_BYTES, PersonsChoice, ReasonError, SourceAction, SourceConfig, SourceEvent, SourcePhase,
+};
 
 impl Source {
     /// A source whose caller is making the link: the next event is [`SourceEvent::Connected`] or
@@ -148,7 +164,9 @@ impl Source {
             linked: false,
             journaled: false,
             known: None,
+            choice: None,
             returns: None,
+            raised: None,
             lost: false,
             log_started: false,
             paused: false,
@@ -174,7 +192,7 @@ impl Source {
             Wait::State => SourcePhase::State,
             Wait::Ready | Wait::Sealed => SourcePhase::Ready,
             Wait::Running | Wait::Written => SourcePhase::Given,
-            Wait::Answer(_) | Wait::Claim | Wait::Deciding(_) => SourcePhase::Asking,
+            Wait::Answer(_) | Wait::Claim | Wait::Deciding { .. } => SourcePhase::Asking,
             Wait::Halted { .. } | Wait::Resumed { .. } => SourcePhase::Undo,
             Wait::Nothing => SourcePhase::Done,
         }
@@ -188,6 +206,12 @@ impl Source {
     /// Whether custody was given away and not taken back.
     pub fn has_given(&self) -> bool {
         matches!(self.phase(), SourcePhase::Given | SourcePhase::Asking)
+    }
+
+    /// The person's choice that was heard and is not followed yet: it waits for the end of a question, or is
+    /// being made to last.
+    pub fn choice(&self) -> Option<Choice> {
+        self.choice.as_ref().map(|choice| choice.choice)
     }
 
     /// The next deadline and its name: step with [`SourceEvent::Tick`] at that time at the latest.

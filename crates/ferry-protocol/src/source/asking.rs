@@ -1,7 +1,7 @@
 //! After custody was given: the source waits, asks again, and resumes only on a refusal.
 
 use super::{
-    Ask, Cause, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome, Time, TimerName,
+    Answer, Ask, Cause, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome, Time, TimerName,
     ToSource, ToTarget, Wait,
 };
 use crate::{ClaimAnswer, Rule};
@@ -23,8 +23,8 @@ impl Source {
         if self.wait == Wait::Written {
             return self.on_written(event);
         }
-        if let Wait::Deciding(choice) = self.wait {
-            return self.on_deciding(now, choice, event);
+        if let Wait::Deciding { .. } = self.wait {
+            return self.on_deciding(now, event);
         }
         match event {
             SourceEvent::Claimed(answer) if self.wait == Wait::Claim => self.on_claimed(now, &answer),
@@ -39,8 +39,7 @@ impl Source {
             }
             SourceEvent::Connected if self.wait == Wait::Answer(Question::Linking) => self.ask(now),
             SourceEvent::ConnectFailed(_) if self.wait == Wait::Answer(Question::Linking) => {
-                self.rest(now);
-                Vec::new()
+                self.question_over(now)
             }
             SourceEvent::Tick => self.on_given_tick(now),
             // Too late to cancel, and no job is under way.
@@ -49,11 +48,12 @@ impl Source {
     }
 
     fn on_answer(&mut self, now: Time, message: ToSource) -> Vec<SourceAction> {
+        if let Some(answer) = self.answer_of(&message) {
+            return self.settled(answer);
+        }
         match message {
-            ToSource::Running(of) if of == self.offered() => self.moved(),
-            ToSource::Refused(refused) if refused.of == self.offered() => {
-                self.returned(None, Cause::Peer(refused.reason))
-            }
+            // It crossed custody, and is no refusal: that follows once it is on disk, or the link ends.
+            ToSource::Abort(_) if self.wait == Wait::Running => Vec::new(),
             // Another process listens there now: no further question to it can settle this.
             ToSource::Unknown(unknown) if unknown.of == self.offered() => {
                 self.known = Some(unknown.known);
@@ -64,6 +64,28 @@ impl Source {
             // Nothing else is proof of anything.
             _ => self.ask_again(now),
         }
+    }
+
+    pub(super) fn answer_of(&self, message: &ToSource) -> Option<Answer> {
+        match message {
+            ToSource::Running(of) if *of == self.offered() => Some(Answer::Runs),
+            ToSource::Refused(refused) if refused.of == self.offered() => {
+                Some(Answer::Refused(refused.reason.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The target's word goes before a person's choice.
+    pub(super) fn settled(&mut self, answer: Answer) -> Vec<SourceAction> {
+        let (text, settled) = match answer {
+            Answer::Runs => ("the target has answered: it runs the guest".into(), self.moved()),
+            Answer::Refused(reason) => (
+                format!("the target has answered, and the guest comes back here: {}", reason.text),
+                self.returned(None, Cause::Peer(reason)),
+            ),
+        };
+        self.refuse_choice(text).into_iter().chain(settled).collect()
     }
 
     pub(super) fn moved(&mut self) -> Vec<SourceAction> {
@@ -90,11 +112,12 @@ impl Source {
             actions.extend(self.back(None, Cause::LinkLost("the link was lost".into())));
             return actions;
         }
-        let first = self.wait == Wait::Running;
-        if first {
+        if self.wait == Wait::Running {
             self.settle = Some(now.after(self.config.timeouts.settle));
+            actions.extend(self.next_question(now, true));
+        } else {
+            actions.extend(self.question_over(now));
         }
-        actions.extend(self.next_question(now, first));
         actions
     }
 
@@ -120,7 +143,9 @@ impl Source {
         match (&self.wait, self.deadline) {
             (Wait::Running, Some((at, _))) if now >= at => actions.extend(self.ask_again(now)),
             (Wait::Answer(Question::Asked { until }), _) if now >= *until => {
-                actions.extend(self.ask_again(now));
+                // The link stays while a choice is made to last: the answer may only be late.
+                let write = self.write_choice();
+                actions.extend(write.map_or_else(|| self.ask_again(now), |write| vec![write]));
             }
             (Wait::Answer(Question::Resting { until }), _) if now >= *until => {
                 let claim = if self.returns.is_some() { self.claim() } else { None };

@@ -2,9 +2,8 @@
 
 use super::{
     Cause, Choice, Known, PersonsChoice, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome,
-    Time, Wait,
+    Time, ToSource, Wait,
 };
-use crate::journal::Decided;
 use crate::{Claim, ClaimAnswer, Epoch, Rule};
 
 impl Source {
@@ -59,82 +58,147 @@ impl Source {
 
     /// Custody is here again, and the guest goes on.
     pub(super) fn back(&mut self, raise_to: Option<Epoch>, cause: Cause) -> Vec<SourceAction> {
+        self.raised = raise_to;
         let mut actions = vec![SourceAction::TakeBack { raise_to }];
         actions.extend(self.fail(cause, false));
         actions
     }
 
-    /// A person's choice is followed only while the outcome is open, and not against what is known.
+    /// A person's choice is heard only while the outcome is open, and not against what is known. It waits
+    /// until one more question has ended: the answer may be on its way, or lie before the caller.
     pub(super) fn on_decision(&mut self, decision: PersonsChoice) -> Vec<SourceAction> {
         if let Some(obstacle) = self.obstacle(decision.choice) {
             return vec![SourceAction::NoteChoiceRefused(obstacle.into())];
         }
-        let mut actions = Vec::new();
-        if std::mem::take(&mut self.linked) {
-            actions.push(SourceAction::Disconnect);
+        self.choice = Some(decision);
+        // A question that is being asked has a link that was made for it, so none is fresher.
+        if !matches!(self.wait, Wait::Answer(Question::Resting { .. })) {
+            return Vec::new();
         }
-        self.deadline = None;
-        self.wait = Wait::Deciding(decision.choice);
-        actions.push(SourceAction::Journal(Record::Decided(Decided {
-            guest: self.config.guest.clone(),
-            epoch: self.config.epoch,
-            choice: decision.choice,
-            reason: decision.reason,
-            unix_seconds: decision.unix_seconds,
-        })));
-        actions
+        self.wait = Wait::Answer(Question::Linking);
+        vec![SourceAction::Connect]
     }
 
     fn obstacle(&self, choice: Choice) -> Option<&'static str> {
-        match (&self.wait, choice) {
+        match &self.wait {
+            _ if self.choice.is_some() => Some("a choice is being followed already"),
             // The target may only have lost a link, and say within moments that it runs the guest.
-            (Wait::Answer(_), _) if self.settle.is_some() => {
+            Wait::Answer(_) if self.settle.is_some() => {
                 Some("the target is still being asked: wait until the outcome is said to be ambiguous")
             }
-            (Wait::Answer(_), Choice::TargetRuns) if self.known == Some(Known::MayHaveRun) => Some(
-                "the target says that its process is gone, and the guest with it: decide for `--source-runs` or `--abandon`",
-            ),
-            (Wait::Answer(_), _) => None,
-            (Wait::Claim, _) => Some("the witness is being asked: it decides"),
-            (Wait::Deciding(_), _) => Some("a choice is being followed already"),
-            (Wait::Running | Wait::Written, _) => {
+            Wait::Answer(_) => self.wrong(choice),
+            Wait::Claim => Some("the witness is being asked: it decides"),
+            Wait::Running | Wait::Written => {
                 Some("custody was just given and the answer is awaited: nothing is to be decided yet")
             }
             _ => Some("custody was not given: the guest is here, and `ferry cancel` ends a migration"),
         }
     }
 
-    /// While a choice is being journaled: an answer to an earlier question comes too late.
-    pub(super) fn on_deciding(&mut self, now: Time, choice: Choice, event: SourceEvent) -> Vec<SourceAction> {
-        match event {
-            SourceEvent::Journaled => self.follow(choice),
-            SourceEvent::Failed(text) => {
-                self.rest(now);
-                let text = format!("the choice cannot be journaled, so it is not followed: {text}");
-                vec![SourceAction::NoteChoiceRefused(text)]
+    /// What is known against a choice.
+    fn wrong(&self, choice: Choice) -> Option<&'static str> {
+        match choice {
+            Choice::TargetRuns if self.known == Some(Known::MayHaveRun) => Some(
+                "the target says that its process is gone, and the guest with it: decide for `--source-runs` or `--abandon`",
+            ),
+            Choice::TargetRuns if matches!(self.returns, Some(Cause::Peer(_))) => {
+                Some("the target has refused the guest, which comes back once the witness says so")
             }
-            SourceEvent::Connected => vec![SourceAction::Disconnect],
+            _ => None,
+        }
+    }
+
+    /// A question ended, and nobody said who has the guest: a choice that waited for that is made to last,
+    /// or the next question follows.
+    pub(super) fn question_over(&mut self, now: Time) -> Vec<SourceAction> {
+        if let Some(write) = self.write_choice() {
+            return vec![write];
+        }
+        let refused = self.refuse_wrong_choice();
+        refused.into_iter().chain(self.next_question(now, false)).collect()
+    }
+
+    /// Begins to make a choice last, unless what is known by now is against it.
+    pub(super) fn write_choice(&mut self) -> Option<SourceAction> {
+        let choice = self.choice.as_ref().filter(|it| self.wrong(it.choice).is_none())?;
+        let decided = choice.decided(self.config.guest.clone(), self.config.epoch);
+        self.wait = Wait::Deciding { answer: None };
+        Some(SourceAction::Journal(Record::Decided(decided)))
+    }
+
+    /// Until a choice is on disk the target's word goes before it. Who reads both in the journal sees what
+    /// became of the guest last, and never a choice that the source then did not follow as its end.
+    pub(super) fn on_deciding(&mut self, now: Time, event: SourceEvent) -> Vec<SourceAction> {
+        let Wait::Deciding { answer } = &self.wait else { return Vec::new() };
+        match event {
+            SourceEvent::Received(ToSource::Unknown(unknown)) if unknown.of == self.offered() => {
+                self.known = Some(unknown.known);
+                Vec::new()
+            }
+            SourceEvent::Received(message) => {
+                let answer = answer.clone().or_else(|| self.answer_of(&message));
+                self.wait = Wait::Deciding { answer };
+                Vec::new()
+            }
+            SourceEvent::LinkLost(_) => {
+                self.linked = false;
+                Vec::new()
+            }
+            SourceEvent::Journaled => match answer.clone() {
+                Some(answer) => self.settled(answer),
+                None => self.follow(now),
+            },
+            SourceEvent::Failed(text) => match answer.clone() {
+                Some(answer) => self.settled(answer),
+                None => {
+                    let text = format!("the choice cannot be journaled, so it is not followed: {text}");
+                    self.go_on_asking(now, text)
+                }
+            },
             _ => Vec::new(),
         }
     }
 
-    fn follow(&mut self, choice: Choice) -> Vec<SourceAction> {
+    pub(super) fn refuse_choice(&mut self, text: String) -> Option<SourceAction> {
+        self.choice.take().map(|_| SourceAction::NoteChoiceRefused(text))
+    }
+
+    fn refuse_wrong_choice(&mut self) -> Option<SourceAction> {
+        let text = self.wrong(self.choice.as_ref()?.choice)?;
+        self.refuse_choice(text.into())
+    }
+
+    /// The choice is not followed, and nothing else is known.
+    fn go_on_asking(&mut self, now: Time, text: String) -> Vec<SourceAction> {
+        let link = std::mem::take(&mut self.linked).then_some(SourceAction::Disconnect);
+        self.rest(now);
+        link.into_iter().chain(self.refuse_choice(text)).collect()
+    }
+
+    /// The choice is on disk, and nothing was heard meanwhile: what comes from now on comes too late.
+    fn follow(&mut self, now: Time) -> Vec<SourceAction> {
+        if let Some(text) = self.choice.as_ref().and_then(|choice| self.wrong(choice.choice)) {
+            return self.go_on_asking(now, text.into());
+        }
+        let Some(PersonsChoice { choice, .. }) = self.choice.take() else { return Vec::new() };
+        let mut actions = Vec::new();
+        if std::mem::take(&mut self.linked) {
+            actions.push(SourceAction::Disconnect);
+        }
         let epoch = self.config.epoch;
-        match choice {
+        let outcome = match choice {
             Choice::SourceRuns => {
                 // Above what the target may have run: a runner's epoch is the highest.
                 let above = self.config.rules.keep(Rule::PersonAbove).then(|| epoch.next());
-                self.returned(above, Cause::Decided(choice))
+                actions.extend(self.returned(above, Cause::Decided(choice)));
+                return actions;
             }
-            Choice::TargetRuns => {
-                self.end();
-                vec![SourceAction::ReleaseGuest, SourceAction::Finish(SourceOutcome::Moved { epoch })]
-            }
-            Choice::Abandon => {
-                self.end();
-                vec![SourceAction::ReleaseGuest, SourceAction::Finish(SourceOutcome::Abandoned { epoch })]
-            }
-        }
+            Choice::TargetRuns => SourceOutcome::Moved { epoch },
+            Choice::Abandon => SourceOutcome::Abandoned { epoch },
+        };
+        self.end();
+        actions.extend([SourceAction::ReleaseGuest, SourceAction::Finish(outcome)]);
+        actions
     }
 
     /// After a question that led to nothing: the next one, over a new link.

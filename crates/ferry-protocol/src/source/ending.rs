@@ -1,7 +1,8 @@
 //! How a migration ends that does not pass custody: the guest goes on here as if nothing had been.
 
 use super::{
-    Cause, Reason, ReasonKind, Record, Source, SourceAction, SourceEvent, SourceOutcome, ToTarget, Wait,
+    Cause, OfGuest, Reason, ReasonKind, Record, Source, SourceAction, SourceEvent, SourceOutcome, ToTarget,
+    Wait,
 };
 
 impl Source {
@@ -76,6 +77,12 @@ impl Source {
 
     fn kept(&mut self, cause: Cause, tell: bool) -> Vec<SourceAction> {
         let mut actions = self.farewell(&cause, tell);
+        if let Some(epoch) = self.raised {
+            // The guest did not wait for this record, and needs not: above which epoch the next guest of its
+            // name is born was on disk before it ran again, in a person's choice or in the witness's record.
+            let guest = self.config.guest.clone();
+            actions.push(SourceAction::Note(Record::Runs(OfGuest { guest, epoch })));
+        }
         actions.push(SourceAction::Finish(SourceOutcome::Kept { cause }));
         actions
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::journal::{Choice, Record};
+use ferry_contract::MAX_TEXT_BYTES;
+
+use crate::journal::{Choice, Decided, Record};
 use crate::message::{OfEpoch, ToSource, ToTarget};
 use crate::outcome::LinkFault;
 use crate::{
@@ -139,8 +141,17 @@ pub enum SourceEvent {
     Tick,
 }
 
+/// The longest reason of a person's choice, in bytes: what a journal takes ([`MAX_TEXT_BYTES`]).
+pub const MAX_REASON_BYTES: usize = MAX_TEXT_BYTES;
+
+/// Why something is no reason of a person's choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("give a reason of 1 to {MAX_REASON_BYTES} bytes of text")]
+pub struct ReasonError;
+
 /// What a person decided, to be journaled.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct PersonsChoice {
     /// What.
     pub choice: Choice,
@@ -148,6 +159,23 @@ pub struct PersonsChoice {
     pub reason: String,
     /// By this host's clock, in seconds since 1970-01-01 UTC.
     pub unix_seconds: u64,
+}
+
+impl PersonsChoice {
+    /// A choice, if its reason says something and is not longer than a journal takes.
+    pub fn new(choice: Choice, reason: impl Into<String>, unix_seconds: u64) -> Result<Self, ReasonError> {
+        let reason = reason.into();
+        if reason.trim().is_empty() || reason.len() > MAX_REASON_BYTES {
+            return Err(ReasonError);
+        }
+        Ok(Self { choice, reason, unix_seconds })
+    }
+
+    /// As it is journaled of this guest and epoch.
+    pub fn decided(&self, guest: GuestId, epoch: Epoch) -> Decided {
+        let Self { choice, reason, unix_seconds } = self.clone();
+        Decided { guest, epoch, choice, reason, unix_seconds }
+    }
 }
 
 /// What is to be done.

@@ -295,12 +295,18 @@ impl Target {
         }
     }
 
-    /// Ends the session, refuses its epoch and tells the source so.
+    /// Ends the session, refuses its epoch and tells the source so. A source that has not given custody
+    /// needs no refusal, and its guest may be paused: it hears at once that the session is over, and
+    /// waits for no disk.
     pub(super) fn end_session(&mut self, cause: Cause) -> Vec<TargetAction> {
         let Some(session) = &self.session else { return Vec::new() };
-        let refused = Refused { of: session.of, reason: reason_of(&cause) };
+        let reason = reason_of(&cause);
+        let waits = self.ledger.owes(&session.guest, session.of.epoch);
+        let abort = (waits && session.phase < TargetPhase::Taking)
+            .then(|| TargetAction::Send(session.link, ToSource::Abort(reason.clone())));
+        let refused = Refused { of: session.of, reason };
         let tell = TargetAction::Send(session.link, ToSource::Refused(refused));
-        self.end_with(vec![tell], cause)
+        abort.into_iter().chain(self.end_with(vec![tell], cause)).collect()
     }
 
     fn end_with(&mut self, mut words: Vec<TargetAction>, cause: Cause) -> Vec<TargetAction> {
@@ -314,17 +320,20 @@ impl Target {
         self.end_saying(Vec::new(), cause)
     }
 
-    /// The refusal stands in the ledger, and where it must on disk, before anybody is told.
+    /// The refusal stands in the ledger, and where it must on disk, before anybody is told. What the machine
+    /// took is let go of before a disk is waited for: a source that resumes needs it.
     fn end_saying(&mut self, words: Vec<TargetAction>, cause: Cause) -> Vec<TargetAction> {
         let lanes = self.close_lanes();
         let Some(session) = self.session.take() else { return Vec::new() };
         if self.rules.keep(Rule::RefusalIsFinal) {
             self.ledger.answer(&session.guest, session.of.epoch);
         }
-        let mut actions = self.after_refusal(&session.guest, session.of.epoch, words);
-        actions.extend(lanes);
+        let waits = self.ledger.owes(&session.guest, session.of.epoch);
+        let told = self.after_refusal(&session.guest, session.of.epoch, words);
         self.stale_jobs += u32::from(session.job);
-        actions.push(TargetAction::Discard);
+        let dropped = lanes.into_iter().chain([TargetAction::Discard]);
+        let mut actions: Vec<_> =
+            if waits { dropped.chain(told).collect() } else { told.into_iter().chain(dropped).collect() };
         actions.push(TargetAction::Finish(TargetOutcome::NotTaken { guest: session.guest, cause }));
         actions
     }

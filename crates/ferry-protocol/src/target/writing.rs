@@ -3,7 +3,7 @@
 //! "May run" is written once the machine stands, before the source hears of it, and so long before it
 //! can pause the guest. From then on a refusal of that epoch is written before anybody is told: a
 //! later process in this place could not repeat it otherwise. What cannot be written is not said; the
-//! source asks again.
+//! source asks again. Only that a session is over before custody is said at once: it is no refusal.
 
 use super::{
     Cause, Epoch, GuestId, OfEpoch, OfGuest, Record, Rule, Target, TargetAction, TargetPhase, Time,

@@ -2,6 +2,8 @@
 //! decisions. Random faults are the simulation's (`ferry-simulate`).
 
 #[cfg(test)]
+mod choosing;
+#[cfg(test)]
 mod guarantees;
 #[cfg(test)]
 mod one_way;

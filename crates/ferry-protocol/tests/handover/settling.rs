@@ -1,28 +1,32 @@
-//! What settles a hand-over that the two sides alone cannot: journals, a witness, a person.
+//! What settles a hand-over that the two sides alone cannot: journals, a witness.
 
 use ferry_contract::Verdict;
-use ferry_protocol::journal::{Choice, Decided, History, MayRun, OfGuest, Past, Record};
+use ferry_protocol::journal::{Choice, History, MayRun, OfGuest, Past, Record};
 use ferry_protocol::message::{
     Ask, Hello, Known, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, RoundTaken, StateEnd,
     TargetHello, ToSource, ToTarget, Unknown,
 };
 use ferry_protocol::{
-    Claim, ClaimAnswer, Epoch, InstanceId, LinkFault, LinkId, PersonsChoice, SessionId, Source, SourceAction,
-    SourceConfig, SourceEvent, SourceOutcome, SourcePhase, Target, TargetAction, TargetEvent, TargetPhase,
-    Time, Timeouts,
+    Claim, ClaimAnswer, Epoch, InstanceId, LinkFault, LinkId, SessionId, Source, SourceAction, SourceConfig,
+    SourceEvent, SourcePhase, Target, TargetAction, TargetEvent, TargetPhase, Time, Timeouts,
 };
 
+use super::choosing::{decide, is_refused};
 use super::world::{description, guest};
 
-const OF: OfEpoch = OfEpoch { session: SessionId(5), epoch: Epoch(2) };
+pub(super) const OF: OfEpoch = OfEpoch { session: SessionId(5), epoch: Epoch(2) };
 const LINK: LinkId = LinkId(1);
 
 fn of_guest(epoch: u64) -> OfGuest {
     OfGuest { guest: guest(), epoch: Epoch(epoch) }
 }
 
-/// A source that gave custody and whose link is gone.
-fn asking(witness: Option<Epoch>) -> (Source, Vec<SourceAction>) {
+/// A source that gave custody.
+fn given() -> Source {
+    given_with(None)
+}
+
+fn given_with(witness: Option<Epoch>) -> Source {
     let mut config = SourceConfig::new(guest(), OF.session, OF.epoch, description("sim"));
     config.witness = witness;
     let mut source = Source::new(config);
@@ -48,89 +52,15 @@ fn asking(witness: Option<Epoch>) -> (Source, Vec<SourceAction>) {
         source.step(Time::ZERO, event);
     }
     assert_eq!(source.phase(), SourcePhase::Given);
-    let actions = source.step(Time::ZERO, SourceEvent::LinkLost(LinkFault::Closed));
-    assert_eq!(source.phase(), SourcePhase::Asking);
-    (source, actions)
-}
-
-/// The same, after it was said that a person must decide.
-fn ambiguous() -> Source {
-    let (mut source, _) = asking(None);
-    source.step(Time::ZERO, SourceEvent::ConnectFailed("nobody".into()));
-    assert!(is_refused(&decide(&mut source, Choice::SourceRuns)), "the target may answer yet");
-    let settle = Time::ZERO.after(Timeouts::default().settle);
-    let actions = source.step(settle, SourceEvent::Tick);
-    assert!(actions.contains(&SourceAction::NoteAmbiguous), "{actions:?}");
     source
 }
 
-fn decide(source: &mut Source, choice: Choice) -> Vec<SourceAction> {
-    let decision = PersonsChoice { choice, reason: "seen by hand".into(), unix_seconds: 9 };
-    source.step(Time::ZERO, SourceEvent::Decide(decision))
-}
-
-fn is_refused(actions: &[SourceAction]) -> bool {
-    matches!(actions, [SourceAction::NoteChoiceRefused(_)])
-}
-
-#[test]
-fn a_persons_choice_is_journaled_and_then_followed() {
-    for (choice, first) in [
-        (Choice::SourceRuns, SourceAction::TakeBack { raise_to: Some(Epoch(3)) }),
-        (Choice::TargetRuns, SourceAction::ReleaseGuest),
-        (Choice::Abandon, SourceAction::ReleaseGuest),
-    ] {
-        let mut source = ambiguous();
-        let [SourceAction::Journal(Record::Decided(decided))] = &decide(&mut source, choice)[..] else {
-            panic!("{choice}: not journaled first")
-        };
-        let expected = Decided {
-            guest: guest(),
-            epoch: OF.epoch,
-            choice,
-            reason: "seen by hand".into(),
-            unix_seconds: 9,
-        };
-        assert_eq!(*decided, expected);
-        assert!(is_refused(&decide(&mut source, Choice::SourceRuns)), "one choice is followed at a time");
-        let actions = source.step(Time::ZERO, SourceEvent::Journaled);
-        assert_eq!(actions[0], first);
-        match choice {
-            Choice::SourceRuns => {
-                assert_eq!(actions[1], SourceAction::Resume { take_resources: true });
-                source.step(Time::ZERO, SourceEvent::Resumed);
-            }
-            Choice::TargetRuns => {
-                assert_eq!(actions[1], SourceAction::Finish(SourceOutcome::Moved { epoch: OF.epoch }));
-            }
-            Choice::Abandon => {
-                assert_eq!(actions[1], SourceAction::Finish(SourceOutcome::Abandoned { epoch: OF.epoch }));
-            }
-        }
-        assert_eq!(source.phase(), SourcePhase::Done);
-    }
-}
-
-#[test]
-fn a_choice_that_cannot_be_journaled_is_not_followed() {
-    let mut source = ambiguous();
-    decide(&mut source, Choice::SourceRuns);
-    let actions = source.step(Time::ZERO, SourceEvent::Failed("the disk is full".into()));
-    assert!(is_refused(&actions) && source.has_given());
-    assert!(source.deadline().is_some(), "it goes on asking");
-}
-
-#[test]
-fn a_choice_that_is_seen_to_be_wrong_is_refused() {
-    let config = SourceConfig::new(guest(), OF.session, OF.epoch, description("sim"));
-    assert!(is_refused(&decide(&mut Source::new(config), Choice::SourceRuns)), "custody was not given");
-
-    let (mut source, _) = asking(None);
-    source.step(Time::ZERO, SourceEvent::Connected);
-    let gone = Unknown { of: OF, known: Known::MayHaveRun };
-    source.step(Time::ZERO, SourceEvent::Received(ToSource::Unknown(gone)));
-    assert!(is_refused(&decide(&mut source, Choice::TargetRuns)), "the target's guest is gone");
-    assert!(matches!(decide(&mut source, Choice::SourceRuns)[..], [SourceAction::Journal(_)]));
+/// A source that gave custody and whose link is gone.
+pub(super) fn asking(witness: Option<Epoch>) -> (Source, Vec<SourceAction>) {
+    let mut source = given_with(witness);
+    let actions = source.step(Time::ZERO, SourceEvent::LinkLost(LinkFault::Closed));
+    assert_eq!(source.phase(), SourcePhase::Asking);
+    (source, actions)
 }
 
 #[test]
@@ -143,6 +73,17 @@ fn with_a_witness_the_source_claims_and_does_what_the_claim_says() {
     assert_eq!(answer(ClaimAnswer::Lost), [SourceAction::Connect], "the target may still fail to run it");
     assert_eq!(answer(ClaimAnswer::Unreached("no route".into())), []);
     assert!(is_refused(&decide(&mut source.clone(), Choice::SourceRuns)), "the witness decides");
+}
+
+/// A target that cannot be linked to cannot answer: then only the witness settles it, once it can be asked.
+#[test]
+fn a_source_whose_target_is_gone_asks_the_witness_again() {
+    let (mut source, _) = asking(Some(Epoch(1)));
+    source.step(Time::ZERO, SourceEvent::Claimed(ClaimAnswer::Unreached("no route".into())));
+    let (at, _) = source.deadline().unwrap();
+    assert_eq!(source.step(at, SourceEvent::Tick), [SourceAction::Connect]);
+    let actions = source.step(at, SourceEvent::ConnectFailed("nobody".into()));
+    assert!(matches!(actions[..], [SourceAction::Claim(_)]), "{actions:?}");
 }
 
 /// Found by the model: the target wins its claim, and cannot start the guest.
@@ -280,7 +221,7 @@ fn what_cannot_be_written_is_not_said() {
     let mut target = target();
     play(&mut target, session(None)[..2].to_vec(), &ClaimAnswer::Lost);
     let actions = target.step(Time::ZERO, TargetEvent::Cancel);
-    assert!(sent(&actions).is_empty(), "{actions:?}");
+    assert!(matches!(sent(&actions)[..], [ToSource::Abort(_)]), "{actions:?}");
     let actions = target.step(Time::ZERO, TargetEvent::JournalDone(Err("the disk is full".into())));
     assert_eq!(actions, [TargetAction::Close(LINK)]);
     // The question tries again, and the epoch is refused all the same.
@@ -290,6 +231,42 @@ fn what_cannot_be_written_is_not_said() {
     assert_eq!(actions, [TargetAction::Journal(Record::Refused(of_guest(2)))]);
     let actions = target.step(Time::ZERO, TargetEvent::JournalDone(Ok(())));
     assert!(matches!(sent(&actions)[..], [ToSource::Refused(_)]));
+}
+
+/// The source's guest is paused by then, and it has not given custody: it waits neither for the disk nor
+/// for what the machine had taken.
+#[test]
+fn a_session_that_ends_before_custody_holds_up_no_paused_guest() {
+    let mut target = target();
+    play(&mut target, session(None)[..4].to_vec(), &ClaimAnswer::Lost);
+    assert_eq!(target.phase(), TargetPhase::Ready);
+    let mut gone = target.clone();
+    let actions = target.step(Time::ZERO, TargetEvent::Cancel);
+    let [abort, TargetAction::Discard, TargetAction::Journal(record), TargetAction::Finish(_)] = &actions[..]
+    else {
+        panic!("{actions:?}")
+    };
+    assert!(matches!(abort, TargetAction::Send(LINK, ToSource::Abort(_))), "{abort:?}");
+    assert_eq!(*record, Record::Refused(of_guest(2)));
+    // Custody may have crossed that word: the refusal follows on the same link.
+    let actions = target.step(Time::ZERO, TargetEvent::JournalDone(Ok(())));
+    assert!(matches!(sent(&actions)[..], [ToSource::Refused(_)]), "{actions:?}");
+    assert_eq!(actions.last(), Some(&TargetAction::Close(LINK)));
+
+    let actions = gone.step(Time::ZERO, TargetEvent::LinkLost(LINK, LinkFault::Closed));
+    let order = [TargetAction::Discard, TargetAction::Journal(Record::Refused(of_guest(2)))];
+    assert_eq!(actions[..2], order, "a source that resumes takes its locks again");
+}
+
+#[test]
+fn a_source_that_gave_custody_waits_for_the_refusal_behind_the_end_of_the_session() {
+    let mut source = given();
+    let end = Reason::new(ReasonKind::Cancelled, "cancelled");
+    assert_eq!(source.step(Time::ZERO, SourceEvent::Received(ToSource::Abort(end.clone()))), []);
+    assert_eq!(source.phase(), SourcePhase::Given);
+    let refused = ToSource::Refused(Refused { of: OF, reason: end });
+    let actions = source.step(Time::ZERO, SourceEvent::Received(refused));
+    assert_eq!(actions[0], SourceAction::TakeBack { raise_to: None });
 }
 
 /// What a process that follows another says of the other's epoch, and to the old session played again.

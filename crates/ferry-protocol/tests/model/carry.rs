@@ -1,13 +1,13 @@
 //! Carries the machines' actions out and answers their jobs, as an engine does.
 
-use ferry_protocol::message::ToTarget;
+use ferry_protocol::message::{ToSource, ToTarget};
 use ferry_protocol::{
     Claim, ClaimAnswer, InstanceId, LinkFault, LinkId, SourceAction, SourceEvent, SourceOutcome,
     TargetAction, TargetEvent, Time,
 };
 
 use super::links::{Item, Link, plain_to_source, plain_to_target};
-use super::world::{Ending, Gave, SourceJob, TargetJob, Witness, World, accepted};
+use super::world::{Answer, Ending, Gave, SourceJob, TargetJob, Witness, World, accepted};
 
 impl World {
     pub(crate) fn feed_source(&mut self, event: SourceEvent) {
@@ -51,6 +51,7 @@ impl World {
 
     /// Carries an action out; gives the answer of a job that is answered at once.
     fn carry_source(&mut self, action: SourceAction) -> Option<SourceEvent> {
+        let (witness, mut broken) = (self.setup.witness, None);
         match action {
             SourceAction::Disconnect => {
                 let number = self.source.change(|source| {
@@ -81,6 +82,9 @@ impl World {
                 self.send_to_target(ToTarget::Custody(of));
             }
             SourceAction::TakeBack { raise_to } => self.source.change(|source| {
+                if raise_to.is_some() && !witness && source.answer.is_some() {
+                    broken = Some("a choice is followed against an answer");
+                }
                 source.given = None;
                 if let Some(epoch) = raise_to {
                     (source.epoch, source.held) = (epoch, epoch);
@@ -89,10 +93,16 @@ impl World {
             }),
             SourceAction::Note(record) => self.source.change(|source| source.journal.push(record)),
             SourceAction::ReleaseGuest => self.source.change(|source| {
+                if source.answer == Some(Answer::Refused) {
+                    broken = Some("a guest is let go that was refused");
+                }
                 source.gone = true;
             }),
             SourceAction::NoteAmbiguous => self.source.change(|source| source.ambiguous = true),
-            SourceAction::StopLog | SourceAction::NoteStalled(_) | SourceAction::NoteChoiceRefused(_) => {}
+            SourceAction::NoteChoiceRefused(_) => {
+                self.source.change(|source| source.overruled |= source.answer.is_some());
+            }
+            SourceAction::StopLog | SourceAction::NoteStalled(_) => {}
             SourceAction::Finish(outcome) => self.source.change(|source| {
                 source.jobs.clear();
                 source.ending = Some(match outcome {
@@ -104,6 +114,7 @@ impl World {
             }),
             job => return self.ask_source_for(&job),
         }
+        self.broken = self.broken.or(broken);
         None
     }
 
@@ -317,7 +328,10 @@ impl World {
         });
         match item.flatten() {
             None => {}
-            Some(Item::Message(message)) => self.feed_source(SourceEvent::Received(message)),
+            Some(Item::Message(message)) => {
+                self.note_answer(&message);
+                self.feed_source(SourceEvent::Received(message));
+            }
             Some(Item::Lost) => {
                 self.source.change(|source| {
                     source.link = None;
@@ -325,6 +339,18 @@ impl World {
                 });
                 self.feed_source(SourceEvent::LinkLost(LinkFault::Closed));
             }
+        }
+    }
+
+    /// Notes an answer that comes before a person's choice is followed.
+    fn note_answer(&mut self, message: &ToSource) {
+        let answer = match (message, self.source.given) {
+            (ToSource::Running(of), Some((_, given))) if *of == given => Answer::Runs,
+            (ToSource::Refused(refused), Some((_, given))) if refused.of == given => Answer::Refused,
+            _ => return,
+        };
+        if self.source.choice().is_some() {
+            self.source.change(|source| source.answer = Some(answer));
         }
     }
 

@@ -8,7 +8,9 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use super::heal::{Healed, bad_story};
 use super::moves::Move;
-use super::properties::{kept_until_given, one_runs, runner_has_the_record, runner_is_highest};
+use super::properties::{
+    kept_until_given, nobody_is_overruled, one_runs, runner_has_the_record, runner_is_highest,
+};
 use super::world::{Left, Setup, World};
 
 /// The protocol under so many faults.
@@ -59,6 +61,10 @@ impl Model for Protocol {
             Property::always(HEALED, |model, world: &World| model.holds(model.healed.settles(world))),
         ];
         promises.retain(|promise| self.only.is_none_or(|only| only == promise.name));
+        if self.only == Some(OVERRULED) {
+            // No promise: a search for it shows that the model comes there.
+            promises.push(Property::always(OVERRULED, |_, world: &World| nobody_is_overruled(world)));
+        }
         promises
     }
 }
@@ -68,6 +74,7 @@ pub(crate) const HIGHEST: &str = "a runner's epoch is the highest";
 pub(crate) const KEPT: &str = "the source runs until custody is given";
 pub(crate) const WITNESSED: &str = "with a witness, its record names the runner";
 pub(crate) const USED: &str = "no custody and no epoch is used twice";
+pub(crate) const OVERRULED: &str = "no answer goes before a person's choice";
 pub(crate) const HEALED: &str = "after healing exactly one runs, or a person is asked";
 
 /// What a search found.

@@ -93,7 +93,8 @@ fn next(world: &World) -> Result<Vec<Move>, Option<&'static str>> {
         return Ok(vec![Move::StartTarget]);
     }
     let asks = world.source.ambiguous && world.phase() == Some(SourcePhase::Asking);
-    if asks && !answers(world) && world.source.jobs.is_empty() {
+    let is_free = world.source.jobs.is_empty() && world.source.choice().is_none();
+    if asks && !answers(world) && is_free {
         // A person is asked; whoever knows that the target's process is gone lets the source run.
         let wrong = wrong_end(world);
         let gone = world.lives.iter().any(|life| {

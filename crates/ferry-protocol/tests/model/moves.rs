@@ -1,7 +1,7 @@
 //! What can happen next in a state.
 
 use ferry_protocol::journal::Choice;
-use ferry_protocol::{LinkId, PersonsChoice, SourceEvent, SourcePhase, TargetEvent};
+use ferry_protocol::{LinkId, PersonsChoice, Source, SourceEvent, SourcePhase, TargetEvent};
 
 use super::links::{Item, Link};
 use super::world::{SourceJob, SourceSide, TargetJob, World, words_of};
@@ -82,7 +82,7 @@ impl World {
         }
         if let Some((to, of)) = self.source.given
             && self.source.phase_is(SourcePhase::Asking)
-            && self.source.jobs.is_empty()
+            && self.source.choice().is_none()
         {
             let given = self.lives.iter().find(|life| life.instance == to);
             if given.is_some_and(|life| life.machine.is_none()) {
@@ -257,7 +257,8 @@ impl World {
             Move::TargetWrite(life) => self.target_write(life, true),
             Move::FailTargetWrite(life) => self.target_write(life, false),
             Move::Decide(choice) => {
-                let decision = PersonsChoice { choice, reason: String::new(), unix_seconds: 0 };
+                let decision = PersonsChoice::new(choice, "seen", 0).expect("a reason");
+                self.source.change(|source| source.answer = None);
                 self.feed_source(SourceEvent::Decide(decision));
             }
             Move::Birth => self.birth(),
@@ -349,6 +350,11 @@ pub(crate) fn may_be_paused(phase: SourcePhase) -> bool {
 }
 
 impl SourceSide {
+    /// The choice that is not followed yet.
+    pub(crate) fn choice(&self) -> Option<Choice> {
+        self.machine.as_ref().and_then(Source::choice)
+    }
+
     pub(crate) fn phase_is(&self, phase: SourcePhase) -> bool {
         self.machine.as_ref().is_some_and(|machine| machine.phase() == phase)
     }

@@ -15,6 +15,11 @@ pub(crate) fn runner_is_highest(world: &World) -> bool {
     source && world.lives.iter().all(|life| !life.runs || life.ran == Some(highest))
 }
 
+/// No answer of the target comes before a person's choice: it can, and that is to be found.
+pub(crate) fn nobody_is_overruled(world: &World) -> bool {
+    !world.source.overruled
+}
+
 /// Until custody is given the source runs the guest, or has it paused for a moment and runs it again.
 pub(crate) fn kept_until_given(world: &World) -> bool {
     let source = &world.source;

@@ -3,7 +3,7 @@
 
 use ferry_protocol::{Rule, Rules};
 
-use super::checker::{HEALED, HIGHEST, TWO, search};
+use super::checker::{HEALED, HIGHEST, OVERRULED, TWO, search};
 use super::world::{Left, Setup};
 
 /// A wrong setup breaks that promise with at most so many faults.
@@ -46,6 +46,12 @@ each! {
     only_to_that_process: OnlyToThatProcess, 2, TWO;
     witness_decides: WitnessDecides, 0, TWO;
     person_above: PersonAbove, 1, HIGHEST;
+}
+
+/// A choice waits for the end of a question, and an answer that comes until then goes before it.
+#[test]
+fn a_choice_that_gives_way_to_an_answer() {
+    breaks("with all rules", Setup::default(), 1, OVERRULED);
 }
 
 /// The source's "may be given": without it a person could start the guest anew beside the target's.

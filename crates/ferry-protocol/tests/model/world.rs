@@ -88,6 +88,13 @@ pub(crate) enum Ending {
     Abandoned,
 }
 
+/// An answer to the question who runs the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Answer {
+    Runs,
+    Refused,
+}
+
 /// The source's process and its guest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SourceSide {
@@ -108,6 +115,10 @@ pub(crate) struct SourceSide {
     /// A person was told that nobody knows.
     pub(crate) ambiguous: bool,
     pub(crate) ending: Option<Ending>,
+    /// What the target answered since a person chose.
+    pub(crate) answer: Option<Answer>,
+    /// A person's choice gave way to that.
+    pub(crate) overruled: bool,
     /// Its own resume failed: what follows is a matter of that machine.
     pub(crate) stuck: bool,
     pub(crate) attempt: u64,
@@ -297,6 +308,8 @@ impl SourceSide {
             gone: false,
             ambiguous: false,
             ending: Some(Ending::Kept),
+            answer: None,
+            overruled: false,
             stuck: false,
             attempt,
             used: epoch,
@@ -318,8 +331,8 @@ impl SourceSide {
         config.witness = setup.witness.then_some(self.held);
         self.machine = Some(Source::new(config));
         self.jobs = vec![SourceJob::Connect];
-        self.ending = None;
-        self.ambiguous = false;
+        (self.ending, self.answer) = (None, None);
+        (self.ambiguous, self.overruled) = (false, false);
     }
 
     pub(crate) fn stop_sending(&mut self) {
