@@ -16,11 +16,21 @@ use crate::world::World;
 const LOOK_AGAIN: u64 = 5_000;
 
 impl World {
-    /// A person comes a while after having been asked, or only when everything else is settled.
+    /// A person comes a while after having been asked, or just as what was held arrives, or only when
+    /// everything else is settled.
     pub(crate) fn agenda_person(&mut self, process: usize) {
         if self.persons_dice.chance(40) {
             let after = self.persons_dice.below(40_000);
             self.agenda.enter(Time(self.now.0 + after), Due::Person(process));
+        }
+    }
+
+    /// The links heal: a person who waited may decide before the source has heard the answer.
+    pub(crate) fn agenda_hasty_persons(&mut self) {
+        for process in 0..self.processes.len() {
+            if self.waits_for_a_person(process) && self.persons_dice.chance(50) {
+                self.agenda.enter(self.now, Due::Person(process));
+            }
         }
     }
 
@@ -33,7 +43,11 @@ impl World {
     fn waits_for_a_person(&self, process: usize) -> bool {
         let this = &self.processes[process];
         let source = this.source.as_ref().filter(|_| this.alive);
-        source.is_some_and(|source| source.ambiguous && source.machine.phase() == SourcePhase::Asking)
+        source.is_some_and(|source| {
+            source.ambiguous
+                && source.machine.choice().is_none()
+                && source.machine.phase() == SourcePhase::Asking
+        })
     }
 
     /// A person looks and decides. False if nothing can be decided now.
@@ -57,26 +71,26 @@ impl World {
         if !others.is_empty() {
             // It runs elsewhere, or may: the source lets go of it.
             let choice = if self.persons_dice.chance(70) { Choice::TargetRuns } else { Choice::Abandon };
-            let followed = self.follow(process, choice);
-            return followed || self.follow(process, Choice::Abandon);
+            return self.decide(process, choice) || self.decide(process, Choice::Abandon);
         }
-        // Nobody has it. A process that could still take it is ended first.
+        // Nobody has it. A process that could still take it is ended first, or the guest is given up.
         if self.processes[given_to].alive {
+            if self.persons_dice.chance(30) {
+                return self.decide(process, Choice::Abandon);
+            }
             let name = self.processes[given_to].name.clone();
             self.story.tell(self.now, || format!("a person ends the process {name}"));
             self.exit(given_to);
         }
         match self.persons_dice.below(10) {
-            0 => self.follow(process, Choice::Abandon),
+            0 => self.decide(process, Choice::Abandon),
             1 if self.is_known_to_be_gone(process) => {
-                if self.follow(process, Choice::TargetRuns) {
-                    self.broken(Broken::Choice, || {
-                        "the guest is left to a target whose process is gone".into()
-                    });
+                if self.decide(process, Choice::TargetRuns) {
+                    self.broken(Broken::Choice, || "a choice that is known to be wrong is heard".into());
                 }
                 true
             }
-            _ => self.follow(process, Choice::SourceRuns),
+            _ => self.decide(process, Choice::SourceRuns),
         }
     }
 
@@ -84,12 +98,26 @@ impl World {
         self.processes[process].source.as_ref().is_some_and(|source| source.told_gone)
     }
 
-    fn follow(&mut self, process: usize, choice: Choice) -> bool {
-        let followed = self.decide(process, choice);
-        if followed {
-            self.decided = Some((process, choice));
-            self.tally.decided += 1;
+    /// A move is over: if a person's choice ended it, that was followed.
+    pub(crate) fn note_followed(&mut self, process: usize) {
+        let Some(source) = &mut self.processes[process].source else { return };
+        let Some(choice) = source.chose.take() else { return };
+        let told_gone = source.told_gone;
+        self.decided = Some((process, choice));
+        self.tally.decided += 1;
+        if choice == Choice::TargetRuns && told_gone {
+            self.broken(Broken::Choice, || "the guest is left to a target whose process is gone".into());
         }
-        followed
+    }
+
+    /// Custody comes back, or the guest is let go: not by a choice that the target has answered before.
+    pub(crate) fn check_choice(&mut self, process: usize) {
+        let Some(source) = &self.processes[process].source else { return };
+        if let (Some(choice), true) = (source.chose, source.answered) {
+            let name = self.processes[process].name.clone();
+            self.broken(Broken::Choice, || {
+                format!("{name} follows `{choice}` after the target has answered")
+            });
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ferry_memory::PageSet;
-use ferry_protocol::journal::Record;
+use ferry_protocol::journal::{Choice, Record};
 use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{
     Epoch, InstanceId, LinkId, Source, SourceAction, SourceOutcome, SourcePhase, Target, TargetAction,
@@ -66,8 +66,10 @@ pub(crate) struct SourceSide {
     /// The process to which custody was given.
     pub(crate) given_to: Option<usize>,
     pub(crate) ambiguous: bool,
-    /// Whether the last choice of the person was followed.
-    pub(crate) choice_refused: bool,
+    /// What a person chose last, unless it was refused.
+    pub(crate) chose: Option<Choice>,
+    /// The target has answered since then, and the choice was not followed yet.
+    pub(crate) answered: bool,
     /// The target said that its process is gone, which may have run the guest.
     pub(crate) told_gone: bool,
     pub(crate) outcome: Option<SourceOutcome>,

@@ -33,6 +33,10 @@ pub struct Tally {
     pub others: u64,
     /// Times that a person was asked.
     pub asked: u64,
+    /// Choices of persons that waited for the end of a question.
+    pub held: u64,
+    /// Of these, such that gave way to an answer of the target.
+    pub overruled: u64,
     /// Choices of persons that were followed.
     pub decided: u64,
 }
@@ -46,17 +50,20 @@ impl AddAssign for Tally {
         self.kept += other.kept;
         self.others += other.others;
         self.asked += other.asked;
+        self.held += other.held;
+        self.overruled += other.overruled;
         self.decided += other.decided;
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { events, faults, births, moved, kept, others, asked, decided } = self;
+        let Self { events, faults, births, moved, kept, others, asked, held, overruled, decided } = self;
         write!(
             f,
             "{events} events, {faults} faults; the guest was born {births} times, moved {moved} times, stayed {kept} \
-             times, was held or abandoned {others} times; persons were asked {asked} times and decided {decided} times"
+             times, was held or abandoned {others} times; persons were asked {asked} times and chose {held} times, of which {overruled} gave way to an answer and \
+             {decided} were followed"
         )
     }
 }

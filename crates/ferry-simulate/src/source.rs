@@ -57,6 +57,7 @@ impl World {
             SourceAction::Send(message) => self.send_from_source(process, message),
             SourceAction::Give(of) => self.give(process, of),
             SourceAction::TakeBack { raise_to } => {
+                self.check_choice(process);
                 if let Some(guest) = &mut self.processes[process].guest
                     && let Custody::Given(before) = guest.custody
                 {
@@ -66,6 +67,7 @@ impl World {
                 }
             }
             SourceAction::ReleaseGuest => {
+                self.check_choice(process);
                 if let Some(guest) = &mut self.processes[process].guest {
                     guest.custody = Custody::None;
                 }
@@ -80,13 +82,16 @@ impl World {
             SourceAction::NoteAmbiguous => self.become_ambiguous(process),
             SourceAction::NoteChoiceRefused(text) => {
                 self.story.tell(self.now, || format!("the person's choice is refused: {text}"));
-                if let Some(source) = &mut self.processes[process].source {
-                    source.choice_refused = true;
+                if let Some(source) = &mut self.processes[process].source
+                    && source.chose.take().is_some()
+                {
+                    self.tally.overruled += u64::from(source.answered);
                 }
             }
             SourceAction::Finish(outcome) => {
                 let name = self.processes[process].name.clone();
                 self.story.tell(self.now, || format!("the move from {name} is over: {}", ends(&outcome)));
+                self.note_followed(process);
                 if let Some(source) = &mut self.processes[process].source {
                     source.stop_sending();
                     if source.outcome.replace(outcome).is_some() {
@@ -206,6 +211,7 @@ impl World {
                 if let ToSource::Unknown(unknown) = &message {
                     source.told_gone = unknown.of == source.of && unknown.known == Known::MayHaveRun;
                 }
+                source.answered |= source.machine.choice().is_some() && answers(&message, source.of);
                 self.feed_source(process, SourceEvent::Received(message));
             }
             Up::Lost(fault) => {
@@ -216,17 +222,19 @@ impl World {
         }
     }
 
-    /// A person decides; whether that is followed.
+    /// A person decides; whether that is heard. It is followed later, or gives way to an answer.
     pub(crate) fn decide(&mut self, process: usize, choice: Choice) -> bool {
         let name = self.processes[process].name.clone();
         self.story.tell(self.now, || format!("a person decides for `{choice}` in {name}"));
+        let Ok(decision) = PersonsChoice::new(choice, "looked at both hosts", 0) else { return false };
         if let Some(source) = &mut self.processes[process].source {
-            source.choice_refused = false;
+            (source.chose, source.answered) = (Some(choice), false);
         }
-        let reason = "looked at both hosts".to_owned();
-        let choice = PersonsChoice { choice, reason, unix_seconds: 0 };
-        self.feed_source(process, SourceEvent::Decide(choice));
-        self.processes[process].source.as_ref().is_some_and(|source| !source.choice_refused)
+        self.feed_source(process, SourceEvent::Decide(decision));
+        let source = self.processes[process].source.as_ref();
+        let waits = source.is_some_and(|source| source.chose.is_some() && source.machine.choice().is_some());
+        self.tally.held += u64::from(waits);
+        waits
     }
 
     /// The time within which something of the engine's own must be done, by this process's clock.
@@ -255,6 +263,15 @@ fn source_forgets(source: &mut Option<SourceSide>, link: usize) {
         && source.link == Some(link)
     {
         source.link = None;
+    }
+}
+
+/// Whether a message settles who has the guest.
+fn answers(message: &ToSource, of: OfEpoch) -> bool {
+    match message {
+        ToSource::Running(running) => *running == of,
+        ToSource::Refused(refused) => refused.of == of,
+        _ => false,
     }
 }
 

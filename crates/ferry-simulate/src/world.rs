@@ -269,6 +269,7 @@ impl World {
 
     /// Everything is looked at again.
     pub(crate) fn stir(&mut self) {
+        self.agenda_hasty_persons();
         for link in 0..self.links.len() {
             self.agenda.enter(self.now, Due::Down(link));
             self.agenda.enter(self.now, Due::Up(link));
@@ -370,6 +371,7 @@ impl World {
                 let gone = source.given_to.is_some_and(|to| !self.processes[to].alive);
                 source.is_over()
                     || (source.ambiguous
+                        && source.machine.choice().is_none()
                         && gone
                         && self.healed
                         && source.machine.phase() == SourcePhase::Asking)

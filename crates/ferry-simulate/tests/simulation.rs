@@ -66,16 +66,18 @@ fn the_loss_of_each_rule_is_noticed() {
 
 #[test]
 fn in_a_batch_everything_happens() {
-    let Tally { events, faults, births, moved, kept, others, asked, decided } =
-        search(0, 400, Rules::default(), threads()).tally;
+    let Tally { events, faults, births, moved, kept, others, asked, held, overruled, decided } =
+        search(0, 800, Rules::default(), threads()).tally;
     for (count, what) in [
         (events, "events"),
         (faults, "faults"),
-        (births - 400, "guests that are started again"),
+        (births - 800, "guests that are started again"),
         (moved, "moves"),
         (kept, "moves that fail"),
         (others, "guests held or abandoned"),
         (asked, "persons who are asked"),
+        (held, "choices that wait for the end of a question"),
+        (overruled, "choices that give way to an answer"),
         (decided, "persons who decide"),
     ] {
         assert!(count > 0, "no {what}");

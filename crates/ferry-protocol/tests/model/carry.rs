@@ -7,7 +7,7 @@ use ferry_protocol::{
 };
 
 use super::links::{Item, Link, plain_to_source, plain_to_target};
-use super::world::{Answer, Ending, Gave, SourceJob, TargetJob, Witness, World, accepted};
+use super::world::{Ending, Gave, SourceJob, TargetJob, Witness, World, accepted};
 
 impl World {
     pub(crate) fn feed_source(&mut self, event: SourceEvent) {
@@ -51,7 +51,10 @@ impl World {
 
     /// Carries an action out; gives the answer of a job that is answered at once.
     fn carry_source(&mut self, action: SourceAction) -> Option<SourceEvent> {
-        let (witness, mut broken) = (self.setup.witness, None);
+        let ends = matches!(action, SourceAction::TakeBack { .. } | SourceAction::ReleaseGuest);
+        if ends && self.source.answered {
+            self.broken = Some("a person's choice is followed after the target has answered");
+        }
         match action {
             SourceAction::Disconnect => {
                 let number = self.source.change(|source| {
@@ -82,9 +85,6 @@ impl World {
                 self.send_to_target(ToTarget::Custody(of));
             }
             SourceAction::TakeBack { raise_to } => self.source.change(|source| {
-                if raise_to.is_some() && !witness && source.answer.is_some() {
-                    broken = Some("a choice is followed against an answer");
-                }
                 source.given = None;
                 if let Some(epoch) = raise_to {
                     (source.epoch, source.held) = (epoch, epoch);
@@ -93,14 +93,11 @@ impl World {
             }),
             SourceAction::Note(record) => self.source.change(|source| source.journal.push(record)),
             SourceAction::ReleaseGuest => self.source.change(|source| {
-                if source.answer == Some(Answer::Refused) {
-                    broken = Some("a guest is let go that was refused");
-                }
                 source.gone = true;
             }),
             SourceAction::NoteAmbiguous => self.source.change(|source| source.ambiguous = true),
             SourceAction::NoteChoiceRefused(_) => {
-                self.source.change(|source| source.overruled |= source.answer.is_some());
+                self.source.change(|source| source.overruled |= std::mem::take(&mut source.answered));
             }
             SourceAction::StopLog | SourceAction::NoteStalled(_) => {}
             SourceAction::Finish(outcome) => self.source.change(|source| {
@@ -114,7 +111,6 @@ impl World {
             }),
             job => return self.ask_source_for(&job),
         }
-        self.broken = self.broken.or(broken);
         None
     }
 
@@ -344,13 +340,14 @@ impl World {
 
     /// Notes an answer that comes before a person's choice is followed.
     fn note_answer(&mut self, message: &ToSource) {
-        let answer = match (message, self.source.given) {
-            (ToSource::Running(of), Some((_, given))) if *of == given => Answer::Runs,
-            (ToSource::Refused(refused), Some((_, given))) if refused.of == given => Answer::Refused,
-            _ => return,
+        let given = self.source.given.map(|(_, of)| of);
+        let answers = match message {
+            ToSource::Running(of) => Some(*of) == given,
+            ToSource::Refused(refused) => Some(refused.of) == given,
+            _ => false,
         };
-        if self.source.choice().is_some() {
-            self.source.change(|source| source.answer = Some(answer));
+        if answers && self.source.choice().is_some() {
+            self.source.change(|source| source.answered = true);
         }
     }
 

@@ -258,7 +258,6 @@ impl World {
             Move::FailTargetWrite(life) => self.target_write(life, false),
             Move::Decide(choice) => {
                 let decision = PersonsChoice::new(choice, "seen", 0).expect("a reason");
-                self.source.change(|source| source.answer = None);
                 self.feed_source(SourceEvent::Decide(decision));
             }
             Move::Birth => self.birth(),

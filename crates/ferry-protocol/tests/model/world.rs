@@ -88,13 +88,6 @@ pub(crate) enum Ending {
     Abandoned,
 }
 
-/// An answer to the question who runs the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Answer {
-    Runs,
-    Refused,
-}
-
 /// The source's process and its guest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SourceSide {
@@ -115,8 +108,8 @@ pub(crate) struct SourceSide {
     /// A person was told that nobody knows.
     pub(crate) ambiguous: bool,
     pub(crate) ending: Option<Ending>,
-    /// What the target answered since a person chose.
-    pub(crate) answer: Option<Answer>,
+    /// The target has answered since a person chose, and the choice was not followed yet.
+    pub(crate) answered: bool,
     /// A person's choice gave way to that.
     pub(crate) overruled: bool,
     /// Its own resume failed: what follows is a matter of that machine.
@@ -308,7 +301,7 @@ impl SourceSide {
             gone: false,
             ambiguous: false,
             ending: Some(Ending::Kept),
-            answer: None,
+            answered: false,
             overruled: false,
             stuck: false,
             attempt,
@@ -331,8 +324,8 @@ impl SourceSide {
         config.witness = setup.witness.then_some(self.held);
         self.machine = Some(Source::new(config));
         self.jobs = vec![SourceJob::Connect];
-        (self.ending, self.answer) = (None, None);
-        (self.ambiguous, self.overruled) = (false, false);
+        self.ending = None;
+        (self.ambiguous, self.answered, self.overruled) = (false, false, false);
     }
 
     pub(crate) fn stop_sending(&mut self) {
