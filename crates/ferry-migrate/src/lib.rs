@@ -24,6 +24,7 @@ mod resource;
 mod send;
 mod source;
 mod target;
+mod turn;
 mod witness;
 
 pub use custody::Custody;

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use ferry_memory::{GuestRam, PAGE_SIZE, PageRange, PageSet};
 use ferry_protocol::message::{MAX_WRITTEN, ToTarget};
 use ferry_protocol::{
@@ -23,6 +23,7 @@ use crate::link::{Address, Socket};
 use crate::oneway::{OpenSink, Sink};
 use crate::report::{Observer, Progress, Report};
 use crate::send::{LaneSender, Round, Standing};
+use crate::turn::Turn;
 use crate::witness::Witness;
 use crate::{Custody, Harvest, Machine};
 
@@ -174,6 +175,7 @@ impl Migration {
             events: self.events,
             sender: self.sender,
             pending: VecDeque::from([]),
+            turn: Turn::default(),
             peer: None,
             links: 0,
             holder: Holder::Machine,
@@ -204,6 +206,7 @@ struct Pump<'a, M: Machine + ?Sized> {
     sender: Sender<Incoming>,
     /// Events that this pump's own jobs gave.
     pending: VecDeque<SourceEvent>,
+    turn: Turn,
     peer: Option<Peer>,
     /// Links made so far; events of earlier ones are not heard any more.
     links: u64,
@@ -256,25 +259,24 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
     }
 
-    /// The next event; none if a chunk of the round under way was sent instead.
+    /// The next event; none if there is none yet, or a chunk of the round under way was sent instead.
     fn next_event(&mut self) -> Option<SourceEvent> {
         if let Some(event) = self.pending.pop_front() {
             return Some(event);
         }
+        if self.turn.is_the_deadlines(self.is_late(), self.events.len()) {
+            return Some(SourceEvent::Tick);
+        }
         if self.round.is_some() {
             return match self.events.try_recv() {
                 Ok(incoming) => self.heard(incoming),
-                Err(_) if self.is_late() => Some(SourceEvent::Tick),
                 Err(_) => self.go_on(),
             };
         }
-        let incoming = match self.source.deadline() {
-            None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some((at, _)) => self.events.recv_timeout(at.since(self.figures.now())),
-        };
-        match incoming {
-            Ok(incoming) => self.heard(incoming),
-            Err(_) => Some(SourceEvent::Tick),
+        match self.source.deadline() {
+            None => self.events.recv().ok().and_then(|incoming| self.heard(incoming)),
+            // None: the deadline is over, or nearly.
+            Some((at, _)) => self.listen(at.since(self.figures.now())),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use ferry_protocol::journal::{OfGuest, Record};
+use ferry_protocol::journal::Record;
 use ferry_protocol::message::{Known, OfEpoch, ToSource, ToTarget};
 use ferry_protocol::{Claim, ClaimAnswer, Epoch, SourceEvent, SourcePhase};
 
@@ -15,6 +15,12 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         let began = Instant::now();
         let written = self.options.journal.write(record);
         self.figures.journaled(began.elapsed());
+        if let Record::Decided(_) = record {
+            // What the target said before the choice was on disk goes before it.
+            while let Ok(incoming) = self.events.try_recv() {
+                self.pending.extend(self.heard(incoming));
+            }
+        }
         self.pending.push_back(match written {
             Ok(()) => SourceEvent::Journaled,
             Err(error) => SourceEvent::Failed(sentence(&error)),
@@ -45,20 +51,14 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         self.pending.push_back(SourceEvent::Claimed(answer));
     }
 
-    /// Under a higher epoch the guest runs as under one that was offered: it is written down, so that
-    /// no later guest of its name is born under it.
+    /// No disk is waited for: what keeps later guests of this name from being born under a higher epoch is
+    /// on disk already, in a person's choice or in the witness's record.
     pub(super) fn take_back(&mut self, raise_to: Option<Epoch>) {
         self.holder = match std::mem::replace(&mut self.holder, Holder::Gone) {
             Holder::Target(given) => Holder::Pump(given.back(raise_to)),
             other => other,
         };
-        if let Some(epoch) = raise_to {
-            let runs = Record::Runs(OfGuest { guest: self.options.config.guest.clone(), epoch });
-            if let Err(error) = self.options.journal.write(&runs) {
-                tracing::warn!(error = sentence(&error), "the epoch that a person gave");
-            }
-            self.raised = Some(epoch);
-        }
+        self.raised = raise_to;
     }
 
     /// Tells what came of the questions who runs the guest.

@@ -23,6 +23,7 @@ use crate::framing::{parse_message, read_frame, send_message};
 use crate::intake::{ArrivedState, Intake, Received};
 use crate::link::{Listener, Socket};
 use crate::source::sentence;
+use crate::turn::Turn;
 
 /// Events that may wait for the pump; readers wait when it is full.
 const QUEUE: usize = 64;
@@ -74,6 +75,7 @@ pub(super) struct Doors {
     acceptor: Option<JoinHandle<()>>,
     events: Receiver<Incoming>,
     sender: Sender<Incoming>,
+    turn: Turn,
     links: BTreeMap<LinkId, Link>,
     made: u64,
     /// How often a reader says that page data comes.
@@ -109,6 +111,7 @@ impl Doors {
             acceptor: Some(acceptor),
             events,
             sender,
+            turn: Turn::default(),
             links: BTreeMap::new(),
             made: 0,
             heard_every: HEARD_EVERY.min(silence / 4),
@@ -173,6 +176,10 @@ impl Doors {
     ) -> Result<Option<TargetEvent>, MachineError> {
         loop {
             let wait = self.reap();
+            let is_late = self.target.deadline().is_some_and(|(at, _)| self.now() >= at);
+            if self.turn.is_the_deadlines(is_late, self.events.len()) {
+                return Ok(Some(TargetEvent::Tick));
+            }
             let incoming = select! {
                 recv(self.events) -> incoming => incoming.ok(),
                 recv(stopped) -> _ => return Ok(None),
@@ -187,9 +194,6 @@ impl Doors {
                 }
                 Some(Incoming::Broken(error)) => {
                     return Err(MachineError::with_source("the listener is broken", error));
-                }
-                None if self.target.deadline().is_some_and(|(at, _)| self.now() >= at) => {
-                    return Ok(Some(TargetEvent::Tick));
                 }
                 None => {}
             }
@@ -433,4 +437,33 @@ fn drain(mut socket: &Socket) {
     let mut dropped = [0; 16 * 1024];
     let began = Instant::now();
     while began.elapsed() < LINGER && socket.read(&mut dropped).is_ok_and(|read| read > 0) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_protocol::Timeouts;
+
+    use super::*;
+    use crate::journal::Volatile;
+
+    #[test]
+    fn a_deadline_has_its_turn_however_much_comes() {
+        let instance = InstanceId(1);
+        let target = Target::new(instance, None, Timeouts { hello: Duration::ZERO, ..Timeouts::default() });
+        let books = Books { journal: Arc::new(Volatile::new(instance)), witness: None };
+        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let mut doors = Doors::open(listener, target, books, Duration::from_secs(1)).unwrap();
+        doors.step(TargetEvent::Opened(LinkId(7)));
+        let come = |doors: &Doors| {
+            doors.sender.send(Incoming::Event(TargetEvent::Heard(LinkId(9)))).unwrap();
+        };
+        for _ in 0..QUEUE / 2 {
+            come(&doors);
+        }
+        let heard_first = (0..QUEUE).take_while(|_| {
+            come(&doors);
+            doors.next_event().unwrap() != TargetEvent::Tick
+        });
+        assert_eq!(heard_first.count(), QUEUE / 2 + 1, "what had come, and no more");
+    }
 }

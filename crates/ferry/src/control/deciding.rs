@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use crossbeam_channel::Sender;
 use ferry_migrate::oneway::{Whereabouts, look, withdraw};
 use ferry_migrate::{Custody, Decider, Machine};
-use ferry_protocol::journal::{Choice, Decided, OfGuest, Record};
+use ferry_protocol::journal::{Choice, OfGuest, Record};
 use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{GuestId, PersonsChoice};
 
@@ -18,9 +18,6 @@ use super::Reply;
 use super::host::{Job, Listener, Shared};
 use crate::error::{CliError, Kind};
 use crate::form::{MigrationReport, State};
-
-/// The longest reason for a choice, in bytes.
-const MAX_REASON_BYTES: usize = 2048;
 
 /// Custody that may be in a file or a pipe: the guest is paused here.
 #[derive(Debug)]
@@ -41,16 +38,10 @@ impl Shared {
 
     /// A person's choice, or the wish to look into a file.
     pub(super) fn decide(&self, choice: Option<Choice>, reason: Option<&str>, who: Listener) {
-        let choice = match (choice, reason) {
-            (None, _) => None,
-            (Some(_), Some(reason)) if reason.is_empty() || reason.len() > MAX_REASON_BYTES => {
-                let text = format!("give a reason of 1 to {MAX_REASON_BYTES} bytes");
-                return refuse(&who.replies, &CliError::usage(text));
-            }
-            (Some(choice), Some(reason)) => {
-                Some(PersonsChoice { choice, reason: reason.into(), unix_seconds: now() })
-            }
-            (Some(_), None) => return refuse(&who.replies, &CliError::usage("a choice needs a reason")),
+        let reason = reason.unwrap_or_default();
+        let choice = match choice.map(|choice| PersonsChoice::new(choice, reason, now())).transpose() {
+            Ok(choice) => choice,
+            Err(error) => return refuse(&who.replies, &CliError::usage(error.to_string())),
         };
         let mut audience = self.audience();
         let Some(decider) = audience.decider.clone() else {
@@ -211,12 +202,12 @@ fn follow(shared: &Shared, open: &Doubt, choice: Option<PersonsChoice>) -> Resul
 
 /// Nothing shows what is right: the choice is followed, once it is written down.
 fn by_person(shared: &Shared, open: &Doubt, choice: Option<PersonsChoice>) -> Result<Settled, CliError> {
-    let Some(PersonsChoice { choice, reason, unix_seconds }) = choice else {
+    let Some(decision) = choice else {
         return Err(CliError::plain("no choice was made"));
     };
-    let (guest, epoch) = (open.guest.clone(), open.of.epoch);
-    let decided = Record::Decided(Decided { guest, epoch, choice, reason, unix_seconds });
+    let decided = Record::Decided(decision.decided(open.guest.clone(), open.of.epoch));
     shared.journal.write(&decided).map_err(|error| CliError::of(&error))?;
+    let choice = decision.choice;
     match choice {
         Choice::SourceRuns => come_back(shared, open, format!("a person decided: {choice}")),
         Choice::TargetRuns => Ok(Settled::Gone("moved", "target")),

@@ -7,8 +7,8 @@
 mod matter;
 mod show;
 
-use ferry_protocol::journal::{Choice, Decided, OfGuest, Record};
-use ferry_protocol::{Epoch, InstanceId};
+use ferry_protocol::journal::{OfGuest, Record};
+use ferry_protocol::{Epoch, InstanceId, PersonsChoice};
 use ferry_vmm::fresh_seed;
 use std::time::{Duration, SystemTime};
 
@@ -25,12 +25,12 @@ use crate::form::{MigrationReport, Status};
 pub(crate) fn recover(args: &RecoverArgs, format: Format) -> Result<u8, CliError> {
     let folder = folder::state(&args.state)?;
     let mut case = Case::of(args, &folder)?;
-    let reason = args.reason.as_deref();
-    if reason.is_some_and(|reason| reason.trim().is_empty() || reason.len() > MAX_GIVEN_BYTES) {
-        return Err(CliError::usage(format!("give --reason 1 to {MAX_GIVEN_BYTES} bytes of text")));
-    }
     match args.choice.choice() {
-        Some(choice) => case.decide(choice, &signed(args.reason.as_deref().unwrap_or_default()), &folder)?,
+        Some(choice) => {
+            let reason = signed(args.reason.as_deref().unwrap_or_default());
+            let choice = PersonsChoice::new(choice, reason, now());
+            case.decide(&choice.map_err(|error| CliError::usage(format!("--reason: {error}")))?, &folder)?;
+        }
         None => case.settle(&folder)?,
     }
     show::show(&case, format);
@@ -95,7 +95,8 @@ impl Case {
     }
 
     /// Follows a choice in everything that is open, or in nothing.
-    fn decide(&mut self, choice: Choice, reason: &str, folder: &StateFolder) -> Result<(), CliError> {
+    fn decide(&mut self, decision: &PersonsChoice, folder: &StateFolder) -> Result<(), CliError> {
+        let choice = decision.choice;
         if self.matters.is_empty() {
             return Err(CliError::plain(format!(
                 "nothing is open of a guest `{}` on this host: `ferry recover {}` shows what is known",
@@ -117,7 +118,8 @@ impl Case {
         for matter in &mut self.matters {
             let (guest, epoch) = (matter.guest.clone(), Epoch(matter.epoch));
             if let Process::Lives { client, .. } = &mut matter.process {
-                let request = Request::Decide { choice: Some(choice.into()), reason: Some(reason.into()) };
+                let reason = Some(decision.reason.clone());
+                let request = Request::Decide { choice: Some(choice.into()), reason };
                 matter.end = Some(End::Reported(Box::new(ask(client, &request)?)));
                 continue;
             }
@@ -125,8 +127,7 @@ impl Case {
                 end.record(OfGuest { guest, epoch })
             } else {
                 matter.end = Some(End::Decided(choice));
-                let (reason, unix_seconds) = (reason.to_owned(), now());
-                Some(Record::Decided(Decided { guest, epoch, choice, reason, unix_seconds }))
+                Some(Record::Decided(decision.decided(guest, epoch)))
             };
             if let Some(record) = record {
                 write(&mut journal, folder, &record)?;
@@ -158,11 +159,11 @@ fn ask(client: &mut Client, request: &Request) -> Result<MigrationReport, CliErr
     }
 }
 
-/// The longest reason; whose it is comes to it.
-const MAX_GIVEN_BYTES: usize = 1024;
-
-/// A reason, and whose it is.
+/// A reason, and whose it is; nothing if there is none.
 fn signed(reason: &str) -> String {
+    if reason.trim().is_empty() {
+        return String::new();
+    }
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
     let name: String = user.chars().filter(|letter| !letter.is_control()).take(64).collect();
     let id = rustix::process::getuid().as_raw();
