@@ -62,8 +62,8 @@ impl fmt::Display for Tally {
         write!(
             f,
             "{events} events, {faults} faults; the guest was born {births} times, moved {moved} times, stayed {kept} \
-             times, was held or abandoned {others} times; persons were asked {asked} times and chose {held} times, of which {overruled} gave way to an answer and \
-             {decided} were followed"
+             times, was held or abandoned {others} times; persons were asked {asked} times and chose {held} times, \
+             {overruled} of these gave way to an answer and {decided} were followed"
         )
     }
 }

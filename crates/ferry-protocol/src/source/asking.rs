@@ -32,7 +32,7 @@ impl Source {
             SourceEvent::Failed(text) if self.wait == Wait::Claim => {
                 self.on_claimed(now, &ClaimAnswer::Unreached(text))
             }
-            SourceEvent::Received(message) => self.on_answer(now, message),
+            SourceEvent::Received(message) => self.on_answer(now, &message),
             SourceEvent::LinkLost(_) if self.wait != Wait::Claim => {
                 self.linked = false;
                 self.ask_again(now)
@@ -47,8 +47,8 @@ impl Source {
         }
     }
 
-    fn on_answer(&mut self, now: Time, message: ToSource) -> Vec<SourceAction> {
-        if let Some(answer) = self.answer_of(&message) {
+    fn on_answer(&mut self, now: Time, message: &ToSource) -> Vec<SourceAction> {
+        if let Some(answer) = self.answer_of(message) {
             return self.settled(answer);
         }
         match message {

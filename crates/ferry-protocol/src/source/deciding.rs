@@ -129,34 +129,24 @@ impl Source {
     /// Until a choice is on disk the target's word goes before it. Who reads both in the journal sees what
     /// became of the guest last, and never a choice that the source then did not follow as its end.
     pub(super) fn on_deciding(&mut self, now: Time, event: SourceEvent) -> Vec<SourceAction> {
-        let Wait::Deciding { answer } = &self.wait else { return Vec::new() };
-        match event {
-            SourceEvent::Received(ToSource::Unknown(unknown)) if unknown.of == self.offered() => {
+        let Wait::Deciding { answer } = self.wait.clone() else { return Vec::new() };
+        match (event, answer) {
+            (SourceEvent::Journaled | SourceEvent::Failed(_), Some(answer)) => return self.settled(answer),
+            (SourceEvent::Journaled, None) => return self.follow(now),
+            (SourceEvent::Failed(text), None) => {
+                let text = format!("the choice cannot be journaled, so it is not followed: {text}");
+                return self.go_on_asking(now, text);
+            }
+            (SourceEvent::Received(ToSource::Unknown(unknown)), _) if unknown.of == self.offered() => {
                 self.known = Some(unknown.known);
-                Vec::new()
             }
-            SourceEvent::Received(message) => {
-                let answer = answer.clone().or_else(|| self.answer_of(&message));
-                self.wait = Wait::Deciding { answer };
-                Vec::new()
+            (SourceEvent::Received(message), answer) => {
+                self.wait = Wait::Deciding { answer: answer.or_else(|| self.answer_of(&message)) };
             }
-            SourceEvent::LinkLost(_) => {
-                self.linked = false;
-                Vec::new()
-            }
-            SourceEvent::Journaled => match answer.clone() {
-                Some(answer) => self.settled(answer),
-                None => self.follow(now),
-            },
-            SourceEvent::Failed(text) => match answer.clone() {
-                Some(answer) => self.settled(answer),
-                None => {
-                    let text = format!("the choice cannot be journaled, so it is not followed: {text}");
-                    self.go_on_asking(now, text)
-                }
-            },
-            _ => Vec::new(),
+            (SourceEvent::LinkLost(_), _) => self.linked = false,
+            _ => {}
         }
+        Vec::new()
     }
 
     pub(super) fn refuse_choice(&mut self, text: String) -> Option<SourceAction> {
