@@ -37,7 +37,7 @@ pub trait Journal: Debug + Send + Sync {
     /// Writes a record that may be lost: only people read it.
     fn note(&self, record: &Record);
 
-    /// What processes wrote that kept their journals in the same place and are gone.
+    /// What processes wrote that kept their journals in the same place.
     fn past(&self) -> Result<Past, JournalError>;
 
     /// The journal of a process that lives and has a guest of this name, or may get it back; neither this
@@ -47,20 +47,45 @@ pub trait Journal: Debug + Send + Sync {
         let _ = (guest, source);
         Ok(None)
     }
+
+    /// Writes the record by which a guest comes to be here, unless there is a [`holder`](Self::holder) of
+    /// its name: looked at and written in one step, so that of two processes that take one name at once
+    /// one gets it.
+    fn take_name(&self, record: &Record, source: Option<InstanceId>) -> Result<(), JournalError> {
+        let _ = source;
+        self.write(record)
+    }
 }
 
-/// A journal that cannot be written or read: nothing may be done that rests on it.
+/// Nothing may be done that rests on what was to be written or read.
 #[derive(Debug, thiserror::Error)]
-#[error("{} cannot be used", path.display())]
-pub struct JournalError {
-    path: PathBuf,
-    source: io::Error,
+#[non_exhaustive]
+pub enum JournalError {
+    /// A journal, or the folder of them, cannot be written or read.
+    #[error("{} cannot be used", path.display())]
+    Unusable {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process that lives has a guest of the name.
+    #[error(
+        "a process that lives has a guest `{guest}` (journal {}): end that guest, or settle it with `ferry recover {guest}`",
+        path.display()
+    )]
+    Taken {
+        /// The name.
+        guest: GuestId,
+        /// The journal of that process.
+        path: PathBuf,
+    },
 }
 
 impl JournalError {
     /// What failed, and where.
     pub fn new(path: &Path, source: io::Error) -> Self {
-        Self { path: path.into(), source }
+        Self::Unusable { path: path.into(), source }
     }
 }
 

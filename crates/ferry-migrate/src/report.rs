@@ -41,6 +41,9 @@ pub enum Word {
     /// Another process listens there: the one that was given custody may have run the guest, and is
     /// gone with it.
     MayHaveRun,
+    /// Another process listens there: the one that was given custody lives, and has not written what
+    /// became of it.
+    Lives,
 }
 
 impl fmt::Display for Word {
@@ -52,6 +55,9 @@ impl fmt::Display for Word {
             ),
             Self::MayHaveRun => f.write_str(
                 "the target's process is gone; by its journal it may have run the guest, which is gone with it",
+            ),
+            Self::Lives => f.write_str(
+                "the target's process lives, and has not written yet what became of the guest; another listens there now",
             ),
         }
     }

@@ -302,7 +302,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
                 self.holder = Holder::Gone;
             }
             SourceAction::Journal(record) => self.journal(&record),
-            SourceAction::Note(record) => self.options.journal.note(&record),
+            SourceAction::Note(record) => self.note(&record),
             SourceAction::Claim(claim) => self.claim(&claim),
             SourceAction::NoteChoiceRefused(text) => self.observer.choice_refused(&text),
             SourceAction::NoteStalled(predicted) => self.observer.stalled(predicted),

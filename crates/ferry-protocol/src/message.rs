@@ -342,6 +342,9 @@ pub enum Known {
     /// That process may have run the guest, and is gone with it.
     #[n(1)]
     MayHaveRun,
+    /// That process lives, and has not written yet what became of it: it will, so ask again.
+    #[n(2)]
+    Lives,
 }
 
 /// The question who runs a guest.

@@ -74,7 +74,13 @@ impl World {
             }
             SourceAction::Note(record) => {
                 let (host, instance) = (self.processes[process].host, self.processes[process].instance);
-                self.disks[host].note(self.now, instance, record);
+                let disk = &mut self.disks[host];
+                if let Record::Moved(_) = record {
+                    // What cannot be written is not noted: then the target's journal still says it.
+                    let _ = disk.write(self.now, instance, record);
+                } else {
+                    disk.note(self.now, instance, record);
+                }
             }
             SourceAction::NoteStalled(_) => {
                 self.story.step(self.now, || "the guest does not converge".into());

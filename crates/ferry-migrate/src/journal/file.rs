@@ -16,6 +16,7 @@ use ferry_protocol::journal::{Past, Record};
 use ferry_protocol::{GuestId, InstanceId};
 use rustix::fs::FlockOperation;
 
+use super::folder::hold_births;
 use super::form::{HEADER_BYTES, MAX_JOURNAL_BYTES, frame, header};
 use super::lives::Lives;
 use super::{Journal, JournalError};
@@ -143,6 +144,24 @@ impl FileJournal {
         &self.path
     }
 
+    /// Writes records; all of them are on disk when this returns.
+    pub(super) fn write_all(&self, records: impl IntoIterator<Item = Record>) -> Result<(), JournalError> {
+        let (mut writer, mut records) = (self.writer(), records.into_iter().peekable());
+        while let Some(record) = records.next() {
+            let written = writer.append(&record, records.peek().is_none());
+            written.map_err(|source| JournalError::new(&self.path, source))?;
+        }
+        Ok(())
+    }
+
+    /// The journal of another process that lives and has a guest of this name.
+    fn other_with(&self, lives: &Lives, guest: &GuestId, source: Option<InstanceId>) -> Option<PathBuf> {
+        let mut others = lives
+            .living_with(guest)
+            .filter(|life| life.instance != self.instance && Some(life.instance) != source);
+        others.next().map(|life| life.path.clone())
+    }
+
     fn writer(&self) -> MutexGuard<'_, Writer<File>> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -168,10 +187,17 @@ impl Journal for FileJournal {
     }
 
     fn holder(&self, guest: &GuestId, source: Option<InstanceId>) -> Result<Option<PathBuf>, JournalError> {
-        let lives = Lives::read(&self.folder)?;
-        let mut others = lives
-            .living_with(guest)
-            .filter(|life| life.instance != self.instance && Some(life.instance) != source);
-        Ok(others.next().map(|life| life.path.clone()))
+        let lives = Lives::read_of(&self.folder, guest)?;
+        Ok(self.other_with(&lives, guest, source))
+    }
+
+    fn take_name(&self, record: &Record, source: Option<InstanceId>) -> Result<(), JournalError> {
+        let _hold = hold_births(&self.folder)?;
+        let guest = record.guest();
+        let lives = Lives::read_of(&self.folder, guest)?;
+        if let Some(path) = self.other_with(&lives, guest, source) {
+            return Err(JournalError::Taken { guest: guest.clone(), path });
+        }
+        self.write(record)
     }
 }

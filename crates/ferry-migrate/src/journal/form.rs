@@ -20,8 +20,8 @@ use ferry_protocol::journal::Record;
 /// The first bytes of a journal.
 const MAGIC: &[u8; 8] = b"FERRYJNL";
 
-/// The form that this build reads and writes.
-const VERSION: u32 = 1;
+/// The form that this build writes. It reads the first as well, which lacks some records.
+const VERSION: u32 = 2;
 
 /// The bytes of the header.
 pub(super) const HEADER_BYTES: usize = 24;
@@ -111,7 +111,7 @@ fn parse_header(header: &[u8; HEADER_BYTES]) -> Result<InstanceId, Condition> {
     }
     // Another version may place its checksum elsewhere, so the version comes first.
     match (number(8), instance, number(20)) {
-        (Some(version), _, _) if version != VERSION => Err(Condition::OtherVersion(version)),
+        (Some(version), _, _) if !(1..=VERSION).contains(&version) => Err(Condition::OtherVersion(version)),
         (_, Some(instance), Some(sum)) if sum == crc32c::crc32c(&header[..HEADER_BYTES - 4]) => {
             Ok(InstanceId(instance))
         }
@@ -272,10 +272,17 @@ mod tests {
             Content::parse(&bytes)
         };
         assert_eq!(parse(0, b'x').condition, Condition::Foreign);
-        assert_eq!(parse(8, 2).condition, Condition::OtherVersion(2));
+        for version in [0, 3] {
+            assert_eq!(parse(8, version).condition, Condition::OtherVersion(version.into()));
+        }
         assert_eq!(parse(12, 9).condition, Condition::Damaged { offset: 0 });
         assert_eq!(Content::parse(&good[..HEADER_BYTES - 1]).condition, Condition::Foreign);
-        assert!(parse(8, 2).records.is_empty() && !parse(8, 2).is_whole());
+        assert!(parse(8, 3).records.is_empty() && !parse(8, 3).is_whole());
+        let mut first = good.clone();
+        first[8] = 1;
+        let sum = crc32c::crc32c(&first[..HEADER_BYTES - 4]).to_le_bytes();
+        first[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&sum);
+        assert_eq!(epochs(&Content::parse(&first)), [2], "the first form is read as well");
     }
 
     #[test]

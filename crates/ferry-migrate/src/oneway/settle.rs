@@ -49,15 +49,21 @@ pub fn look(path: &Path, of: OfEpoch) -> io::Result<Whereabouts> {
 }
 
 /// The same; a file without the custody is removed, for good when this returns, so that nobody can get
-/// it from there later, either.
-pub fn withdraw(path: &Path, of: OfEpoch) -> io::Result<Whereabouts> {
+/// it from there later, either. What is to be written down is written `before` that, when it is certain,
+/// and nothing is removed if it cannot be.
+pub fn withdraw<E: From<io::Error>>(
+    path: &Path,
+    of: OfEpoch,
+    before: impl FnOnce() -> Result<(), E>,
+) -> Result<Whereabouts, E> {
     let found = look(path, of)?;
     let Whereabouts::NotThere { path } = &found else { return Ok(found) };
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     // Who reads it has this lock, and looked into it under the lock.
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from)?;
     let again = look_into(&file, path, of)?;
     if let Whereabouts::NotThere { path } = &again {
+        before()?;
         std::fs::remove_file(path)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()?;
@@ -91,6 +97,10 @@ mod tests {
 
     const OF: OfEpoch = OfEpoch { session: SessionId(5), epoch: Epoch(2) };
 
+    fn withdraw_now(path: &Path, of: OfEpoch) -> io::Result<Whereabouts> {
+        withdraw(path, of, || Ok(()))
+    }
+
     fn file(custody: bool) -> Vec<u8> {
         let guest = "g".parse().unwrap();
         let (session, epoch) = (OF.session, OF.epoch);
@@ -114,13 +124,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("g.ferry");
         let working = folder.path().join("g.ferry.partial");
-        assert_eq!(withdraw(&path, OF).unwrap(), Whereabouts::Gone);
+        assert_eq!(withdraw_now(&path, OF).unwrap(), Whereabouts::Gone);
         for at in [&path, &working] {
             std::fs::write(at, file(true)).unwrap();
             let there = Whereabouts::There { path: at.clone(), taken: None };
-            assert_eq!((look(&path, OF).unwrap(), withdraw(&path, OF).unwrap()), (there.clone(), there));
+            assert_eq!((look(&path, OF).unwrap(), withdraw_now(&path, OF).unwrap()), (there.clone(), there));
             let other = OfEpoch { session: SessionId(6), ..OF };
-            assert_eq!(withdraw(&path, other).unwrap(), Whereabouts::Gone, "another migration's file");
+            assert_eq!(withdraw_now(&path, other).unwrap(), Whereabouts::Gone, "another migration's file");
             std::fs::remove_file(at).unwrap();
         }
         let mut bytes = file(false);
@@ -130,9 +140,11 @@ mod tests {
         assert_eq!(look(&path, OF).unwrap(), not_there);
         let reader = File::open(&working).unwrap();
         rustix::fs::flock(&reader, FlockOperation::LockExclusive).unwrap();
-        assert!(withdraw(&path, OF).is_err(), "somebody reads it");
+        assert!(withdraw_now(&path, OF).is_err(), "somebody reads it");
         drop(reader);
-        assert_eq!(withdraw(&path, OF).unwrap(), not_there);
+        let full = || Err(io::ErrorKind::StorageFull.into());
+        assert!(withdraw::<io::Error>(&path, OF, full).is_err() && working.exists(), "nothing is lost");
+        assert_eq!(withdraw_now(&path, OF).unwrap(), not_there);
         assert!(!working.exists());
     }
 }

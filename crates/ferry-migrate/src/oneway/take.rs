@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use ferry_contract::{Finding, Verdict};
 use ferry_memory::GuestRam;
 use ferry_protocol::frame::FrameKind;
-use ferry_protocol::journal::{OfGuest, Record};
-use ferry_protocol::message::{OfEpoch, Reason, ReasonKind, Taken, ToSource, ToTarget};
+use ferry_protocol::journal::{GuestHistory, OfGuest, Record};
+use ferry_protocol::message::{Hello, OfEpoch, Reason, ReasonKind, Taken, ToSource, ToTarget};
 use ferry_protocol::{
     Cause, Claim, ClaimAnswer, Epoch, GuestId, LinkFault, LinkId, Target, TargetAction, TargetEvent,
     TargetOutcome, TargetPhase, Time, Timeouts,
@@ -30,6 +30,7 @@ use crate::framing::parse_message;
 use crate::intake::{ArrivedState, Intake, Received};
 use crate::journal::{Journal, JournalError};
 use crate::link::{Socket, is_ready};
+use crate::source::sentence;
 use crate::target::{Answering, Arrived, Books, Desk, Pump};
 use crate::{Builder, Custody, MachineError, Observer};
 
@@ -102,6 +103,22 @@ pub enum TakeError {
         path: PathBuf,
         /// Who took it.
         taken: Taken,
+    },
+    /// A guest of this name ran on this host under its epoch or a higher one: that of another copy of the
+    /// file, or a later one.
+    #[error(
+        "the guest `{guest}` of {place} has epoch {epoch}, and one of its name had epoch {highest} on this host \
+         already: take a copy with --clone and another --id, if you want it all the same"
+    )]
+    Used {
+        /// The file, or what else is read.
+        place: String,
+        /// The guest.
+        guest: GuestId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The epoch that was used.
+        highest: Epoch,
     },
     /// It is cut, garbled, or holds what it should not.
     #[error(transparent)]
@@ -211,8 +228,12 @@ impl Table {
         match self.reader.next()? {
             Next::Frame(FrameKind::ToTarget, head) => {
                 let message: ToTarget = parse_message(&head).map_err(|fault| self.reader.fault(&fault))?;
-                if let ToTarget::RoundEnd(end) = &message {
-                    self.intake.end_round(end).map_err(|fault| self.reader.fault(&fault))?;
+                match &message {
+                    ToTarget::RoundEnd(end) => {
+                        self.intake.end_round(end).map_err(|fault| self.reader.fault(&fault))?;
+                    }
+                    ToTarget::Hello(hello) if self.copy.is_none() => self.check_past(hello)?,
+                    _ => {}
                 }
                 if let ToTarget::Custody(of) = message
                     && self.target.phase() == TargetPhase::Ready
@@ -230,6 +251,27 @@ impl Table {
                 Err(self.reader.damage("it ends here, before its custody: it was never finished"))
             }
         }
+    }
+
+    /// Whether its epoch can still be taken, by the journals of this host. The process that wrote it, and
+    /// those that would have taken it, mention it as well; of a file those that did so marked it.
+    fn check_past(&mut self, hello: &Hello) -> Result<(), Damage> {
+        let (guest, epoch) = (&hello.guest, hello.epoch);
+        let past = match self.books.journal.past() {
+            Ok(past) => past,
+            Err(error) => {
+                self.end.get_or_insert(TakeError::NotTaken(sentence(&error)));
+                return Err(self.reader.damage("earlier processes are not known"));
+            }
+        };
+        let may_have = |of: &GuestHistory| self.is_stream && of.may_have_run.contains(&epoch);
+        let mut others = past.lives().filter_map(|(_, life)| life.guest(guest));
+        let ran = others.any(|of| of.ran >= Some(epoch) || may_have(of)).then_some(epoch);
+        let highest = past.floor(guest).filter(|&floor| floor > epoch).or(ran);
+        let Some(highest) = highest else { return Ok(()) };
+        let place = self.reader.place().to_owned();
+        self.end.get_or_insert(TakeError::Used { place, guest: guest.clone(), epoch, highest });
+        Err(self.reader.damage("its epoch was used"))
     }
 
     /// Everything was checked: the mark goes onto the disk before anything runs.
@@ -375,22 +417,30 @@ impl Desk for Table {
         self.intake.received()
     }
 
-    /// The file's own mark says who took it, and no source waits for a word; a copy is born.
+    /// Nobody waits for a word: who wrote this has let the guest go, or hears of a broken stream. So
+    /// nothing stays open if this process dies. A copy is born.
     fn write(&mut self, record: &Record) -> Result<(), JournalError> {
+        let source = self.target.session_source();
         match (&self.copy, record) {
             (Some(copy), Record::MayRun(_)) => {
                 let FileCopy { guest, epoch } = copy.clone();
-                self.books.write(&Record::Born(OfGuest { guest, epoch }))
+                self.books.write(&Record::Born(OfGuest { guest, epoch }), source)
             }
-            _ => Ok(()),
+            (Some(_), _) => Ok(()),
+            (None, Record::MayRun(may)) => {
+                let of = OfGuest { guest: may.guest.clone(), epoch: may.of.epoch };
+                self.books.note(&Record::Released(of));
+                self.books.write(record, source)
+            }
+            (None, _) => self.books.write(record, source),
         }
     }
 
-    /// That it ran is written so that no later guest of its name is born under its epoch.
+    /// That it ran lasts: another copy of the file may carry no mark.
     fn note(&mut self, record: &Record) {
         if self.copy.is_none()
             && let Record::Runs(_) = record
-            && let Err(error) = self.books.write(record)
+            && let Err(error) = self.books.write(record, None)
         {
             tracing::warn!(%error, "the epoch of a guest that was taken");
         }

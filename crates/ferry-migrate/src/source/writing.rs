@@ -27,6 +27,15 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         });
     }
 
+    /// That the guest moved lasts before the target hears that it was let go: nobody may be there any more
+    /// who could answer for it. The guest runs there meanwhile.
+    pub(super) fn note(&self, record: &Record) {
+        let Record::Moved(_) = record else { return self.options.journal.note(record) };
+        if let Err(error) = self.options.journal.write(record) {
+            tracing::warn!(error = sentence(&error), "that the guest moved");
+        }
+    }
+
     /// The message and the consumption of the custody are one step: whatever becomes of the message,
     /// there is nothing here any more that could run the guest.
     pub(super) fn give(&mut self, of: OfEpoch) {
@@ -71,6 +80,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             SourceEvent::Received(ToSource::Unknown(unknown)) => match unknown.known {
                 Known::MayHaveRun => Word::MayHaveRun,
                 Known::NoTrace => Word::NoTrace,
+                Known::Lives => Word::Lives,
             },
             SourceEvent::LinkLost(fault) => {
                 Word::NoLink(ferry_protocol::Cause::from(fault.clone()).to_string())

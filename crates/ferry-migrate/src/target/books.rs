@@ -18,15 +18,21 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    pub(crate) fn write(&self, record: &Record) -> Result<(), JournalError> {
-        self.journal.write(record)
+    /// Writes a record; that a guest may run here only while no other process has one of its name, but
+    /// for its source.
+    pub(crate) fn write(&self, record: &Record, source: Option<InstanceId>) -> Result<(), JournalError> {
+        match record {
+            Record::MayRun(_) | Record::Born(_) => self.journal.take_name(record, source),
+            _ => self.journal.write(record),
+        }
     }
 
     pub(crate) fn note(&self, record: &Record) {
         self.journal.note(record);
     }
 
-    /// Why a guest of this name cannot be taken: another process of this host has one.
+    /// Why a guest of this name cannot be taken: another process of this host has one. Looked at before
+    /// anything is built, and once more as the name is taken.
     pub(crate) fn objection(&self, guest: &GuestId, source: Option<InstanceId>) -> Option<Finding> {
         let (target, effect, remedy) = match self.journal.holder(guest, source) {
             Ok(None) => return None,

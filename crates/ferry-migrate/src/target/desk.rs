@@ -95,7 +95,7 @@ impl Desk for Doors {
     }
 
     fn write(&mut self, record: &Record) -> Result<(), JournalError> {
-        self.books().write(record)
+        self.books().write(record, self.source())
     }
 
     fn note(&mut self, record: &Record) {

@@ -274,7 +274,7 @@ impl Doors {
             TargetAction::Close(link) => self.close(link),
             TargetAction::Note(record) => self.books.note(&record),
             TargetAction::Journal(record) => {
-                let written = self.books.write(&record).map_err(|error| sentence(&error));
+                let written = self.books.write(&record, self.source()).map_err(|error| sentence(&error));
                 return Some(TargetEvent::JournalDone(written));
             }
             other => tracing::error!(?other, "a target that has its guest was asked for a job"),
@@ -313,7 +313,12 @@ impl Doors {
 
     /// Why the guest of the present session cannot be taken under its name.
     pub(super) fn objection(&self) -> Option<Finding> {
-        self.books.objection(self.target.session_guest()?, self.target.session_source())
+        self.books.objection(self.target.session_guest()?, self.source())
+    }
+
+    /// The source's process, as the offer of the present session names it.
+    pub(super) fn source(&self) -> Option<InstanceId> {
+        self.target.session_source()
     }
 
     pub(super) fn state(&self, sections: u32) -> Result<ArrivedState, String> {

@@ -1,8 +1,8 @@
 //! After custody was given: the source waits, asks again, and resumes only on a refusal.
 
 use super::{
-    Answer, Ask, Cause, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome, Time, TimerName,
-    ToSource, ToTarget, Wait,
+    Answer, Ask, Cause, Known, Question, Record, Source, SourceAction, SourceEvent, SourceOutcome, Time,
+    TimerName, ToSource, ToTarget, Wait,
 };
 use crate::{ClaimAnswer, Rule};
 
@@ -54,10 +54,12 @@ impl Source {
         match message {
             // It crossed custody, and is no refusal: that follows once it is on disk, or the link ends.
             ToSource::Abort(_) if self.wait == Wait::Running => Vec::new(),
-            // Another process listens there now: no further question to it can settle this.
+            // Another process listens there now: no further question to it can settle this, unless the one
+            // that was given custody lives and will still write what became of it.
             ToSource::Unknown(unknown) if unknown.of == self.offered() => {
                 self.known = Some(unknown.known);
-                let mut actions = self.say_ambiguous();
+                let lives = unknown.known == Known::Lives;
+                let mut actions = if lives { Vec::new() } else { self.say_ambiguous() };
                 actions.extend(self.ask_again(now));
                 actions
             }
@@ -90,12 +92,13 @@ impl Source {
 
     pub(super) fn moved(&mut self) -> Vec<SourceAction> {
         self.end();
-        let mut actions = vec![SourceAction::ReleaseGuest];
+        // Before the target is told: from then on it may answer nobody any more.
+        let noted = SourceAction::Note(Record::Moved(self.of_guest()));
+        let mut actions = vec![SourceAction::ReleaseGuest, noted];
         if std::mem::take(&mut self.linked) {
             actions.extend([SourceAction::Send(ToTarget::Release(self.offered())), SourceAction::Disconnect]);
         }
         let epoch = self.config.epoch;
-        actions.push(SourceAction::Note(Record::Moved(self.of_guest())));
         actions.push(SourceAction::Finish(SourceOutcome::Moved { epoch }));
         actions
     }

@@ -195,7 +195,8 @@ pub enum SourceAction {
     },
     /// Write a record into the journal and make it last; answer [`SourceEvent::Journaled`].
     Journal(Record),
-    /// Write a note into the journal, when there is time; nobody waits for it.
+    /// Write a note into the journal, when there is time; nobody waits for it. But [`Record::Moved`] is made
+    /// to last, if that can be, before what follows is carried out.
     Note(Record),
     /// Start dirty tracking.
     StartLog,

@@ -62,20 +62,24 @@ impl Target {
         actions
     }
 
-    /// What the journal of a process that is gone still says. That process can take nothing any more,
-    /// and this one none of its epochs; but a guest that it may have run must not go back in time.
+    /// What the journal of another process says. One that is gone can take nothing any more, and this
+    /// one none of its epochs; but a guest that it may have run must not go back in time. For one that
+    /// lives only what it wrote outright is said.
     fn answer_for_another(&self, link: LinkId, ask: &Ask) -> Vec<TargetAction> {
         let known = match self.past.answer(ask.instance, &ask.guest, ask.of.epoch) {
             Some(PastAnswer::NeverRan) => return refuse(link, ask.of).to_vec(),
-            // Whoever has it now has it from there: the source lets it go.
-            Some(PastAnswer::WentThrough) => {
+            // It has it, or whoever has it now has it from there: the source lets it go.
+            Some(PastAnswer::Took) => {
                 return vec![TargetAction::Send(link, ToSource::Running(ask.of)), TargetAction::Close(link)];
             }
             Some(PastAnswer::MayHaveRun) if !self.rules.keep(Rule::UnknownAfterRestart) => {
                 return refuse(link, ask.of).to_vec();
             }
-            None if !self.rules.keep(Rule::OnlyThatProcess) => return refuse(link, ask.of).to_vec(),
+            Some(PastAnswer::Undecided) | None if !self.rules.keep(Rule::OnlyThatProcess) => {
+                return refuse(link, ask.of).to_vec();
+            }
             Some(PastAnswer::MayHaveRun) => Known::MayHaveRun,
+            Some(PastAnswer::Undecided) => Known::Lives,
             None => Known::NoTrace,
         };
         let unknown = ToSource::Unknown(Unknown { of: ask.of, known });
