@@ -79,6 +79,8 @@ fn kinds(records: &[Record]) -> Vec<&'static str> {
         Record::Runs(_) => "runs",
         Record::Released(_) => "released",
         Record::Ended(_) => "ended",
+        Record::Waived(_) => "waived",
+        Record::Floor(_) => "floor",
     };
     records.iter().map(kind).collect()
 }

@@ -118,7 +118,7 @@ impl Process {
             ));
         };
         let listen = document[ready]["listen"].as_str().unwrap_or_default().to_owned();
-        let client = Client::connect(&socket).map_err(failed)?;
+        let mut client = Client::connect(&socket).map_err(failed)?;
         client.be_patient()?;
         let drain = std::thread::Builder::new()
             .name("demo-output".into())

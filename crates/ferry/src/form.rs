@@ -16,6 +16,8 @@ pub(crate) struct Status {
     /// The guest's name; none while any guest is awaited.
     pub(crate) id: Option<String>,
     pub(crate) pid: u32,
+    /// This life of the process, as its journal is named.
+    pub(crate) instance: String,
     /// `kvm` or `sim`.
     pub(crate) backend: String,
     pub(crate) state: State,

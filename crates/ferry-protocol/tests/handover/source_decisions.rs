@@ -1,8 +1,9 @@
 //! Single decisions of the source that the table does not show.
 
 use ferry_contract::Verdict;
+use ferry_protocol::journal::{OfGuest, Record};
 use ferry_protocol::message::{
-    Known, OfEpoch, Reason, ReasonKind, Refused, RoundTaken, TargetHello, ToSource, Unknown,
+    Known, OfEpoch, Reason, ReasonKind, Refused, RoundTaken, TargetHello, ToSource, ToTarget, Unknown,
 };
 use ferry_protocol::{
     Cause, Epoch, InstanceId, LinkFault, SessionId, Source, SourceAction, SourceConfig, SourceEvent,
@@ -107,6 +108,32 @@ fn nothing_but_its_own_refusal_resumes_a_source_that_gave_custody() {
         let back = SourceAction::TakeBack { raise_to: None };
         assert_eq!(actions, [back, SourceAction::Resume { take_resources: true }]);
     }
+}
+
+#[test]
+fn that_the_guest_moved_is_noted_before_the_target_may_forget_it() {
+    let mut source = given();
+    let of = OfGuest { guest: guest(), epoch: OF.epoch };
+    let expected = [
+        SourceAction::ReleaseGuest,
+        SourceAction::Note(Record::Moved(of)),
+        SourceAction::Send(ToTarget::Release(OF)),
+        SourceAction::Disconnect,
+        SourceAction::Finish(SourceOutcome::Moved { epoch: OF.epoch }),
+    ];
+    assert_eq!(step(&mut source, [SourceEvent::Received(ToSource::Running(OF))]), expected);
+}
+
+#[test]
+fn a_target_that_lives_and_has_not_written_what_became_of_it_is_asked_again() {
+    let mut source = given();
+    let events = [SourceEvent::LinkLost(LinkFault::Closed), SourceEvent::Connected];
+    step(&mut source, events);
+    let unknown = |known| SourceEvent::Received(ToSource::Unknown(Unknown { of: OF, known }));
+    let actions = source.clone().step(Time::ZERO, unknown(Known::Lives));
+    assert_eq!(actions, [SourceAction::Disconnect], "nobody is needed for that");
+    let actions = source.step(Time::ZERO, unknown(Known::NoTrace));
+    assert_eq!(actions, [SourceAction::NoteAmbiguous, SourceAction::Disconnect]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use ferry_contract::Verdict;
+use ferry_protocol::journal::{Living, MayRun, OfGuest, Past, Record};
 use ferry_protocol::message::{
     Ask, Hello, Known, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
     TargetHello, ToSource, ToTarget, Unknown, VERSIONS,
@@ -289,6 +290,32 @@ fn a_guest_that_runs_is_refused_to_nobody() {
     let actions = say(&mut target, OTHER_LINK, ToTarget::Ask(other));
     let unknown = ToSource::Unknown(Unknown { of: OF, known: Known::NoTrace });
     assert_eq!(sent(&actions), [&unknown], "only that very instance can answer");
+}
+
+/// Its address is free once its source let go, and a source whose process died in that moment is asked
+/// for by a person who finds another process there.
+#[test]
+fn for_another_process_that_lives_only_what_it_wrote_is_answered() {
+    let may = Record::MayRun(MayRun { guest: guest(), of: OF });
+    let of = OfGuest { guest: guest(), epoch: OF.epoch };
+    let (runs, refused) = (Record::Runs(of.clone()), Record::Refused(of.clone()));
+    let lives = ToSource::Unknown(Unknown { of: OF, known: Known::Lives });
+    let reads = |records: &[Record]| {
+        let mut past = Past::default();
+        past.add_living(InstanceId(78), Living::of(records));
+        let mut target = target().with_past(past);
+        let ask = Ask { guest: guest(), of: OF, instance: InstanceId(78) };
+        let actions = say(&mut target, LINK, ToTarget::Ask(ask));
+        assert!(actions.contains(&TargetAction::Close(LINK)), "{actions:?}");
+        sent(&actions)[0].clone()
+    };
+    assert_eq!(reads(&[]), lives, "what it has not written it may still do");
+    assert_eq!(reads(std::slice::from_ref(&may)), lives);
+    assert_eq!(reads(&[may.clone(), runs.clone()]), ToSource::Running(OF));
+    let went_on = [may.clone(), runs.clone(), Record::Moved(of)];
+    assert_eq!(reads(&went_on), ToSource::Running(OF));
+    assert!(matches!(reads(&[may, refused]), ToSource::Refused(_)));
+    assert_eq!(reads(&[runs]), lives, "it did not come to it as a target");
 }
 
 #[test]

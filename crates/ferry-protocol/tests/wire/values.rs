@@ -193,9 +193,13 @@ pub(crate) fn any_to_source() -> impl Strategy<Value = ToSource> {
         Just(ToSource::Ready),
         any_of().prop_map(ToSource::Running),
         (any_of(), any_reason()).prop_map(|(of, reason)| ToSource::Refused(Refused { of, reason })),
-        any_of().prop_map(|of| ToSource::Unknown(Unknown { of, known: Known::NoTrace })),
+        (any_of(), any_known()).prop_map(|(of, known)| ToSource::Unknown(Unknown { of, known })),
         any_reason().prop_map(ToSource::Abort),
         Just(ToSource::LaneTaken),
         any::<u32>().prop_map(|round| ToSource::RoundTaken(RoundTaken { round })),
     ]
+}
+
+fn any_known() -> impl Strategy<Value = Known> {
+    prop::sample::select(vec![Known::NoTrace, Known::MayHaveRun, Known::Lives])
 }

@@ -15,6 +15,10 @@ use crate::form::{State, Status};
 /// How long a process may take to answer a question that needs no work.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// How long nothing may come of work that takes its time, before it is looked whether the process still
+/// answers at all.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long a guest that is between two processes of this machine is looked for.
 const HANDOVER: Duration = Duration::from_millis(500);
 
@@ -26,6 +30,8 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 pub(crate) struct Client {
     stream: BufReader<UnixStream>,
     path: PathBuf,
+    /// Replies are waited for as long as the process answers others.
+    patient: bool,
 }
 
 impl Client {
@@ -33,12 +39,18 @@ impl Client {
         let stream = UnixStream::connect(path)?;
         stream.set_write_timeout(Some(ANSWER))?;
         stream.set_read_timeout(Some(ANSWER))?;
-        Ok(Self { stream: BufReader::new(stream), path: path.into() })
+        Ok(Self { stream: BufReader::new(stream), path: path.into(), patient: false })
     }
 
-    /// Waits as long as it takes for replies from now on.
-    pub(crate) fn be_patient(&self) -> Result<(), CliError> {
-        self.stream.get_ref().set_read_timeout(None).map_err(|error| self.broken(&error.to_string()))
+    /// Waits from now on for replies that take their time, as long as the process answers others.
+    pub(crate) fn be_patient(&mut self) -> Result<(), CliError> {
+        self.be_patient_for(PATIENCE)
+    }
+
+    fn be_patient_for(&mut self, at_once: Duration) -> Result<(), CliError> {
+        self.patient = true;
+        let set = self.stream.get_ref().set_read_timeout(Some(at_once));
+        set.map_err(|error| self.broken(&error.to_string()))
     }
 
     pub(crate) fn send(&mut self, request: &Request) -> Result<(), CliError> {
@@ -66,15 +78,27 @@ impl Client {
 
     /// The next reply.
     pub(crate) fn next(&mut self) -> Result<Reply, CliError> {
-        let mut line = String::new();
-        let read = self.stream.by_ref().take(MAX_LINE_BYTES).read_line(&mut line);
-        match read {
-            Ok(0) => Err(self.broken("it closed the connection")),
-            Ok(_) => serde_json::from_str(&line).map_err(|error| self.broken(&error.to_string())),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                Err(self.broken(&format!("nothing came for {} s; is it stopped?", ANSWER.as_secs())))
+        let mut line = Vec::new();
+        loop {
+            let left = MAX_LINE_BYTES.saturating_sub(line.len() as u64);
+            match self.stream.by_ref().take(left).read_until(b'\n', &mut line) {
+                Ok(0) => return Err(self.broken("it closed the connection")),
+                Ok(_) => {
+                    return serde_json::from_slice(&line).map_err(|error| self.broken(&error.to_string()));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock && self.patient => {
+                    // What it does may take long; that it does not even say so is another matter.
+                    let other = Client::connect(&self.path);
+                    other.map_err(|error| self.broken(&error.to_string()))?.ask(&Request::Status {})?;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Err(self.broken(&format!(
+                        "nothing came for {} s; is it stopped? Let it go on (kill -CONT), or end it",
+                        ANSWER.as_secs()
+                    )));
+                }
+                Err(error) => return Err(self.broken(&error.to_string())),
             }
-            Err(error) => Err(self.broken(&error.to_string())),
         }
     }
 
@@ -155,5 +179,41 @@ fn rank(status: &Status) -> u8 {
         _ if status.custody => 0,
         State::Ambiguous => 1,
         _ => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A process that answers its first client late, or never, and others at once, or never.
+    fn wait_for(answers: bool) -> Result<Reply, CliError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("g.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut client = Client::connect(&path).unwrap();
+        let (mut first, _) = listener.accept().unwrap();
+        let serving = std::thread::spawn(move || {
+            // That nothing came yet is told by the next connection.
+            first.write_all(b"\"stop").unwrap();
+            let (mut next, _) = listener.accept().unwrap();
+            if answers {
+                next.write_all(b"\"cancelling\"\n").unwrap();
+                first.write_all(b"ped\"\n").unwrap();
+            }
+            drop(next);
+        });
+        client.be_patient_for(Duration::from_millis(20)).unwrap();
+        let reply = client.ask(&Request::Watch {});
+        serving.join().unwrap();
+        reply
+    }
+
+    #[test]
+    fn a_process_that_answers_nobody_is_not_waited_for() {
+        assert!(wait_for(false).unwrap_err().message.contains("does not answer"));
+        assert_eq!(wait_for(true).unwrap(), Reply::Stopped);
     }
 }

@@ -177,13 +177,24 @@ fn follow(shared: &Shared, open: &Doubt, choice: Option<PersonsChoice>) -> Resul
         (Whereabouts::NotThere { path: found }, None | Some(Choice::SourceRuns)) => {
             // Nobody can get it from there later, either.
             let path = path.unwrap_or(found);
-            if let Whereabouts::There { path, .. } = seen(&path, withdraw(&path, open.of))? {
-                return Err(CliError::plain(format!("custody is in {} now: look again", path.display())));
+            // What is known of it is on disk before the file goes that shows it.
+            let note = || {
+                shared.journal.note(&Record::Kept(of));
+                note_return(shared, open)
+            };
+            let withdrawn = withdraw(&path, open.of, || note().map_err(Withdrawing::Unwritten));
+            match withdrawn {
+                Ok(Whereabouts::There { path, .. }) => {
+                    Err(CliError::plain(format!("custody is in {} now: look again", path.display())))
+                }
+                Ok(_) => come_back(
+                    shared,
+                    open,
+                    format!("custody was not in {}, which was removed", path.display()),
+                ),
+                Err(Withdrawing::Unwritten(error)) => Err(error),
+                Err(Withdrawing::Io(error)) => Err(unseen(&path, &error)),
             }
-            let back =
-                come_back(shared, open, format!("custody was not in {}, which was removed", path.display()))?;
-            shared.journal.note(&Record::Kept(of));
-            Ok(back)
         }
         (Whereabouts::NotThere { path }, Some(Choice::TargetRuns)) => Err(CliError::plain(format!(
             "`--target-runs` would be wrong: custody is not in {}",
@@ -209,24 +220,46 @@ fn by_person(shared: &Shared, open: &Doubt, choice: Option<PersonsChoice>) -> Re
     shared.journal.write(&decided).map_err(|error| CliError::of(&error))?;
     let choice = decision.choice;
     match choice {
-        Choice::SourceRuns => come_back(shared, open, format!("a person decided: {choice}")),
+        Choice::SourceRuns => {
+            note_return(shared, open)?;
+            come_back(shared, open, format!("a person decided: {choice}"))
+        }
         Choice::TargetRuns => Ok(Settled::Gone("moved", "target")),
         Choice::Abandon => Ok(Settled::Gone("abandoned", "nobody")),
     }
 }
 
 fn seen(path: &Path, found: std::io::Result<Whereabouts>) -> Result<Whereabouts, CliError> {
-    found.map_err(|error| CliError::plain(format!("{} cannot be looked into: {error}", path.display())))
+    found.map_err(|error| unseen(path, &error))
+}
+
+fn unseen(path: &Path, error: &std::io::Error) -> CliError {
+    CliError::plain(format!("{} cannot be looked into: {error}", path.display()))
+}
+
+/// Why a file without custody was not withdrawn.
+enum Withdrawing {
+    Io(std::io::Error),
+    Unwritten(CliError),
+}
+
+impl From<std::io::Error> for Withdrawing {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Writes down that the guest will run here again, under an epoch above the one that was given.
+fn note_return(shared: &Shared, open: &Doubt) -> Result<(), CliError> {
+    let runs = Record::Runs(OfGuest { guest: open.guest.clone(), epoch: open.of.epoch.next() });
+    shared.journal.write(&runs).map_err(|error| CliError::of(&error))
 }
 
 /// The guest runs here again, under an epoch of its own.
 fn come_back(shared: &Shared, open: &Doubt, why: String) -> Result<Settled, CliError> {
     let mut seat = shared.guest.lock().unwrap_or_else(PoisonError::into_inner);
     let guest = seat.as_mut().ok_or_else(|| CliError::plain("the guest is not here any more"))?;
-    let epoch = open.of.epoch.next();
-    let runs = Record::Runs(OfGuest { guest: open.guest.clone(), epoch });
-    shared.journal.write(&runs).map_err(|error| CliError::of(&error))?;
-    let back = open.decider.take_back(epoch);
+    let back = open.decider.take_back(open.of.epoch.next());
     let (custody, released) = back.ok_or_else(|| CliError::plain("its custody is not here any more"))?;
     if let Err(error) = guest.stop_dirty_tracking() {
         tracing::warn!(%error, "dirty tracking could not be ended");

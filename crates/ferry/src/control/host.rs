@@ -202,6 +202,7 @@ impl Shared {
         Status {
             id: facts.id.as_ref().map(ToString::to_string),
             pid: std::process::id(),
+            instance: self.journal.instance().to_string(),
             backend: facts.backend.into(),
             state: facts.state,
             phase: facts.phase.map(Into::into),

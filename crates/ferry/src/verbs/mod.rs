@@ -63,11 +63,19 @@ fn keep(state: &StateArgs, test: &TestArgs) -> Result<(Option<StateFolder>, Arc<
 }
 
 /// The epoch at which a guest of this name can be born: above every one that was used here. Refused
-/// while another may come back, or may run elsewhere, for all that is known here.
-fn birth(folder: &StateFolder, id: &GuestId) -> Result<Epoch, CliError> {
+/// while another may come back, or may run elsewhere, for all that is known here; `unheard`: nobody can
+/// have had a guest of this name.
+fn birth(folder: &StateFolder, id: &GuestId, unheard: bool) -> Result<Epoch, CliError> {
     let lives = folder.lives().map_err(|error| CliError::of(&error))?;
-    for complaint in lives.iter().filter_map(Life::complaint) {
-        output::note(&format!("ferry: {complaint}"));
+    if unheard {
+        for complaint in lives.iter().filter_map(Life::complaint) {
+            output::note(&format!("ferry: {complaint}"));
+        }
+    } else if let Some(complaint) = lives.unknown(id).find_map(Life::complaint) {
+        return Err(CliError::plain(format!(
+            "what became of an earlier guest `{id}` is not known: {complaint}; `ferry recover {id}` shows what is, and \
+             takes your word on it (--abandon --reason TEXT); without --id a guest gets a name that no other had"
+        )));
     }
     if let Some(life) = lives.living_with(id).next() {
         return Err(CliError::plain(format!(

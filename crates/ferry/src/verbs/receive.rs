@@ -61,7 +61,7 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
 
 /// The copy of a guest is born: no other of its name may be here.
 fn copy(folder: Option<&StateFolder>, guest: GuestId) -> Result<FileCopy, CliError> {
-    let epoch = folder.map_or(Ok(Epoch::BIRTH), |folder| birth(folder, &guest))?;
+    let epoch = folder.map_or(Ok(Epoch::BIRTH), |folder| birth(folder, &guest, false))?;
     Ok(FileCopy { guest, epoch })
 }
 

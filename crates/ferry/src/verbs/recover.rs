@@ -7,7 +7,7 @@
 mod matter;
 mod show;
 
-use ferry_protocol::journal::{OfGuest, Record};
+use ferry_protocol::journal::{OfGuest, Record, Waived};
 use ferry_protocol::{Epoch, InstanceId, PersonsChoice};
 use ferry_vmm::fresh_seed;
 use std::time::{Duration, SystemTime};
@@ -44,20 +44,29 @@ pub(crate) struct Case {
     pub(crate) matters: Vec<Matter>,
     /// Processes that have the guest, and nothing is open of it there.
     pub(crate) has_it: Vec<Status>,
-    /// Journals that cannot be read as a whole.
+    /// Journals that cannot be read as a whole, and of which it was decided what they had of this guest.
     pub(crate) complaints: Vec<String>,
 }
 
 impl Case {
     fn of(args: &RecoverArgs, folder: &StateFolder) -> Result<Self, CliError> {
-        let lives = folder.lives().map_err(|error| CliError::of(&error))?;
+        let read = || folder.lives_of(&args.id).map_err(|error| CliError::of(&error));
+        // Who may have the guest by its journal before the processes are asked, and after it, and did not
+        // answer, cannot be asked: a process opens its socket before it gets a guest.
+        let before: Vec<_> = read()?.may_have(&args.id).map(|life| life.instance).collect();
+        let answering = all()?;
+        let lives = read()?;
+        let answered: Vec<_> = answering.iter().map(|(_, status)| status.instance.clone()).collect();
+        let is_silent =
+            |life: &Life| before.contains(&life.instance) && !answered.contains(&life.instance.to_string());
+        let is_decided = |life: &Life| lives.unknown(&args.id).all(|other| other.instance != life.instance);
         let mut case = Self {
             id: args.id.to_string(),
             matters: Vec::new(),
             has_it: Vec::new(),
-            complaints: lives.iter().filter_map(Life::complaint).collect(),
+            complaints: lives.iter().filter(|life| is_decided(life)).filter_map(Life::complaint).collect(),
         };
-        for (client, status) in all()? {
+        for (client, status) in answering {
             if status.id.as_deref() != Some(args.id.as_str()) {
                 continue;
             }
@@ -67,7 +76,17 @@ impl Case {
                 None => {}
             }
         }
-        case.matters.extend(lives.open(Some(&args.id)).into_iter().map(Matter::of_dead));
+        for open in lives.open(Some(&args.id)) {
+            let both_gone = lives.both_are_gone(&open);
+            case.matters.push(Matter::of_dead(open, both_gone));
+        }
+        for life in lives.may_have(&args.id) {
+            if !life.alive {
+                case.matters.push(Matter::of_unreadable(&args.id, life));
+            } else if is_silent(life) {
+                case.matters.push(Matter::of_silent(&args.id, life));
+            }
+        }
         Ok(case)
     }
 
@@ -83,7 +102,7 @@ impl Case {
                         Err(error) => matter.known = Some(error.message),
                     }
                 }
-                Process::Lives { .. } => {}
+                Process::Lives { .. } | Process::Silent { .. } | Process::Unreadable { .. } => {}
                 Process::Gone { .. } => {
                     if let Some(record) = matter.found_out() {
                         write(&mut journal, folder, &record)?;
@@ -102,6 +121,11 @@ impl Case {
                 "nothing is open of a guest `{}` on this host: `ferry recover {}` shows what is known",
                 self.id, self.id
             )));
+        }
+        let silent = |matter: &&Matter| matches!(matter.process, Process::Silent { .. });
+        if let Some(silent) = self.matters.iter().find(silent) {
+            let known = silent.known.as_deref().unwrap_or_default();
+            return Err(CliError::new(Kind::Ambiguous, format!("nothing is decided yet: {known}")));
         }
         let mut journal = None;
         for matter in &mut self.matters {
@@ -127,7 +151,11 @@ impl Case {
                 end.record(OfGuest { guest, epoch })
             } else {
                 matter.end = Some(End::Decided(choice));
-                Some(Record::Decided(decision.decided(guest, epoch)))
+                let decided = decision.decided(guest, epoch);
+                Some(match matter.process {
+                    Process::Unreadable { instance } => Record::Waived(Waived::of(decided, instance)),
+                    _ => Record::Decided(decided),
+                })
             };
             if let Some(record) = record {
                 write(&mut journal, folder, &record)?;

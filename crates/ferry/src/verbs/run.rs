@@ -30,11 +30,12 @@ use crate::output;
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let config = args.guest.config();
     config.validate().map_err(|error| CliError::usage(error.to_string()))?;
+    let unheard = args.id.is_none();
     let id = args.id.clone().map_or_else(name, Ok)?;
     refuse_a_namesake(&id)?;
     let (folder, journal) = keep(&args.state, &args.test)?;
     if let Some(folder) = &folder {
-        birth(folder, &id)?;
+        birth(folder, &id, unheard)?;
     }
     let watch = watch(&args.test)?;
     let chosen = choose(args.guest.backend)?;
@@ -65,7 +66,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, Arc::clone(&journal), args.test.clone());
     let socket = server::serve(&shared, id.as_str())?;
     let pages = guest.report().memory_pages;
-    let epoch = be_born(folder.as_ref(), &*journal, &id)?;
+    let epoch = be_born(folder.as_ref(), &*journal, &id, unheard)?;
     guest.resume(Custody::born_at(id.clone(), epoch)).map_err(|error| CliError::of(&error))?;
     shared.adopt(guest, &id, epoch);
     match format {
@@ -86,10 +87,15 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
 }
 
 /// Writes the birth down; of two that want one name at once the second is refused.
-fn be_born(folder: Option<&StateFolder>, journal: &dyn Journal, id: &GuestId) -> Result<Epoch, CliError> {
+fn be_born(
+    folder: Option<&StateFolder>,
+    journal: &dyn Journal,
+    id: &GuestId,
+    unheard: bool,
+) -> Result<Epoch, CliError> {
     let failed = |error: JournalError| CliError::of(&error);
     let hold = folder.map(StateFolder::hold_births).transpose().map_err(failed)?;
-    let epoch = folder.map_or(Ok(Epoch::BIRTH), |folder| birth(folder, id))?;
+    let epoch = folder.map_or(Ok(Epoch::BIRTH), |folder| birth(folder, id, unheard))?;
     journal.write(&Record::Born(OfGuest { guest: id.clone(), epoch })).map_err(failed)?;
     drop(hold);
     Ok(epoch)
@@ -124,8 +130,9 @@ fn take_locks(guest: &mut AnyGuest, id: &GuestId, files: &[PathBuf]) -> Result<(
     guest.take_resources(id, &locks).map_err(|error| CliError::of(&error))
 }
 
+/// A name that no guest ever had.
 fn name() -> Result<GuestId, CliError> {
-    format!("guest-{}", std::process::id()).parse().map_err(|error| CliError::of(&error))
+    format!("guest-{:012x}", fresh_seed() >> 16).parse().map_err(|error| CliError::of(&error))
 }
 
 /// Whether a process has its guest, or had it and cannot know whether it still runs elsewhere.

@@ -4,12 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ferry_migrate::journal::{Open, OpenKind};
+use ferry_migrate::journal::{Life, Open, OpenKind};
 use ferry_migrate::oneway::{Whereabouts, look};
 use ferry_migrate::{Asked, ask};
 use ferry_protocol::journal::{Choice, MayBeGiven, OfGuest, Record};
 use ferry_protocol::message::Known;
-use ferry_protocol::{Epoch, GuestId};
+use ferry_protocol::{Epoch, GuestId, InstanceId};
 
 use crate::control::client::Client;
 use crate::form::{MigrationReport, State, Status};
@@ -22,6 +22,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub(crate) enum Side {
     Source,
     Target,
+    /// Either.
+    Unknown,
 }
 
 /// The process that the matter is about.
@@ -30,7 +32,11 @@ pub(crate) enum Process {
     /// It lives; its number, and a connection to it.
     Lives { pid: u32, client: Client },
     /// It is gone; its instance.
-    Gone { instance: String, given: Option<MayBeGiven> },
+    Gone { instance: InstanceId, given: Option<MayBeGiven> },
+    /// It lives and has the guest, by its journal, or nobody knows what it has; and it cannot be asked.
+    Silent { instance: InstanceId },
+    /// It is gone, and its journal cannot be read as a whole.
+    Unreadable { instance: InstanceId },
 }
 
 /// How it ended.
@@ -40,6 +46,8 @@ pub(crate) enum End {
     Moved,
     /// The other side answered, or the file showed: it never had it.
     Refused,
+    /// The processes of both sides are gone, and the guest with them.
+    Gone,
     /// A person decided.
     Decided(Choice),
     /// The process that lives settled it.
@@ -52,6 +60,7 @@ impl End {
         match self {
             Self::Moved => Some(Record::Moved(of)),
             Self::Refused => Some(Record::Kept(of)),
+            Self::Gone => Some(Record::Ended(of)),
             Self::Decided(_) | Self::Reported(_) => None,
         }
     }
@@ -74,6 +83,8 @@ pub(crate) struct Matter {
     /// Why a choice would be wrong.
     obstacles: Vec<(Choice, String)>,
     asked: bool,
+    /// The processes of both sides are gone.
+    both_gone: bool,
 }
 
 impl Matter {
@@ -102,12 +113,50 @@ impl Matter {
             end: None,
             obstacles: Vec::new(),
             asked: true,
+            both_gone: false,
         })
     }
 
+    /// Of a process that has the guest by its journal, or may have, and does not answer.
+    pub(crate) fn of_silent(guest: &GuestId, life: &Life) -> Self {
+        let path = life.path.display();
+        let what = life.complaint().unwrap_or_else(|| format!("it has `{guest}` by its journal {path}"));
+        let known = format!(
+            "{what}; it lives and does not answer: it is stopped, or was started with another XDG_RUNTIME_DIR (`fuser \
+             {path}` tells its number)"
+        );
+        Self::unclear(guest, life, Process::Silent { instance: life.instance }, known)
+    }
+
+    /// Of a process that is gone and left a journal that cannot be read as a whole.
+    pub(crate) fn of_unreadable(guest: &GuestId, life: &Life) -> Self {
+        let known = life.complaint().unwrap_or_default();
+        let process = Process::Unreadable { instance: life.instance };
+        let choices = vec![Choice::SourceRuns, Choice::TargetRuns, Choice::Abandon];
+        Self { choices, ..Self::unclear(guest, life, process, known) }
+    }
+
+    fn unclear(guest: &GuestId, life: &Life, process: Process, known: String) -> Self {
+        let highest = life.history().guest(guest).and_then(|of| of.highest);
+        Self {
+            guest: guest.clone(),
+            side: Side::Unknown,
+            process,
+            epoch: highest.map_or(0, |epoch| epoch.0),
+            to: None,
+            is_file: false,
+            known: Some(known),
+            choices: Vec::new(),
+            end: None,
+            obstacles: Vec::new(),
+            asked: true,
+            both_gone: false,
+        }
+    }
+
     /// Of a process that is gone.
-    pub(crate) fn of_dead(open: Open) -> Self {
-        let instance = open.instance.to_string();
+    pub(crate) fn of_dead(open: Open, both_gone: bool) -> Self {
+        let instance = open.instance;
         let (given, ran) = match open.kind {
             OpenKind::Given(given) => (Some(given), None),
             OpenKind::Taken { ran } => (None, Some(ran)),
@@ -124,6 +173,7 @@ impl Matter {
             end: None,
             obstacles: Vec::new(),
             asked: false,
+            both_gone,
         };
         if let Some(ran) = ran {
             matter.of_target(ran);
@@ -164,6 +214,9 @@ impl Matter {
     }
 
     fn look(&mut self) {
+        if self.both_gone {
+            return self.gone();
+        }
         let Process::Gone { given: Some(given), .. } = &self.process else { return };
         if std::mem::replace(&mut self.asked, true) {
             return;
@@ -194,6 +247,10 @@ impl Matter {
                         .into(),
                 );
             }
+            Asked::Unknown(Known::Lives) => self.stay(
+                "the target's process lives, and has not written yet what became of the guest: look again"
+                    .into(),
+            ),
             Asked::Silent(why) => self.stay(format!("the target cannot be asked: {why}")),
         }
     }
@@ -230,6 +287,14 @@ impl Matter {
             self.obstacles.push((wrong, known.clone()));
         }
         (self.known, self.end) = (Some(known), Some(End::Moved));
+    }
+
+    fn gone(&mut self) {
+        let known = "the processes of both sides are gone, by their journals here, and the guest with them";
+        for wrong in [Choice::SourceRuns, Choice::TargetRuns] {
+            self.obstacles.push((wrong, known.into()));
+        }
+        (self.known, self.end) = (Some(known.into()), Some(End::Gone));
     }
 
     fn refused(&mut self, known: String) {

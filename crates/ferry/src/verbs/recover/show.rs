@@ -32,11 +32,13 @@ fn document(case: &Case) -> Value {
 fn matter(matter: &Matter) -> Value {
     let (pid, instance) = match &matter.process {
         Process::Lives { pid, .. } => (Some(*pid), None),
-        Process::Gone { instance, .. } => (None, Some(instance)),
+        Process::Gone { instance, .. } | Process::Silent { instance } | Process::Unreadable { instance } => {
+            (None, Some(instance.to_string()))
+        }
     };
     let choices = matter.choices.iter().filter(|_| matter.is_open()).map(|choice| choice.name());
     json!({
-        "side": match matter.side { Side::Source => "source", Side::Target => "target" },
+        "side": match matter.side { Side::Source => "source", Side::Target => "target", Side::Unknown => "unknown" },
         "pid": pid,
         "instance": instance,
         "epoch": matter.epoch,
@@ -52,7 +54,7 @@ fn matter(matter: &Matter) -> Value {
 fn name(end: &End) -> &str {
     match end {
         End::Moved => "target-has-it",
-        End::Refused => "nobody-has-it",
+        End::Refused | End::Gone => "nobody-has-it",
         End::Decided(choice) => choice.name(),
         End::Reported(report) => &report.outcome,
     }
@@ -85,10 +87,16 @@ fn describe(matter: &Matter) -> Vec<String> {
         (Process::Lives { pid, .. }, _) => format!(
             "source      process {pid} holds `{guest}` paused: custody of epoch {epoch} was given to {to}"
         ),
+        (Process::Silent { instance }, _) => {
+            format!("unknown     a process that lives (journal {instance}) may have `{guest}`")
+        }
+        (Process::Unreadable { instance }, _) => {
+            format!("unknown     a process that is gone (journal {instance}) may have had `{guest}`")
+        }
         (Process::Gone { instance, .. }, Side::Source) => format!(
             "source      a process that is gone (journal {instance}) may have given custody of `{guest}`, epoch {epoch}, to {to}"
         ),
-        (Process::Gone { instance, .. }, Side::Target) => {
+        (Process::Gone { instance, .. }, _) => {
             format!(
                 "target      a process that is gone (journal {instance}) was offered `{guest}` under epoch {epoch}"
             )
@@ -97,7 +105,7 @@ fn describe(matter: &Matter) -> Vec<String> {
     lines.extend(matter.known.as_ref().map(|known| format!("known       {known}")));
     lines.push(match &matter.end {
         Some(End::Moved) => "settled     the target has the guest".into(),
-        Some(End::Refused) => {
+        Some(End::Refused | End::Gone) => {
             format!("settled     nobody has it any more: `ferry run --id {guest}` starts another one")
         }
         Some(End::Decided(choice)) => format!("decided     {choice}, as it is in the journal now"),
@@ -118,6 +126,10 @@ fn describe(matter: &Matter) -> Vec<String> {
 }
 
 fn possible(matter: &Matter) -> String {
+    if let Process::Silent { .. } = matter.process {
+        return "possible    let it go on, or end it, then look again: nothing is decided against a process that lives"
+            .into();
+    }
     let flags: Vec<_> = matter.choices.iter().map(|choice: &Choice| format!("--{choice}")).collect();
     let asks = matches!(matter.process, Process::Lives { .. }) && !matter.is_file;
     let wait =
