@@ -27,6 +27,7 @@ mod one_way_kill;
 mod permissions;
 mod probing;
 mod recover;
+mod recover_unknown;
 mod rings;
 mod soak;
 mod to_and_fro;

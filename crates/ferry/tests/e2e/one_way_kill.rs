@@ -104,10 +104,14 @@ fn a_reader_of_a_file_is_killed(on: &'static str) {
         let place = format!("file:{}", house.path("snapshot").display());
         house.migrate("g", &place).document();
         assert_eq!(source.end().status, 0);
+        let duplicate = house.path("duplicate");
+        std::fs::copy(house.path("snapshot"), &duplicate).unwrap();
         let reader = house.begins_to_read(&place, &["--stop-at", phase], true);
         reader.await_stop();
         let pid = reader.pid();
         reader.kill();
+        // Nobody waits for its word.
+        assert_eq!(house.json(&["recover", "g"]).document()["matters"], serde_json::json!([]), "{phase}");
         if !matches!(phase, "taking" | "running") {
             is_taken_whole(&house, &house.reading(&place, &[], true));
             assert_eq!(house.runners().len(), 2, "{phase}");
@@ -120,6 +124,10 @@ fn a_reader_of_a_file_is_killed(on: &'static str) {
         let copy = house.reading(&place, &["--clone", "--id=copy"], false);
         assert!(copy.check() > 0);
         assert_eq!(copy.status()["epoch"], 1);
+        // The name is free, above what was used; and no duplicate of the file is taken after that.
+        assert_eq!(house.guest_without_journal("g", CHURN).status()["epoch"], 3, "{phase}");
+        let again = ["receive", "--backend", on, "--from", &format!("file:{}", duplicate.display())];
+        house.json(&again).failed(1, &["has epoch 2", "had epoch 3", "--clone"]);
     });
 }
 

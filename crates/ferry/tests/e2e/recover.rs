@@ -24,15 +24,15 @@ on_both! {
 }
 
 /// How long every wait lasts.
-const WAIT: Duration = Duration::from_millis(700);
+pub(crate) const WAIT: Duration = Duration::from_millis(700);
 
 /// `ferry recover g` with more words.
-fn recover(house: &House, words: &[&str]) -> Done {
+pub(crate) fn recover(house: &House, words: &[&str]) -> Done {
     house.json(&[&["recover", "g"], words].concat())
 }
 
 /// The one matter that is open, or was.
-fn matter(done: &Done) -> Value {
+pub(crate) fn matter(done: &Done) -> Value {
     let document: Value =
         serde_json::from_str(&done.output).unwrap_or_else(|error| panic!("{error}: {done:?}"));
     let matters = document["matters"].as_array().unwrap();
@@ -151,7 +151,7 @@ fn a_target_that_may_have_run_it_leaves_the_choice_to_a_person(on: &'static str)
 }
 
 /// How many journals hold a text.
-fn journaled(house: &House, text: &str) -> usize {
+pub(crate) fn journaled(house: &House, text: &str) -> usize {
     let holds = |path: std::path::PathBuf| {
         std::fs::read(path).unwrap().windows(text.len()).any(|bytes| bytes == text.as_bytes())
     };
@@ -318,7 +318,7 @@ fn a_target_that_died_is_settled_on_its_own_host(on: &'static str) {
 }
 
 /// A guest whose custody is in `g.ferry.partial`, because another file got its name meanwhile.
-fn doubtful_file(on: &'static str, house: &House) -> (Process, PathBuf) {
+pub(crate) fn doubtful_file(on: &'static str, house: &House) -> (Process, PathBuf) {
     let guest = house.guest("g", &[CHURN, &["--stop-at", "ready"]].concat());
     let path = house.path("g.ferry");
     let words = ["migrate", "g", "--to", &format!("file:{}", path.display()), "--wait", "--output=json"];
@@ -382,7 +382,7 @@ fn custody_of_a_file_is_where_the_file_says(on: &'static str) {
 }
 
 /// Under an epoch above the one that was given, and it can be moved.
-fn runs_again(house: &House, guest: Process) {
+pub(crate) fn runs_again(house: &House, guest: Process) {
     assert_eq!((&guest.status()["state"], &guest.status()["epoch"]), (&"running".into(), &3.into()));
     assert!(guest.check() > 0);
     let target = house.receiver(&[]);
