@@ -7,7 +7,7 @@ use ferry_contract::arm64::RegisterId;
 use ferry_contract::{BirthRequest, Contract, Features, Finding, FindingKind, Layer, Profile, Verdict};
 use ferry_migrate::journal::Content;
 use ferry_protocol::frame::{FrameKind, PageHead, WireRange, encode};
-use ferry_protocol::journal::{Choice, Decided, MayBeGiven, MayRun, OfGuest, Record};
+use ferry_protocol::journal::{Choice, Decided, MayBeGiven, MayRun, OfGuest, Record, Waived};
 use ferry_protocol::message::{
     Ask, Hello, Known, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
     Taken, TargetHello, ToSource, ToTarget, Unknown,
@@ -99,6 +99,14 @@ fn journals() -> Vec<Seed> {
     let choice = Choice::SourceRuns;
     let decided =
         Decided { guest: guest.clone(), epoch: Epoch(2), choice, reason, unix_seconds: 1_700_000_000 };
+    let waived = Waived {
+        guest: guest.clone(),
+        epoch: Epoch(0),
+        instance: InstanceId(9),
+        choice: Choice::Abandon,
+        reason: "its disk was bad (user 0 `root`)".to_owned(),
+        unix_seconds: 1_700_000_000,
+    };
     let source = [
         Record::Born(of(1)),
         Record::MayBeGiven(given),
@@ -106,9 +114,11 @@ fn journals() -> Vec<Seed> {
         Record::Runs(of(3)),
         Record::Kept(of(2)),
         Record::Ended(of(3)),
+        Record::Waived(waived),
     ];
     let may_run = |epoch| Record::MayRun(MayRun { guest: guest.clone(), of: attempt(epoch) });
     let target = [
+        Record::Floor(of(1)),
         may_run(2),
         Record::Refused(of(2)),
         may_run(3),
