@@ -9,6 +9,7 @@ mod engine_support;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier, Mutex};
+use std::thread::JoinHandle;
 
 use engine_support::{
     CHURN, PATIENCE, Transport, Waiting, Watching, fresh_address, is_kept, is_undisturbed, journal, options,
@@ -87,7 +88,7 @@ fn of_two_targets_that_take_guests_of_one_name_at_once_one_gets_it() {
             (report, source)
         })
     });
-    until("the end of both moves", || moving.iter().all(|moving| moving.is_finished()));
+    until("the end of both moves", || moving.iter().all(JoinHandle::is_finished));
     let (mut won, mut lost) = (0, 0);
     for (moving, waiting) in moving.into_iter().zip(waiting) {
         let (report, mut source) = moving.join().unwrap();

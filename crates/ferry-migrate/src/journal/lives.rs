@@ -357,8 +357,8 @@ fn too_many(folder: &Path) -> JournalError {
             break;
         }
     }
-    let named: Vec<_> = names.iter().map(|name| format!("`ferry recover {name}`")).collect();
-    let how = if named.is_empty() { "end processes".to_owned() } else { named.join(", ") };
+    let verbs: Vec<_> = names.iter().map(|name| format!("`ferry recover {name}`")).collect();
+    let how = if verbs.is_empty() { "end processes".to_owned() } else { verbs.join(", ") };
     let text = format!(
         "it holds more than {MAX_LIVES} journals, and those are kept that leave something open: settle it ({how}), \
          and the next process that starts removes what nobody needs any more"
