@@ -193,6 +193,12 @@ impl Lives {
         self.lives.iter().filter(move |life| life.alive && has(life, guest))
     }
 
+    /// Living processes that have this guest, and every one whose journal does not tell.
+    pub fn may_have<'a>(&'a self, guest: &'a GuestId) -> impl Iterator<Item = &'a Life> {
+        let is_unknown = |life: &Life| life.complaint().is_some() && !self.is_waived(life, guest);
+        self.lives.iter().filter(move |life| (life.alive && has(life, guest)) || is_unknown(life))
+    }
+
     /// What processes that are gone left open, of one guest or of all.
     pub fn open(&self, guest: Option<&GuestId>) -> Vec<Open> {
         let mut open = Vec::new();
