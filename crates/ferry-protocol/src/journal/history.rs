@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Decided, MayBeGiven, Record};
+use super::{MayBeGiven, Record};
 use crate::{Epoch, GuestId, InstanceId};
 
 /// What a process that is gone wrote of one guest.
@@ -14,7 +14,7 @@ pub struct GuestHistory {
     pub may_have_run: BTreeSet<Epoch>,
     /// The last attempt to give the guest away.
     pub given: Option<MayBeGiven>,
-    /// What is known of that attempt's end.
+    /// What is known of that attempt's end; of a person's choice and what became of it the latter.
     pub end_of_given: Option<Record>,
     /// The highest epoch of which it noted that the guest ran there.
     pub ran: Option<Epoch>,
@@ -22,8 +22,6 @@ pub struct GuestHistory {
     pub left: Option<Epoch>,
     /// The highest epoch that its source released.
     pub released: Option<Epoch>,
-    /// What a person decided last.
-    pub decided: Option<Decided>,
 }
 
 impl GuestHistory {
@@ -44,13 +42,9 @@ impl GuestHistory {
             }
             Record::Runs(_) => self.ran = self.ran.max(Some(epoch)),
             Record::Released(_) => self.released = self.released.max(Some(epoch)),
-            Record::Kept(_) => self.end_given(record),
+            Record::Kept(_) | Record::Decided(_) => self.end_given(record),
             Record::Moved(_) | Record::Ended(_) => {
                 self.left = self.left.max(Some(epoch));
-                self.end_given(record);
-            }
-            Record::Decided(decided) => {
-                self.decided = Some(decided.clone());
                 self.end_given(record);
             }
         }
@@ -76,7 +70,9 @@ impl GuestHistory {
     /// The epoch that it may have run as a target while the source still waits for a word.
     pub fn open_taking(&self) -> Option<Epoch> {
         let last = *self.may_have_run.last()?;
-        let closed = self.released.max(self.left).max(self.decided.as_ref().map(|decided| decided.epoch));
+        // A choice counts until it is known what became of the guest.
+        let decided = self.end_of_given.as_ref().filter(|end| matches!(end, Record::Decided(_)));
+        let closed = self.released.max(self.left).max(decided.map(Record::epoch));
         (closed < Some(last)).then_some(last)
     }
 
@@ -253,7 +249,7 @@ impl Past {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Choice, MayRun, OfGuest};
+    use super::super::{Choice, Decided, MayRun, OfGuest};
     use super::*;
     use crate::SessionId;
     use crate::message::OfEpoch;
