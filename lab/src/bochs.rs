@@ -4,7 +4,7 @@
 //! with isolinux. Serial lines carry the console and the two streams. Debian's Bochs is built with its
 //! debugger, which waits for an order: the file given with `-rc` gives it. (Bochs, `doc/docbook/user`.)
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +24,10 @@ const PACKAGES: &[&str] = &["bochs", "isolinux", "syslinux-common", "xorriso"];
 /// Instructions that make one second of the host. Bochs executes fewer: the host's clock runs slower
 /// than ours. A lower number would let timers take all the time that there is.
 const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
+
+/// Cylinders of the disk that carries files: with 16 heads and 63 sectors, 1 GiB. The image has holes
+/// where nothing was written.
+const CYLINDERS: u32 = 2080;
 
 /// The items of the cache that Bochs needs.
 pub(crate) fn items() -> Vec<String> {
@@ -60,8 +64,16 @@ pub(crate) struct Boot<'a> {
 }
 
 impl Boot<'_> {
+    /// Makes the disk that carries files.
+    pub(crate) fn disk(&self) -> Result<PathBuf, Error> {
+        let path = self.folder.join("disk");
+        let size = u64::from(CYLINDERS) * 16 * 63 * 512;
+        let made = File::create(&path).and_then(|file| file.set_len(size));
+        made.map(|()| path.clone()).map_err(Error::file("create", &path))
+    }
+
     /// Writes the CD and the configuration; answers with the command line.
-    pub(crate) fn command(&self, streams: &[TcpListener; 2]) -> Result<Command, Error> {
+    pub(crate) fn command(&self, streams: &[TcpListener; 2], carrier: &Path) -> Result<Command, Error> {
         let disc = self.disc()?;
         let mut ports = Vec::new();
         for stream in streams {
@@ -70,7 +82,7 @@ impl Boot<'_> {
         }
         let tree = self.cache.item(&item("bochs"));
         let configuration = self.folder.join("bochsrc");
-        let text = self.configuration(&tree, &disc, &ports);
+        let text = self.configuration(&tree, &disc, carrier, &ports);
         fs::write(&configuration, text).map_err(Error::file("write", &configuration))?;
         let orders = self.folder.join("orders");
         fs::write(&orders, "c\n").map_err(Error::file("write", &orders))?;
@@ -112,9 +124,10 @@ impl Boot<'_> {
         Ok(disc)
     }
 
-    fn configuration(&self, tree: &Path, disc: &Path, ports: &[u16]) -> String {
+    fn configuration(&self, tree: &Path, disc: &Path, carrier: &Path, ports: &[u16]) -> String {
         let share = tree.join("usr/share/bochs");
-        let (share, disc, folder) = (share.display(), disc.display(), self.folder.display());
+        let (share, disc, carrier, folder) =
+            (share.display(), disc.display(), carrier.display(), self.folder.display());
         let mut text = format!(
             "config_interface: textconfig\n\
              display_library: rfb, options=\"timeout=0\"\n\
@@ -124,6 +137,7 @@ impl Boot<'_> {
              vgaromimage: file={share}/VGABIOS-lgpl-latest\n\
              ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
              ata0-master: type=cdrom, path={disc}, status=inserted\n\
+             ata0-slave: type=disk, path={carrier}, mode=flat, cylinders={CYLINDERS}, heads=16, spt=63\n\
              boot: cdrom\n\
              plugin_ctrl: speaker=0\n\
              com1: enabled=1, mode=file, dev={folder}/console\n\
@@ -167,10 +181,16 @@ mod tests {
             mark: "word",
             memory_mib: 512,
         };
-        let text = boot.configuration(Path::new("/b"), Path::new("/run/1/cd.iso"), &[4001, 4002]);
+        let text = boot.configuration(
+            Path::new("/b"),
+            Path::new("/run/1/cd.iso"),
+            Path::new("/run/1/disk"),
+            &[4001, 4002],
+        );
         for part in [
             "model=corei7_haswell_4770",
             "path=/run/1/cd.iso",
+            "path=/run/1/disk",
             "com2: enabled=1, mode=socket-client, dev=127.0.0.1:4001",
             "com3:",
         ] {

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use crate::apt::Suite;
 use crate::cache::Cache;
 use crate::error::Error;
+use crate::files::walk;
 
 /// The modules that hosts load, what they need aside; one that is not there is built in.
 const ROOTS: &[&str] =
@@ -199,19 +200,6 @@ fn find_file(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Result<Option<PathBu
         }
     })?;
     Ok(found)
-}
-
-fn walk(folder: &Path, each: &mut dyn FnMut(&Path)) -> Result<(), Error> {
-    for entry in fs::read_dir(folder).map_err(Error::file("read", folder))? {
-        let entry = entry.map_err(Error::file("read", folder))?;
-        let kind = entry.file_type().map_err(Error::file("read", folder))?;
-        if kind.is_dir() {
-            walk(&entry.path(), each)?;
-        } else if kind.is_file() {
-            each(&entry.path());
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

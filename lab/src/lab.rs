@@ -12,6 +12,7 @@ use crate::apt::Suite;
 use crate::bochs;
 use crate::cache::{Cache, Scratch};
 use crate::error::Error;
+use crate::files::{self, Way};
 use crate::host::{Host, Vendor};
 use crate::initramfs::Root;
 use crate::kernel;
@@ -67,6 +68,18 @@ impl Job {
     pub fn file(mut self, at: &str, path: &Path) -> Self {
         self.files.push((at.trim_start_matches('/').to_owned(), path.to_owned()));
         self
+    }
+
+    /// With all files of that folder, and of those in it, in the folder `/files`.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be read.
+    pub fn files_in(mut self, folder: &Path) -> Result<Self, Error> {
+        for path in files::below(folder)? {
+            let at = Path::new("files").join(path.strip_prefix(folder).unwrap_or(&path));
+            self = self.file(&at.to_string_lossy(), &path);
+        }
+        Ok(self)
     }
 
     /// With a parameter of the module kvm, as `name=value`.
@@ -212,10 +225,10 @@ impl Lab {
     fn start(&self, host: &Host, job: &Job, network: Option<&Network>) -> Result<Machine, Error> {
         let scratch = self.root(host, job)?;
         let mark = word()?;
-        let (command, listeners) = match host.vendor {
+        let (command, listeners, way) = match host.vendor {
             Vendor::Amd => {
                 let listeners = [unix(scratch.path(), "out")?, unix(scratch.path(), "err")?];
-                (self.qemu(host, job, scratch.path(), Some(&mark), network), listeners)
+                (self.qemu(host, job, scratch.path(), Some(&mark), network), listeners, Way::Stream)
             }
             Vendor::Intel => {
                 let sockets = [tcp()?, tcp()?];
@@ -228,10 +241,11 @@ impl Lab {
                     mark: &mark,
                     memory_mib: job.memory_mib,
                 };
-                (boot.command(&sockets)?, sockets.map(Listener::Tcp))
+                let disk = boot.disk()?;
+                (boot.command(&sockets, &disk)?, sockets.map(Listener::Tcp), Way::Disk(disk))
             }
         };
-        Start { name: host.to_string(), command, listeners, mark, scratch }.go()
+        Start { name: host.to_string(), command, listeners, mark, way, scratch }.go()
     }
 
     /// A folder for one run with the host's initial root in it.

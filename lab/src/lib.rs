@@ -15,6 +15,7 @@ pub mod apt;
 pub mod cache;
 pub mod cpio;
 pub mod error;
+pub mod files;
 pub mod host;
 pub mod kernel;
 

@@ -15,10 +15,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cache::Scratch;
-use crate::command;
 use crate::error::Error;
+use crate::files::Way;
 use crate::process::Running;
 use crate::stream::Stream;
+
+/// A host that takes none of what is written to it for so long hangs.
+const WRITE_MAX: Duration = Duration::from_secs(60);
 
 /// How many lines of the console an error shows.
 const CONSOLE_LINES: usize = 30;
@@ -75,6 +78,7 @@ pub struct Machine {
     streams: [Stream; 2],
     ended: u8,
     booted: Duration,
+    way: Way,
     _running: Running,
     scratch: Scratch,
 }
@@ -98,6 +102,8 @@ pub(crate) struct Start {
     pub(crate) listeners: [Listener; 2],
     /// The word in the streams' marks.
     pub(crate) mark: String,
+    /// How files get in and out.
+    pub(crate) way: Way,
     /// The folder of this run; the console's log is `console` in there.
     pub(crate) scratch: Scratch,
 }
@@ -144,6 +150,7 @@ impl Start {
             streams: [Stream::new(&self.mark), Stream::new(&self.mark)],
             ended: 0,
             booted: Duration::ZERO,
+            way: self.way,
             _running: running,
             scratch: self.scratch,
         })
@@ -154,10 +161,12 @@ impl Start {
 fn listen(listener: Listener, side: Side, events: &Sender<Event>) {
     let accepted: io::Result<(Box<dyn Read>, Box<dyn Write + Send>)> = match listener {
         Listener::Unix(listener, _) => listener.accept().and_then(|(stream, _)| {
+            stream.set_write_timeout(Some(WRITE_MAX))?;
             let input = stream.try_clone()?;
             Ok((Box::new(stream) as Box<dyn Read>, Box::new(input) as Box<dyn Write + Send>))
         }),
         Listener::Tcp(listener) => listener.accept().and_then(|(stream, _)| {
+            stream.set_write_timeout(Some(WRITE_MAX))?;
             let input = stream.try_clone()?;
             Ok((Box::new(stream) as Box<dyn Read>, Box::new(input) as Box<dyn Write + Send>))
         }),
@@ -196,6 +205,16 @@ impl Machine {
         &self.name
     }
 
+    /// The folder of this run on this machine.
+    pub(crate) fn folder(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// How files get in and out.
+    pub(crate) const fn way(&self) -> &Way {
+        &self.way
+    }
+
     /// How long it took from the emulator's start until `/dev/kvm` was there and scripts were taken.
     pub fn booted(&self) -> Duration {
         self.booted
@@ -208,7 +227,7 @@ impl Machine {
     /// [`Error::Timeout`] and [`Error::Gone`] with the console's last lines; the host is of no use then.
     /// A status other than 0 is no error.
     pub fn run(&mut self, script: &str, within: Duration) -> Result<Output, Error> {
-        self.send(script)?;
+        self.send(script, &[])?;
         self.collect(&shown(script), within)
     }
 
@@ -218,8 +237,25 @@ impl Machine {
     /// [`Error::Status`], and those of [`Machine::run`].
     pub fn expect(&mut self, script: &str, within: Duration) -> Result<String, Error> {
         let output = self.run(script, within)?;
+        self.well(script, output).map(|output| output.text())
+    }
+
+    /// As [`Machine::expect`]; the script reads the bytes from its descriptor 3.
+    pub(crate) fn expect_with(
+        &mut self,
+        script: &str,
+        bytes: &[u8],
+        within: Duration,
+    ) -> Result<Output, Error> {
+        self.send(script, bytes)?;
+        let output = self.collect(&shown(script), within)?;
+        self.well(script, output)
+    }
+
+    /// The output of a script that ended well.
+    pub(crate) fn well(&self, script: &str, output: Output) -> Result<Output, Error> {
         if output.status == 0 {
-            return Ok(output.text());
+            return Ok(output);
         }
         let said = format!("{}{}", output.text(), String::from_utf8_lossy(&output.stderr));
         let (host, script, status) = (self.name.clone(), shown(script), output.status);
@@ -236,20 +272,8 @@ impl Machine {
         within: Duration,
         sink: &mut dyn FnMut(Side, &[u8]),
     ) -> Result<i32, Error> {
-        self.send(script)?;
+        self.send(script, &[])?;
         self.pump(&shown(script), within, sink)
-    }
-
-    /// Brings a folder of the host here, with all that is in it.
-    ///
-    /// # Errors
-    /// Those of [`Machine::run`]; [`Error::File`] and [`Error::Command`] for what happens here.
-    pub fn fetch(&mut self, folder: &str, into: &Path, within: Duration) -> Result<(), Error> {
-        let output = self.run(&format!("tar -c -C '{folder}' ."), within)?;
-        fs::create_dir_all(into).map_err(Error::file("create", into))?;
-        let archive = self.scratch.path().join("files.tar");
-        fs::write(&archive, &output.stdout).map_err(Error::file("write", &archive))?;
-        command::capture(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(into)).map(drop)
     }
 
     /// The last lines of the host's console, with what the emulator itself said if it said something.
@@ -269,11 +293,12 @@ impl Machine {
         }
     }
 
-    fn send(&mut self, script: &str) -> Result<(), Error> {
+    /// Sends a script, and what it reads from its descriptor 3.
+    fn send(&mut self, script: &str, bytes: &[u8]) -> Result<(), Error> {
         let mut line = script.bytes().fold(String::new(), |line, byte| line + &format!("{byte:02x}"));
         line.push('\n');
         let sent = match &mut self.input {
-            Some(input) => input.write_all(line.as_bytes()).is_ok(),
+            Some(input) => input.write_all(line.as_bytes()).and_then(|()| input.write_all(bytes)).is_ok(),
             None => false,
         };
         if sent { Ok(()) } else { Err(self.gone("it has ended")) }

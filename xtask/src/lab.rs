@@ -3,14 +3,14 @@
 //! The crate `ferry-lab` does the work; here are its commands. What a program in a host says goes to
 //! standard output and nothing else does: progress goes to standard error.
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use ferry_lab::files::quoted;
 use ferry_lab::pair::Step;
-use ferry_lab::{Host, Job, Lab, Machine, Side};
+use ferry_lab::{Host, Job, Lab, Side};
 
 use crate::run::Failure;
 use crate::say;
@@ -36,6 +36,9 @@ pub(crate) enum Command {
         host: String,
         #[command(flatten)]
         options: Options,
+        /// Folder whose files the program finds in its working folder
+        #[arg(long, value_name = "FOLDER")]
+        files_in: Option<PathBuf>,
         /// Folder for the files that the program leaves in its working folder
         #[arg(long, value_name = "FOLDER")]
         files: Option<PathBuf>,
@@ -131,8 +134,13 @@ pub(crate) fn run(tree: &Tree, command: Command) -> Result<ExitCode, Failure> {
             }
             prepare(&lab, &hosts)
         }
-        Command::Run { host, options, files, program } => {
-            return run_program(tree, &lab, &Host::parse(&host)?, &options, files.as_deref(), &program);
+        Command::Run { host, options, files_in, files, program } => {
+            let job = match files_in {
+                Some(folder) => options.job()?.files_in(&folder)?,
+                None => options.job()?,
+            };
+            let run = Run { host: Host::parse(&host)?, job, within: options.within(), files, program };
+            return run.perform(tree, &lab);
         }
         Command::Pair { source, target, options, steps } => {
             return pair(tree, &lab, &[Host::parse(&source)?, Host::parse(&target)?], &options, &steps);
@@ -190,42 +198,36 @@ fn with_ferry(tree: &Tree, job: Job) -> Result<Job, Failure> {
     Ok(job.program("ferry", &path))
 }
 
-fn run_program(
-    tree: &Tree,
-    lab: &Lab,
-    host: &Host,
-    options: &Options,
-    files: Option<&Path>,
-    program: &[String],
-) -> Result<ExitCode, Failure> {
-    prepare(lab, std::slice::from_ref(host))?;
-    let mut job = options.job()?;
-    let mut words = program.to_vec();
-    let named = Path::new(&program[0]);
-    if program[0] == "ferry" {
+/// A program for one host.
+struct Run {
+    host: Host,
+    job: Job,
+    within: Duration,
+    files: Option<PathBuf>,
+    program: Vec<String>,
+}
+
+impl Run {
+    fn perform(self, tree: &Tree, lab: &Lab) -> Result<ExitCode, Failure> {
+        let Self { host, mut job, within, files, program } = self;
+        prepare(lab, std::slice::from_ref(&host))?;
+        // A script may call `ferry` as well.
         job = with_ferry(tree, job)?;
-    } else if named.is_file() {
-        job = with(job, named)?;
-        words[0] = format!("/lab/bin/{}", named.file_name().unwrap_or_default().to_string_lossy());
+        let mut words = program.clone();
+        let named = Path::new(&program[0]);
+        if program[0] != "ferry" && named.is_file() {
+            job = with(job, named)?;
+            words[0] = format!("/lab/bin/{}", named.file_name().unwrap_or_default().to_string_lossy());
+        }
+        let mut machine = lab.boot(&host, &job)?;
+        progress(&format!("{host} was up after {:.1} s", machine.booted().as_secs_f64()));
+        let line = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let status = machine.run_into(&line, within, &mut pass_on)?;
+        if let Some(folder) = files {
+            machine.fetch("/files", &folder, within)?;
+        }
+        Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
     }
-    let mut machine = lab.boot(host, &job)?;
-    progress(&format!("{host} was up after {:.1} s", machine.booted().as_secs_f64()));
-    let line = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-    let status = machine.run_into(&line, options.within(), &mut pass_on)?;
-    if let Some(folder) = files {
-        fetch(&mut machine, folder, options.within())?;
-    }
-    Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
-}
-
-fn fetch(machine: &mut Machine, folder: &Path, within: Duration) -> Result<(), Failure> {
-    fs::create_dir_all(folder).map_err(Failure::file("create", folder))?;
-    machine.fetch("/files", folder, within).map_err(Failure::from)
-}
-
-/// A word as the shell takes it for one.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Gives on what a program in a host says.
@@ -274,14 +276,4 @@ fn bench(lab: &Lab) -> Result<(), Failure> {
         say::line(&format!("{:<34} {:>6.1}", host.to_string(), machine.booted().as_secs_f64()));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_stay_words_in_the_shell() {
-        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
-    }
 }

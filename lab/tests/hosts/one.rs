@@ -1,8 +1,13 @@
 //! What one host does.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::{STEP_MAX, ok, ready};
+
+/// Files into a host or out of it, under Bochs, too.
+const FILES_MAX: Duration = Duration::from_secs(300);
 
 #[test]
 fn a_host_has_a_real_kvm_whose_profile_ferry_reads() {
@@ -20,6 +25,50 @@ fn a_host_has_a_real_kvm_whose_profile_ferry_reads() {
     let folder = tempfile::tempdir().unwrap();
     host.fetch("/files", folder.path(), STEP_MAX).unwrap();
     assert_eq!(std::fs::read(folder.path().join("d/file")).unwrap(), b"x\0\xff");
+}
+
+/// Gives a host files at boot and while it runs, and takes them back.
+fn files_go_in_and_out(name: &str) {
+    let Some(lab) = ready(&[name]) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    // Unlike bytes, in whole blocks and not.
+    let bytes: Vec<u8> =
+        (0..3 << 20_u32).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for part in ["early/a/b", "late/c"] {
+        std::fs::create_dir_all(at(part)).unwrap();
+        std::fs::write(at(part).join("file"), &bytes).unwrap();
+        std::fs::write(at(part).join("short one"), part).unwrap();
+    }
+    let job = lab.job.clone().files_in(&at("early")).unwrap();
+    let mut host = lab.lab.boot(&lab.hosts[0], &job).unwrap();
+    assert_eq!(ok(&mut host, "cat 'a/b/short one'"), "early/a/b");
+    host.put(&at("late"), "/files/it's late", FILES_MAX).unwrap();
+    ok(&mut host, "cmp a/b/file \"it's late/c/file\" && echo done >\"it's late/c/short one\"");
+    host.fetch("/files", &at("back"), FILES_MAX).unwrap();
+    assert_eq!(std::fs::read(at("back/it's late/c/short one")).unwrap(), b"done\n");
+    assert!(std::fs::read(at("back/it's late/c/file")).unwrap() == bytes);
+    // A smaller archive after a larger one, and a folder that is not there.
+    std::fs::remove_file(at("late/c/file")).unwrap();
+    host.put(&at("late"), "/again", FILES_MAX).unwrap();
+    assert_eq!(ok(&mut host, "cd /again && find . -type f -exec cat {} +"), "late/c");
+    let error = host.fetch("/nowhere", &at("nothing"), FILES_MAX).unwrap_err().to_string();
+    assert!(error.contains("/nowhere"), "{error}");
+    // Where they cannot be put, the host says so and goes on.
+    assert!(host.put(&at("late"), "/proc/x", FILES_MAX).is_err());
+    assert!(host.put(&at("early"), "/sys/kernel", FILES_MAX).is_err());
+    ok(&mut host, "true");
+}
+
+#[test]
+fn files_go_into_a_host_and_out_of_it() {
+    files_go_in_and_out("amd/5.10/EPYC");
+}
+
+#[test]
+#[ignore = "Bochs takes minutes: `cargo xtask test --lab=all`"]
+fn files_go_into_an_intel_host_and_out_of_it() {
+    files_go_in_and_out("intel/6.12/corei5_lynnfield_750");
 }
 
 #[test]
