@@ -7,11 +7,15 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::Error;
 
 /// Names the folder, instead of `ferry-lab` in the user's cache folder.
 pub const FOLDER_VARIABLE: &str = "FERRY_LAB_CACHE";
+
+/// How many runs this process had.
+static RUNS: AtomicU32 = AtomicU32::new(0);
 
 /// The lab's folder.
 #[derive(Debug, Clone)]
@@ -107,10 +111,13 @@ impl Cache {
         // Between making a folder and locking it another call would take it for a forgotten one.
         let _locked = self.lock("run")?;
         sweep(&runs)?;
-        let path = (0..u32::MAX)
-            .map(|number| runs.join(format!("{}-{number}", std::process::id())))
-            .find(|path| !path.exists())
-            .unwrap_or_else(|| runs.join("full"));
+        // A name that this process never had: a thread may still wait for the emulator of an earlier run.
+        let names = std::iter::repeat_with(|| {
+            let number = RUNS.fetch_add(1, Ordering::Relaxed);
+            runs.join(format!("{}-{number}", std::process::id()))
+        });
+        let free = names.take(1 << 20).find(|path| !path.exists());
+        let path = free.unwrap_or_else(|| runs.join("full"));
         fs::create_dir(&path).map_err(Error::file("create", &path))?;
         let lock = path.join("lock");
         let file = File::create(&lock).map_err(Error::file("create", &lock))?;
@@ -176,7 +183,6 @@ fn flat(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
     use std::thread;
 
     use super::*;
@@ -240,5 +246,6 @@ mod tests {
         let path = first.path().to_owned();
         drop(first);
         assert!(!path.exists() && second.path().is_dir());
+        assert_ne!(cache.scratch().unwrap().path(), path, "no path serves twice");
     }
 }

@@ -10,6 +10,8 @@ use std::net::TcpStream;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -79,7 +81,7 @@ pub struct Machine {
     ended: u8,
     booted: Duration,
     way: Way,
-    _running: Running,
+    running: Running,
     scratch: Scratch,
 }
 
@@ -124,12 +126,19 @@ impl Start {
                 Listener::Unix(_, path) => Ok(path.clone()),
                 Listener::Tcp(listener) => Err(listener.local_addr().ok()),
             };
-            release.push(Box::new(move || match address {
-                Ok(path) => drop(UnixStream::connect(path)),
-                Err(address) => drop(address.map(TcpStream::connect)),
+            let arrived = Arc::new(AtomicBool::new(false));
+            let waited = Arc::clone(&arrived);
+            release.push(Box::new(move || {
+                // Another host may listen there by now, if this one had it.
+                if !waited.load(Ordering::SeqCst) {
+                    match address {
+                        Ok(path) => drop(UnixStream::connect(path)),
+                        Err(address) => drop(address.map(TcpStream::connect)),
+                    }
+                }
             }));
             let sender = sender.clone();
-            thread::spawn(move || listen(listener, side, &sender));
+            thread::spawn(move || listen(listener, side, &arrived, &sender));
         }
         let words = self.scratch.path().join("emulator");
         if let Some(mut stderr) = running.0.stderr.take() {
@@ -151,14 +160,14 @@ impl Start {
             ended: 0,
             booted: Duration::ZERO,
             way: self.way,
-            _running: running,
+            running,
             scratch: self.scratch,
         })
     }
 }
 
 /// Takes one stream in and passes it on until it ends.
-fn listen(listener: Listener, side: Side, events: &Sender<Event>) {
+fn listen(listener: Listener, side: Side, arrived: &AtomicBool, events: &Sender<Event>) {
     let accepted: io::Result<(Box<dyn Read>, Box<dyn Write + Send>)> = match listener {
         Listener::Unix(listener, _) => listener.accept().and_then(|(stream, _)| {
             stream.set_write_timeout(Some(WRITE_MAX))?;
@@ -171,6 +180,7 @@ fn listen(listener: Listener, side: Side, events: &Sender<Event>) {
             Ok((Box::new(stream) as Box<dyn Read>, Box::new(input) as Box<dyn Write + Send>))
         }),
     };
+    arrived.store(true, Ordering::SeqCst);
     if let Ok((mut stream, input)) = accepted {
         if side == Side::Out {
             let _ = events.send(Event::Input(input));
@@ -351,8 +361,10 @@ impl Machine {
         Ok(status)
     }
 
-    fn gone(&self, what: &str) -> Error {
-        Error::Gone { host: self.name.clone(), what: what.to_owned(), console: self.console() }
+    fn gone(&mut self, what: &str) -> Error {
+        let ended = self.running.ended().map(|status| format!(" (the emulator: {status})"));
+        let what = format!("{what}{}", ended.unwrap_or_default());
+        Error::Gone { host: self.name.clone(), what, console: self.console() }
     }
 }
 

@@ -6,7 +6,9 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc;
+use std::time::Duration;
 
 /// A command that dies with the thread that starts it.
 pub(crate) fn tied(program: &OsStr) -> Command {
@@ -25,6 +27,21 @@ pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
 /// A started program, killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Running(pub(crate) Child);
+
+impl Running {
+    /// How a program ended whose streams have ended already; none if it runs on all the same.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        // The streams end a moment before the status can be had.
+        let (_held, moment) = mpsc::channel::<()>();
+        for _ in 0..100 {
+            if let Some(status) = self.0.try_wait().ok()? {
+                return Some(status);
+            }
+            let _ = moment.recv_timeout(Duration::from_millis(10));
+        }
+        None
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
