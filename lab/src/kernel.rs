@@ -102,7 +102,7 @@ fn highest(series: &str, versions: &[String]) -> Option<String> {
 }
 
 /// `6.12` of `6.12.107+deb13`.
-fn series_of(version: &str) -> String {
+pub(crate) fn series_of(version: &str) -> String {
     version.splitn(3, ['.', '-', '+']).take(2).collect::<Vec<_>>().join(".")
 }
 

@@ -143,6 +143,16 @@ impl Lab {
         fs::read_to_string(self.cache.item(&kernel::item(host.kernel)).join("release")).ok()
     }
 
+    /// A prepared host by its kernel's series: `amd/7.2/max` for `amd/newest/max`.
+    ///
+    /// # Errors
+    /// [`Error::NotPrepared`]; [`Error::Name`] if the lab does not know that series.
+    pub fn numbered(&self, host: &Host) -> Result<Host, Error> {
+        let release = self.release(host).ok_or_else(|| Error::NotPrepared { host: host.to_string() })?;
+        let series = kernel::series_of(&release);
+        Host::parse(&format!("{}/{series}/{}", host.vendor.name(), host.model))
+    }
+
     /// Fetches what the hosts need and is not there; `say` hears of progress.
     ///
     /// # Errors

@@ -3,6 +3,9 @@
 //! The crate `ferry-lab` does the work; here are its commands. What a program in a host says goes to
 //! standard output and nothing else does: progress goes to standard error.
 
+mod changes;
+mod probe;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -64,6 +67,14 @@ pub(crate) enum Command {
         host: String,
         #[command(flatten)]
         options: Options,
+    },
+    /// Takes hosts' profiles into the catalogue and shows what changed
+    Probe {
+        /// Hosts; without any, all that the catalogue has
+        hosts: Vec<String>,
+        /// Changes no file, and fails where a profile differs from its file
+        #[arg(long)]
+        check: bool,
     },
     /// Removes everything that was fetched
     Clean,
@@ -151,6 +162,7 @@ pub(crate) fn run(tree: &Tree, command: Command) -> Result<ExitCode, Failure> {
             lab.shell(&host, &with_ferry(tree, options.job()?)?)?;
             Ok(())
         }
+        Command::Probe { hosts, check } => probe::run(tree, &lab, &hosts, check),
         Command::Clean => lab.cache().clean().map_err(Failure::from),
         Command::Bench => bench(&lab),
     }?;

@@ -1,5 +1,7 @@
-//! Files that people hand to the program: profiles and contracts, told apart by their `format`.
+//! What people hand to the program: files with profiles and contracts, told apart by their `format`, and
+//! names of the catalogue. A file of that name goes first.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -8,6 +10,7 @@ use ferry_contract::{
     BirthRequest, CONTRACT_FORMAT, Contract, Features, MAX_FILE_BYTES, PROFILE_FORMAT, Profile,
 };
 
+use crate::catalog;
 use crate::error::CliError;
 
 /// A file, understood.
@@ -17,6 +20,45 @@ pub(crate) enum Artefact {
     Contract(Box<Contract>),
 }
 
+/// Where it was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A file.
+    File,
+    /// The catalogue.
+    Catalog,
+    /// A guest that runs on this machine.
+    Running,
+}
+
+/// Something of that name, and where it was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) name: String,
+    pub(crate) origin: Origin,
+}
+
+impl Found {
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let origin = match self.origin {
+            Origin::File => "file",
+            Origin::Catalog => "catalog",
+            Origin::Running => "running",
+        };
+        serde_json::json!({ "name": self.name, "from": origin })
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.origin {
+            Origin::File => write!(f, "the file {}", self.name),
+            Origin::Catalog => write!(f, "{} of the catalogue", self.name),
+            Origin::Running => write!(f, "{}, which runs here", self.name),
+        }
+    }
+}
+
 /// As much of a JSON file as says what it is.
 #[derive(serde::Deserialize)]
 struct Head {
@@ -24,13 +66,25 @@ struct Head {
 }
 
 impl Artefact {
-    pub(crate) fn read(path: &Path) -> Result<Self, CliError> {
+    /// A file, or a profile of the catalogue if there is no file of that name.
+    pub(crate) fn find(path: &Path) -> Result<(Self, Found), CliError> {
+        let name = path.to_string_lossy().into_owned();
+        let in_catalog = if path.exists() { None } else { catalog::find(&name) };
+        let Some(text) = in_catalog else {
+            return Ok((Self::read(path)?, Found { name, origin: Origin::File }));
+        };
+        let artefact = Self::parse(text.as_bytes())
+            .map_err(|what| CliError::plain(format!("{name} of the catalogue {what}")))?;
+        Ok((artefact, Found { name, origin: Origin::Catalog }))
+    }
+
+    fn read(path: &Path) -> Result<Self, CliError> {
         let bad = |what: String| CliError::plain(format!("the file {} {what}", path.display()));
         let mut bytes = Vec::new();
         let limit = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
         File::open(path)
             .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-            .map_err(|error| bad(format!("cannot be read: {error}")))?;
+            .map_err(|error| bad(format!("cannot be read: {error}{}", not_in_catalog(path, &error))))?;
         Self::parse(&bytes).map_err(bad)
     }
 
@@ -59,10 +113,10 @@ impl Artefact {
     }
 
     /// The profile, where only one will do.
-    pub(crate) fn read_profile(path: &Path) -> Result<Profile, CliError> {
-        match Self::read(path)? {
-            Self::Profile(profile) => Ok(*profile),
-            Self::Contract(_) => Err(CliError::plain(format!(
+    pub(crate) fn find_profile(path: &Path) -> Result<(Profile, Found), CliError> {
+        match Self::find(path)? {
+            (Self::Profile(profile), found) => Ok((*profile, found)),
+            (Self::Contract(_), _) => Err(CliError::plain(format!(
                 "the file {} is a contract where a profile is needed: make one with `ferry probe -o FILE` on the host",
                 path.display()
             ))),
@@ -91,6 +145,18 @@ impl Artefact {
             }
         }
     }
+}
+
+/// What to add to the sentence of a file that is not there: it could be meant for a catalogue's name.
+fn not_in_catalog(path: &Path, error: &std::io::Error) -> String {
+    let nearest = catalog::nearest(&path.to_string_lossy());
+    if error.kind() != std::io::ErrorKind::NotFound || path.is_absolute() || nearest.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; nor has the catalogue such a host: the nearest are {} (`ferry check --list` names all)",
+        nearest.join(", ")
+    )
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod artefact;
 mod bench;
+mod catalog;
 mod children;
 mod cli;
 mod control;

@@ -6,40 +6,60 @@ use ferry_contract::{Contract, FindingKind, Register, Verdict, compare};
 use serde_json::json;
 
 use super::probe::summary;
-use crate::artefact::Artefact;
+use crate::artefact::{Artefact, Found, Origin};
+use crate::catalog;
 use crate::cli::{CheckArgs, Format};
 use crate::control::{Reply, Request, client};
 use crate::error::{CliError, Kind};
 use crate::output;
 
 pub(crate) fn check(args: &CheckArgs, format: Format) -> Result<u8, CliError> {
-    let target = Artefact::read_profile(&args.target)?;
-    let contract = guest(&args.guest)?;
+    let (Some(guest), Some(target)) = (&args.guest, &args.target) else {
+        list(format);
+        return Ok(0);
+    };
+    let (target, host) = Artefact::find_profile(target)?;
+    let (contract, guest) = find_guest(guest)?;
     let verdict = compare(&contract, &target);
     match format {
-        Format::Json => {
-            output::json(&json!({ "verdict": verdict.name(), "findings": verdict.findings }));
+        Format::Json => output::json(&json!({
+            "guest": guest.json(),
+            "target": host.json(),
+            "verdict": verdict.name(),
+            "findings": verdict.findings,
+        })),
+        Format::Text => {
+            output::line(&format!("guest    {guest}"));
+            output::line(&format!("target   {host}"));
+            output::lines(&lines(&verdict));
         }
-        Format::Text => lines(&verdict).iter().for_each(|line| output::line(line)),
     }
     Ok(if verdict.is_refusal() { Kind::Refused.exit_status() } else { 0 })
 }
 
-/// The contract of the guest that was named: of a file, if there is one of that name, else of a guest
-/// that runs here.
-fn guest(name: &str) -> Result<Contract, CliError> {
-    let path = Path::new(name);
-    if path.exists() {
-        return Artefact::read(path)?.into_guest();
+fn list(format: Format) {
+    match format {
+        Format::Json => output::json(&json!({ "catalog": catalog::names().collect::<Vec<_>>() })),
+        Format::Text => catalog::names().for_each(output::line),
     }
-    if name.contains('/') {
-        return Err(CliError::plain(format!("there is no file {name}")));
+}
+
+/// The contract of the guest that was named: of a file, if there is one of that name, else of the
+/// catalogue, else of a guest that runs here.
+fn find_guest(name: &str) -> Result<(Contract, Found), CliError> {
+    let path = Path::new(name);
+    // The name of a guest has no slash.
+    if path.exists() || name.contains('/') {
+        let (artefact, found) = Artefact::find(path)?;
+        return Ok((artefact.into_guest()?, found));
     }
     let (mut client, _) = client::find(name).map_err(|error| {
         CliError::new(error.kind, format!("{}; there is no file of that name either", error.message))
     })?;
     match client.ask(&Request::Contract {})? {
-        Reply::Contract(contract) => Ok(*contract),
+        Reply::Contract(contract) => {
+            Ok((*contract, Found { name: name.to_owned(), origin: Origin::Running }))
+        }
         other => Err(other.into_error()),
     }
 }

@@ -20,11 +20,12 @@ const MAX_SHOWN: usize = 160;
 
 pub(crate) fn inspect(args: &InspectArgs, format: Format) -> Result<u8, CliError> {
     // A profile or a contract says what it is; whatever is neither may hold a guest.
-    let neither = match Artefact::read(&args.file) {
-        Ok(artefact) => {
+    let neither = match Artefact::find(&args.file) {
+        Ok((artefact, _)) => {
             show(&artefact, format);
             return Ok(0);
         }
+        Err(error) if !args.file.exists() => return Err(error),
         Err(error) => error,
     };
     let path = args.file.display();

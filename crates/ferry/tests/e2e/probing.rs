@@ -88,6 +88,37 @@ fn a_running_guests_contract_can_be_had_and_given_to_another() {
 }
 
 #[test]
+fn hosts_of_the_catalogue_are_compared_by_name_and_a_file_goes_first() {
+    let house = House::new("sim");
+    let names = house.json(&["check", "--list"]).document();
+    let names: Vec<&str> =
+        names["catalog"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert!(names.contains(&"amd/5.10/EPYC") && names.contains(&"intel/6.12/corei7_skylake_x"), "{names:?}");
+    let same = house.json(&["check", "amd/6.12/EPYC", "amd/6.12/EPYC"]).document();
+    assert_eq!((&same["verdict"], &same["findings"]), (&json!("accept"), &json!([])));
+    assert_eq!(same["target"], json!({ "name": "amd/6.12/EPYC", "from": "catalog" }));
+    let text = house.ferry(&["check", "amd/6.12/max", "amd/6.12/EPYC"]);
+    assert!(text.status == 3 && text.output.contains("target   amd/6.12/EPYC of the catalogue"), "{text:?}");
+    assert!(house.ferry(&["inspect", "amd/6.12/phenom"]).output.contains("AMD Phenom"));
+
+    // What is in neither place has its nearest.
+    let told = ["amd/6.12/EPYC-Milano", "cannot be read", "the nearest are amd/6.12/EPYC-Milan,"];
+    house.json(&["check", "amd/6.12/EPYC", told[0]]).failed(1, &told);
+    house.json(&["check", told[0], "amd/6.12/EPYC"]).failed(1, &told);
+    house.json(&["inspect", told[0]]).failed(1, &told);
+
+    // A file of that name is the file.
+    std::fs::create_dir_all(house.path("amd/6.12")).unwrap();
+    let profile = house.json(&["inspect", "amd/6.12/max"]).output;
+    std::fs::write(house.path("amd/6.12/EPYC"), profile).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ferry"));
+    command.args(["check", "amd/6.12/max", "amd/6.12/EPYC"]).current_dir(house.path(""));
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("target   the file amd/6.12/EPYC\n"), "{text}");
+}
+
+#[test]
 fn bad_files_are_said_in_a_sentence() {
     let house = House::new("sim");
     let toast = write(&house, "toast.json", &json!({ "format": "toast" }));

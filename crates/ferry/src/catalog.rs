@@ -1,0 +1,74 @@
+//! The catalogue: profiles of hosts that anybody can boot, in the program itself.
+//!
+//! They lie in `catalog/VENDOR/KERNEL/MODEL.json`, where `cargo xtask lab probe` puts them, and are named
+//! without the ending: `amd/6.12/EPYC`. `build.rs` makes the table.
+
+/// Names and texts, sorted by name.
+static PROFILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/catalog.rs"));
+
+/// The text of the profile of that name.
+pub(crate) fn find(name: &str) -> Option<&'static str> {
+    let at = PROFILES.binary_search_by_key(&name, |(name, _)| name).ok()?;
+    PROFILES.get(at).map(|(_, text)| *text)
+}
+
+/// All names, sorted.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    PROFILES.iter().map(|(name, _)| *name)
+}
+
+/// The three names that are most like this one, the most like it first; none if none is like it.
+pub(crate) fn nearest(given: &str) -> Vec<&'static str> {
+    let mut ranked: Vec<_> = names().map(|name| (likeness(given, name), name)).collect();
+    ranked.retain(|(likeness, _)| *likeness > 0);
+    ranked.sort_by_key(|(likeness, _)| std::cmp::Reverse(*likeness));
+    ranked.into_iter().take(3).map(|(_, name)| name).collect()
+}
+
+/// Part by part from the end, because a model's name says the most: equal parts count most, then how many
+/// letters two parts begin with alike, then a length alike.
+fn likeness(given: &str, name: &str) -> usize {
+    const EQUAL: usize = 1000;
+    let alike = |(given, name): (&str, &str)| {
+        if given.eq_ignore_ascii_case(name) {
+            return EQUAL;
+        }
+        let letters = given.chars().zip(name.chars());
+        let begun = letters.take_while(|(given, name)| given.eq_ignore_ascii_case(name)).count();
+        (begun * 4).saturating_sub(given.len().abs_diff(name.len()).min(3))
+    };
+    given.rsplit('/').zip(name.rsplit('/')).map(alike).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_contract::Profile;
+
+    use super::*;
+
+    #[test]
+    fn every_profile_is_found_and_read_and_says_how_it_is_taken_again() {
+        assert!(names().count() > 20);
+        for name in names() {
+            let profile = Profile::from_json(find(name).unwrap().as_bytes()).unwrap();
+            assert_eq!(profile.extra["taken_with"], format!("cargo xtask lab probe {name}"));
+            // The kernel's series is in the name, its exact version inside.
+            let series = name.split('/').nth(1).unwrap();
+            assert!(profile.kernel.release.starts_with(&format!("{series}.")), "{name}");
+            let vendor = if name.starts_with("amd/") { "AuthenticAMD" } else { "GenuineIntel" };
+            assert_eq!(profile.processor.vendor, vendor, "{name}");
+            // The file is as `ferry probe` would have written it.
+            let file = format!("{}/catalog/{name}.json", env!("CARGO_MANIFEST_DIR"));
+            assert!(std::fs::read_to_string(file).unwrap() == profile.to_json(), "{name}");
+        }
+        assert_eq!(find("amd/6.12"), None);
+    }
+
+    #[test]
+    fn a_name_that_is_none_has_its_nearest() {
+        assert_eq!(nearest("amd/6.12/EPYC-Milano")[0], "amd/6.12/EPYC-Milan");
+        assert_eq!(nearest("amd/6.13/EPYC-Milan")[0], "amd/6.12/EPYC-Milan");
+        assert!(nearest("epyc-rome").iter().all(|name| name.ends_with("/EPYC-Rome")));
+        assert!(nearest("/tmp/?").is_empty());
+    }
+}
