@@ -5,6 +5,7 @@
 //! the signed lists. An empty status file makes apt believe that nothing is installed, so a closure
 //! holds everything that a program needs, its C library included (`apt.conf(5)`, `sources.list(5)`).
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +13,7 @@ use std::process::Command;
 use crate::cache::Cache;
 use crate::command;
 use crate::error::Error;
+use crate::process::{in_path, tied};
 
 mod sources;
 
@@ -90,16 +92,22 @@ impl Suite {
         let folder = self.root.join("downloads");
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
+        let done = self.unpack_by(&folder, packages, into);
+        // Whatever came of it: nobody looks at them again.
+        let _ = fs::remove_dir_all(&folder);
+        done
+    }
+
+    fn unpack_by(&self, folder: &Path, packages: &[String], into: &Path) -> Result<(), Error> {
         let mut apt = self.apt("apt-get");
-        apt.current_dir(&folder).args(["-q", "download"]).args(packages);
+        apt.current_dir(folder).args(["-q", "download"]).args(packages);
         let what = packages.first().map_or("", String::as_str);
         command::capture(&mut apt).map_err(|error| self.not_fetched(what, error))?;
         let mut files = 0;
-        for entry in fs::read_dir(&folder).map_err(Error::file("read", &folder))?.flatten() {
+        for entry in fs::read_dir(folder).map_err(Error::file("read", folder))?.flatten() {
             command::capture(Command::new("dpkg").arg("-x").arg(entry.path()).arg(into))?;
             files += 1;
         }
-        let _ = fs::remove_dir_all(&folder);
         if files < packages.len() {
             let reason = format!("{files} of {} packages came", packages.len());
             return Err(Error::Content { what: format!("Debian's {}", self.name), reason });
@@ -109,7 +117,9 @@ impl Suite {
 
     /// A program of apt that sees this root only.
     fn apt(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        // One that outlives us would go on in folders that the next call clears.
+        let there = in_path(program).is_some();
+        let mut command = if there { tied(OsStr::new(program)) } else { Command::new(program) };
         let mut set = |option: &str, value: &str| {
             command.arg("-o").arg(format!("{option}={value}"));
         };

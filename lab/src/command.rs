@@ -1,9 +1,11 @@
 //! Runs programs of this machine to their end, and keeps what they said.
 
 use std::io;
+use std::iter;
 use std::process::{Command, Stdio};
 
 use crate::error::Error;
+use crate::process;
 
 /// Runs it; answers with its standard output.
 pub(crate) fn capture(command: &mut Command) -> Result<Vec<u8>, Error> {
@@ -39,26 +41,22 @@ fn last_words(error: &[u8], output: &[u8]) -> String {
     if words.is_empty() { "it said nothing".to_owned() } else { words }
 }
 
-/// The program's name and its first arguments; lists of packages are too long to read.
+/// The program's name and its first arguments; lists of packages are too long to read, and what ties a
+/// program to this one says nothing.
 fn shown(command: &Command) -> String {
-    let mut line = command.get_program().to_string_lossy().into_owned();
+    let words: Vec<_> = iter::once(command.get_program()).chain(command.get_args()).collect();
+    let mut words = words[process::tie_length(&words)..].iter();
     let mut plain = Vec::new();
-    let mut arguments = command.get_args();
-    while let Some(argument) = arguments.next() {
-        if argument == "-o" {
-            arguments.next();
+    while let Some(word) = words.next() {
+        if *word == "-o" {
+            words.next();
         } else {
-            plain.push(argument.to_string_lossy());
+            plain.push(word.to_string_lossy());
         }
     }
-    for argument in plain.iter().take(4) {
-        line.push(' ');
-        line.push_str(argument);
-    }
-    if plain.len() > 4 {
-        line.push_str(" …");
-    }
-    line
+    let more = if plain.len() > 5 { " …" } else { "" };
+    plain.truncate(5);
+    format!("{}{more}", plain.join(" "))
 }
 
 #[cfg(test)]
@@ -72,5 +70,8 @@ mod tests {
         let missing = capture(&mut Command::new("ferry-lab-no-such-program")).unwrap_err();
         assert!(matches!(missing, Error::NoApt { program } if program == "ferry-lab-no-such-program"));
         assert_eq!(capture(Command::new("echo").arg("a")).unwrap(), b"a\n");
+        let mut tied = process::tied("echo".as_ref());
+        assert_eq!(shown(tied.args(["a", "-o", "x", "b", "c", "d", "e"])), "echo a b c d …");
+        assert_eq!(capture(&mut tied).unwrap(), b"a -o x b c d e\n");
     }
 }

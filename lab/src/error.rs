@@ -20,6 +20,18 @@ pub enum Error {
         /// The nearest known ones, nearest first.
         nearest: Vec<String>,
     },
+    /// A host's name has too few parts.
+    #[error(
+        "`{name}` says no {what}: a host is VENDOR/KERNEL/MODEL, and there the known ones are {}", known.join(", ")
+    )]
+    NamePart {
+        /// The name as it was given.
+        name: String,
+        /// Which part it lacks.
+        what: &'static str,
+        /// What could stand there.
+        known: Vec<String>,
+    },
     /// The machine has no apt.
     #[error(
         "this machine has no {program}: the lab takes kernels and emulators as Debian's packages and needs apt and dpkg"

@@ -128,6 +128,10 @@ fn known<'a>(
     if let Some(found) = known.iter().find(|known| **known == given) {
         return Ok(found);
     }
+    if given.is_empty() {
+        let known = known.iter().map(|&known| known.to_owned()).collect();
+        return Err(Error::NamePart { name: name.to_owned(), what, known });
+    }
     Err(Error::Name { name: name.to_owned(), what, given: given.to_owned(), nearest: nearest(given, known) })
 }
 
@@ -196,7 +200,8 @@ mod tests {
         assert!(model.contains("EPYC-Rome"), "{model}");
         assert!(said("intel/6.12/haswell").contains("corei7_haswell_4770"));
         assert!(said("ibm/6.12/EPYC").contains("amd"));
-        assert!(said("amd/6.12").contains("processor model"));
+        assert!(said("amd/6.12").contains("says no processor model") && said("amd/6.12").contains("phenom"));
+        assert!(said("").contains("says no vendor"));
         assert!(said("intel/7.2/corei7_skylake_x").contains("6.12"));
     }
 }

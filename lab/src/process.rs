@@ -10,12 +10,26 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc;
 use std::time::Duration;
 
+/// Starts the program if its parent is still the process that it is given first. It may have died before
+/// `setpriv` asked the kernel, and nobody would be told of its end.
+const IF_PARENT_LIVES: &str = r#"[ "$PPID" = "$0" ] && exec "$@""#;
+
 /// A command that dies with the thread that starts it.
 pub(crate) fn tied(program: &OsStr) -> Command {
+    tied_to(std::process::id(), program)
+}
+
+fn tied_to(parent: u32, program: &OsStr) -> Command {
     let Some(setpriv) = in_path("setpriv") else { return Command::new(program) };
     let mut command = Command::new(setpriv);
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command.args(["--pdeathsig", "KILL", "--", "/bin/sh", "-c", IF_PARENT_LIVES]);
+    command.arg(parent.to_string()).arg(program);
     command
+}
+
+/// How many words of a command line tie the program behind them; none in one that is not tied.
+pub(crate) fn tie_length(words: &[&OsStr]) -> usize {
+    words.iter().position(|word| *word == IF_PARENT_LIVES).map_or(0, |at| at + 2)
 }
 
 /// The file of a program in the folders of `PATH`.
@@ -80,5 +94,8 @@ mod tests {
         }
         let (_left, mut output) = thread::spawn(start).join().unwrap();
         assert_eq!(output.read(&mut [0]).unwrap(), 0);
+        // Of a process that was gone before the kernel was asked, nothing starts.
+        let orphan = tied_to(u32::MAX, OsStr::new("echo")).output().unwrap();
+        assert!(!orphan.status.success() && orphan.stdout.is_empty(), "{orphan:?}");
     }
 }

@@ -49,11 +49,12 @@ pub(crate) enum Command {
         #[arg(last = true, required = true, value_name = "PROGRAM [ARGS]")]
         program: Vec<String>,
     },
-    /// Boots two hosts with a network between them and runs steps on them, one after another
+    /// Boots two hosts and runs steps on them, one after another; AMD's have a network between them, and
+    /// what a step leaves in the folder `$CARRY` the next one finds there, on either side
     Pair {
-        /// The host that guests come from; `$SOURCE` is its address
+        /// The host that guests come from; `$SOURCE` is its address in the network
         source: String,
-        /// The host that guests go to; `$TARGET` is its address
+        /// The host that guests go to; `$TARGET` is its address in the network
         target: String,
         #[command(flatten)]
         options: Options,
