@@ -125,11 +125,17 @@ impl Cache {
         Ok(Scratch { path, _lock: file })
     }
 
-    /// Removes everything.
+    /// Removes everything, if nobody uses it.
     ///
     /// # Errors
-    /// [`Error::File`].
+    /// [`Error::Unable`] while a host runs from it or another call fetches into it; [`Error::File`].
     pub fn clean(&self) -> Result<(), Error> {
+        let runs = files_in(&self.root.join("run")).into_iter().map(|run| run.join("lock"));
+        let locks = files_in(&self.root.join("locks"));
+        if let Some(held) = runs.chain(locks).find(|lock| is_held(lock)) {
+            let held = held.strip_prefix(&self.root).unwrap_or(&held).display().to_string();
+            return Err(Error::Unable(format!("another call uses the lab's cache (it holds {held})")));
+        }
         clear(&self.root)
     }
 }
@@ -156,17 +162,18 @@ impl Drop for Scratch {
 
 /// Removes the folders whose processes are gone: nobody holds their locks.
 fn sweep(runs: &Path) -> Result<(), Error> {
-    for entry in fs::read_dir(runs).map_err(Error::file("read", runs))?.flatten() {
-        let path = entry.path();
-        let forgotten = match File::open(path.join("lock")) {
-            Ok(file) => !matches!(file.try_lock(), Err(TryLockError::WouldBlock)),
-            Err(_) => true,
-        };
-        if forgotten {
-            clear(&path)?;
-        }
-    }
-    Ok(())
+    let forgotten = files_in(runs).into_iter().filter(|run| !is_held(&run.join("lock")));
+    forgotten.into_iter().try_for_each(|run| clear(&run))
+}
+
+/// What is in a folder; nothing, if it is not there.
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// Whether somebody holds a lock; a file that is not there nobody holds.
+fn is_held(lock: &Path) -> bool {
+    File::open(lock).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 fn clear(path: &Path) -> Result<(), Error> {
@@ -210,6 +217,12 @@ mod tests {
         });
         assert!(made.unwrap().join("whole").is_file());
         cache.make("kernels/6.12", |_| panic!("it is there")).unwrap();
+        let running = cache.scratch().unwrap();
+        assert!(cache.clean().unwrap_err().to_string().contains("run/"));
+        drop(running);
+        let fetching = cache.lock("kernels/6.1").unwrap();
+        assert!(cache.clean().unwrap_err().to_string().contains("kernels_6.1"));
+        drop(fetching);
         cache.clean().unwrap();
         assert!(!cache.has("kernels/6.12"));
     }

@@ -201,7 +201,7 @@ impl Machine {
     /// # Errors
     /// [`Error::Gone`] if it panicked, powered off or has no KVM, [`Error::Timeout`] if it hangs.
     pub(crate) fn wait(&mut self, start: Instant, within: Duration) -> Result<(), Error> {
-        let output = self.collect("starting", within)?;
+        let output = self.collect("its start", within)?;
         self.booted = start.elapsed();
         if output.status == 0 {
             return Ok(());
@@ -348,7 +348,7 @@ impl Machine {
                 Ok(Event::Ended) => {
                     self.ended += 1;
                     if self.ended == 2 {
-                        return Err(self.gone(&format!("it ended by itself while {what} ran")));
+                        return Err(self.gone(&format!("it ended by itself during {what}")));
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {

@@ -8,14 +8,14 @@ mod probe;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::time::{Duration, Instant};
 
 use ferry_lab::files::quoted;
 use ferry_lab::pair::Step;
 use ferry_lab::{Host, Job, Lab, Side};
 
-use crate::run::Failure;
+use crate::run::{self, Failure};
 use crate::say;
 use crate::tree::Tree;
 
@@ -79,7 +79,7 @@ pub(crate) enum Command {
     },
     /// Removes everything that was fetched
     Clean,
-    /// Measures the seconds from start to /dev/kvm of each prepared kind of host
+    /// Measures the seconds from start to /dev/kvm of each prepared kind of host, and of the quick tests
     Bench,
 }
 
@@ -165,7 +165,7 @@ pub(crate) fn run(tree: &Tree, command: Command) -> Result<ExitCode, Failure> {
         }
         Command::Probe { hosts, check } => probe::run(tree, &lab, &hosts, check),
         Command::Clean => lab.cache().clean().map_err(Failure::from),
-        Command::Bench => bench(&lab),
+        Command::Bench => bench(tree, &lab),
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -275,8 +275,9 @@ fn pair(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Seconds from start to `/dev/kvm`, for one host of each vendor and kernel that is prepared.
-fn bench(lab: &Lab) -> Result<(), Failure> {
+/// Seconds from start to `/dev/kvm`, for one host of each vendor and kernel that is prepared, and of the quick
+/// tests.
+fn bench(tree: &Tree, lab: &Lab) -> Result<(), Failure> {
     let mut hosts: Vec<Host> = Host::all();
     hosts.retain(|host| lab.is_prepared(host));
     hosts.dedup_by_key(|host| (host.vendor, host.kernel));
@@ -288,5 +289,18 @@ fn bench(lab: &Lab) -> Result<(), Failure> {
         let machine = lab.boot(&host, &Job::new())?;
         say::line(&format!("{:<34} {:>6.1}", host.to_string(), machine.booted().as_secs_f64()));
     }
+    // Built beforehand: a build is no part of it.
+    smoke(tree, &["--no-run"])?;
+    let start = Instant::now();
+    smoke(tree, &[])?;
+    say::line(&format!("{:<34} {:>6.1}", "the quick tests in the lab", start.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// The quick tests, as `cargo xtask test` runs them.
+fn smoke(tree: &Tree, arguments: &[&str]) -> Result<(), Failure> {
+    let own = std::env::current_exe().map_err(Failure::file("find", Path::new("xtask")))?;
+    let mut command = process::Command::new(own);
+    command.args(["test", "--lab=smoke", "-p", "ferry-lab", "--test", "hosts"]).args(arguments);
+    run::capture(command.current_dir(&tree.root)).map(drop)
 }

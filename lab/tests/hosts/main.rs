@@ -11,6 +11,7 @@
     reason = "this crate is nothing but tests; clippy exempts only functions marked so"
 )]
 
+mod carried;
 mod moves;
 mod one;
 

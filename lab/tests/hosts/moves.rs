@@ -2,16 +2,10 @@
 
 use std::thread;
 
-use std::time::Duration;
-
-use ferry_lab::pair::Step;
 use ferry_lab::{Machine, Pair};
 use serde_json::Value;
 
 use super::{STEP_MAX, ok, ready, until};
-
-/// A step under Bochs.
-const FILE_STEP_MAX: Duration = Duration::from_secs(300);
 
 /// Runs a guest on the source, has the target wait for one, and orders the move; gives back the order's
 /// exit status and its report.
@@ -82,36 +76,4 @@ fn two_threads_may_work_on_the_two_hosts_of_a_pair() {
         server.join().unwrap()
     });
     assert_eq!(text, "hello\n");
-}
-
-/// Moves a guest through a file that a pair without a network carries.
-fn moves_by_a_file(source: &str, target: &str) {
-    let Some(lab) = ready(&[source, target]) else { return };
-    let mut pair = lab.lab.pair((&lab.hosts[0], &lab.job), (&lab.hosts[1], &lab.job)).unwrap();
-    let mut step = |text: &str| {
-        let step = Step::parse(text).unwrap();
-        let output = pair.run(&step, FILE_STEP_MAX).unwrap();
-        assert_eq!(output.status, 0, "{text}: {} {}", output.text(), String::from_utf8_lossy(&output.stderr));
-        output.text()
-    };
-    step(
-        "source: ferry run --id g --memory 32M --payload features >/tmp/run.log 2>&1 & sleep 3; ferry status g",
-    );
-    step("source: ferry migrate g --to file:$CARRY/g.ferry --wait && echo kept >$CARRY/note");
-    step("target: ferry receive --from file:$CARRY/g.ferry >/tmp/receive.log 2>&1 & sleep 3; rm $CARRY/note");
-    let status: Value = serde_json::from_str(&step("target: ferry status g --output json")).unwrap();
-    assert_eq!(status["faults"], 0, "{status}");
-    // The folder comes back as the other side left it.
-    assert_eq!(step("source: ls $CARRY"), "g.ferry\n");
-}
-
-#[test]
-fn a_guest_moves_by_a_file_that_goes_from_side_to_side() {
-    moves_by_a_file("amd/5.10/EPYC", "amd/6.12/EPYC");
-}
-
-#[test]
-#[ignore = "Bochs takes minutes: `cargo xtask test --lab=all`"]
-fn a_guest_moves_between_intel_hosts_by_a_file() {
-    moves_by_a_file("intel/6.1/corei5_lynnfield_750", "intel/6.12/corei5_lynnfield_750");
 }

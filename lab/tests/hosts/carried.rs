@@ -1,0 +1,43 @@
+//! Moves by a file that goes from one host of a pair to the other, with and without a network.
+
+use std::time::Duration;
+
+use ferry_lab::pair::Step;
+use serde_json::Value;
+
+use super::ready;
+
+/// A step under Bochs.
+const STEP_MAX: Duration = Duration::from_secs(300);
+
+/// Moves a guest through a file that a pair without a network carries.
+fn moves_by_a_file(source: &str, target: &str) {
+    let Some(lab) = ready(&[source, target]) else { return };
+    let mut pair = lab.lab.pair((&lab.hosts[0], &lab.job), (&lab.hosts[1], &lab.job)).unwrap();
+    let mut step = |text: &str| {
+        let step = Step::parse(text).unwrap();
+        let output = pair.run(&step, STEP_MAX).unwrap();
+        assert_eq!(output.status, 0, "{text}: {} {}", output.text(), String::from_utf8_lossy(&output.stderr));
+        output.text()
+    };
+    step(
+        "source: ferry run --id g --memory 32M --payload features >/tmp/run.log 2>&1 & sleep 3; ferry status g",
+    );
+    step("source: ferry migrate g --to file:$CARRY/g.ferry --wait && echo kept >$CARRY/note");
+    step("target: ferry receive --from file:$CARRY/g.ferry >/tmp/receive.log 2>&1 & sleep 3; rm $CARRY/note");
+    let status: Value = serde_json::from_str(&step("target: ferry status g --output json")).unwrap();
+    assert_eq!(status["faults"], 0, "{status}");
+    // The folder comes back as the other side left it.
+    assert_eq!(step("source: ls $CARRY"), "g.ferry\n");
+}
+
+#[test]
+fn a_guest_moves_by_a_file_that_goes_from_side_to_side() {
+    moves_by_a_file("amd/5.10/EPYC", "amd/6.12/EPYC");
+}
+
+#[test]
+#[ignore = "Bochs takes minutes: `cargo xtask test --lab=all`"]
+fn a_guest_moves_between_intel_hosts_by_a_file() {
+    moves_by_a_file("intel/6.1/corei5_lynnfield_750", "intel/6.12/corei5_lynnfield_750");
+}
