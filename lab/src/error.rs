@@ -161,3 +161,17 @@ fn full(source: &io::Error) -> &'static str {
         ""
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_what_to_do() {
+        let path = Path::new("/dev/full");
+        let full = std::fs::write(path, "x").map_err(Error::file("write", path)).unwrap_err().to_string();
+        assert!(full.contains("cannot write /dev/full (free some space"), "{full}");
+        let other = Error::file("read", path)(io::Error::from(io::ErrorKind::NotFound)).to_string();
+        assert_eq!(other, "cannot read /dev/full");
+    }
+}
