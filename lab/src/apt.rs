@@ -13,7 +13,7 @@ use std::process::Command;
 use crate::cache::Cache;
 use crate::command;
 use crate::error::Error;
-use crate::process::{in_path, tied};
+use crate::process::tied;
 
 mod sources;
 
@@ -118,8 +118,7 @@ impl Suite {
     /// A program of apt that sees this root only.
     fn apt(&self, program: &str) -> Command {
         // One that outlives us would go on in folders that the next call clears.
-        let there = in_path(program).is_some();
-        let mut command = if there { tied(OsStr::new(program)) } else { Command::new(program) };
+        let mut command = tied(OsStr::new(program));
         let mut set = |option: &str, value: &str| {
             command.arg("-o").arg(format!("{option}={value}"));
         };

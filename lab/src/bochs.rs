@@ -157,7 +157,7 @@ impl Boot<'_> {
     }
 }
 
-/// What a model's kernel is told beside the usual. Bochs 2.7 gives skylake_x compact XSAVE areas and says a wrong
+/// What a model's kernel is told beside the usual. Bochs 2.7 gives `skylake_x` compact XSAVE areas and says a wrong
 /// size of them (CPUID 0xD.1 EBX); Linux then does without XSAVE, AVX and AVX-512, unless it does without
 /// XSAVEC and XSAVES (kernel, `arch/x86/include/asm/cpufeatures.h`: word 10, bits 1 and 3).
 fn kernel_option(model: &str) -> &'static str {

@@ -5,7 +5,7 @@
 //! program still ends when its value is dropped. So whoever starts a host keeps the thread alive.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -20,7 +20,10 @@ pub(crate) fn tied(program: &OsStr) -> Command {
 }
 
 fn tied_to(parent: u32, program: &OsStr) -> Command {
-    let Some(setpriv) = in_path("setpriv") else { return Command::new(program) };
+    // A program that is not there is told by its own name.
+    let (Some(setpriv), Some(_)) = (in_path("setpriv"), in_path(program)) else {
+        return Command::new(program);
+    };
     let mut command = Command::new(setpriv);
     command.args(["--pdeathsig", "KILL", "--", "/bin/sh", "-c", IF_PARENT_LIVES]);
     command.arg(parent.to_string()).arg(program);
@@ -32,10 +35,10 @@ pub(crate) fn tie_length(words: &[&OsStr]) -> usize {
     words.iter().position(|word| *word == IF_PARENT_LIVES).map_or(0, |at| at + 2)
 }
 
-/// The file of a program in the folders of `PATH`.
-pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
+/// The file of a program in the folders of `PATH`, or where its own path says.
+pub(crate) fn in_path(program: impl AsRef<Path>) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+    std::env::split_paths(&path).map(|folder| folder.join(&program)).find(|file| file.is_file())
 }
 
 /// A started program, killed when dropped.
