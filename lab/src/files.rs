@@ -1,7 +1,7 @@
 //! Files into a running host, and out of it.
 //!
 //! A host has no disk: its files lie in its memory. They cross as one tar archive. QEMU's streams carry it
-//! at tens of MiB a second. Bochs' serial lines carry a few KiB a second, so an Intel host has a disk
+//! at 10 MiB a second and more. Bochs' serial lines carry a few KiB a second, so an Intel host has a disk
 //! that carries an archive at a time: one side writes it, then the other reads it, never both at once.
 
 use std::fs::{self, File, OpenOptions};

@@ -37,7 +37,7 @@ fn a_guest_moves_by_a_file_that_goes_from_side_to_side() {
 }
 
 #[test]
-#[ignore = "Bochs takes minutes: `cargo xtask test --lab=all`"]
+#[ignore = "Bochs takes minutes: `cargo xtask test -p ferry-lab -- --ignored`"]
 fn a_guest_moves_between_intel_hosts_by_a_file() {
     moves_by_a_file("intel/6.1/corei5_lynnfield_750", "intel/6.12/corei5_lynnfield_750");
 }

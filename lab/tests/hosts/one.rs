@@ -66,7 +66,7 @@ fn files_go_into_a_host_and_out_of_it() {
 }
 
 #[test]
-#[ignore = "Bochs takes minutes: `cargo xtask test --lab=all`"]
+#[ignore = "Bochs takes minutes: `cargo xtask test -p ferry-lab -- --ignored`"]
 fn files_go_into_an_intel_host_and_out_of_it() {
     files_go_in_and_out("intel/6.12/corei5_lynnfield_750");
 }
