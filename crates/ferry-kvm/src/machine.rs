@@ -42,6 +42,7 @@ use ferry_state::{MachineState, Resources};
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::dirty::DirtySource;
+use crate::forced::Deviation;
 use crate::memory::MemorySlots;
 use crate::state::KvmState;
 
@@ -208,6 +209,13 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
     pub fn with_vcpu(&mut self, index: u32, use_vcpu: &mut UseVcpu<'_>) -> Result<(), MachineError> {
         self.must_be_stopped("use its vCPU")?;
         self.vcpus.with_vcpu(index, use_vcpu)
+    }
+
+    /// As [`restore`](Machine::restore), but whatever KVM refuses or keeps otherwise is no error: it is said,
+    /// and the guest would run on with it. For the lab, which finds out so what a verdict was worth.
+    pub fn force(&mut self, state: &MachineState) -> Result<Vec<Deviation>, MachineError> {
+        self.must_be_stopped("restore a state")?;
+        self.state.force(self.memory.vm(), &mut self.vcpus, state)
     }
 
     /// Whether written pages are noted in dirty rings, and not in the dirty log.

@@ -4,6 +4,7 @@ use ferry_migrate::MachineError;
 use ferry_state::MachineState;
 use kvm_ioctls::{Kvm, VmFd};
 
+use crate::forced::Deviation;
 use crate::Vcpus;
 use crate::machine::failed;
 use crate::x86::{self, FirstTsc, StateIoError, VcpuBaseline, VmBaseline, X86Caps};
@@ -69,6 +70,25 @@ impl KvmState {
             tracing::info!(%notice, "restored with a notice");
         }
         Ok(())
+    }
+
+    /// Puts in what KVM takes of a state, and says what it does not.
+    pub(crate) fn force(
+        &self,
+        vm: &VmFd,
+        vcpus: &mut impl Vcpus,
+        state: &MachineState,
+    ) -> Result<Vec<Deviation>, MachineError> {
+        let unread = |error| failed("the guest's state cannot be read", error);
+        let (mut found, mut first) = (Vec::new(), FirstTsc::default());
+        for index in 0..vcpus.count() {
+            vcpus.with_vcpu(index, &mut |vcpu| {
+                found.extend(x86::force_vcpu(vcpu, index, state, &self.caps, &mut first).map_err(unread)?);
+                Ok(())
+            })?;
+        }
+        found.extend(x86::force_vm(vm, state).map_err(unread)?);
+        Ok(found)
     }
 
     /// Tells the vCPUs that they were paused, before they run on.

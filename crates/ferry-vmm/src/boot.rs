@@ -133,12 +133,12 @@ pub(crate) fn load(ram: &GuestRam, config: &GuestConfig, image: Option<&Image>) 
         }
         for cpu in 0..config.cpus {
             ram.write(area(cpu), &task_state(cpu))?;
-            if config.payload == Payload::Features {
-                ram.write(
-                    WORKING_SET_START + config.share(cpu).start * PAGE_SIZE,
-                    &payload::features::table(),
-                )?;
-            }
+            let table = match config.payload {
+                Payload::Features => payload::features::table(),
+                Payload::Msrs => payload::msrs::table(),
+                _ => continue,
+            };
+            ram.write(WORKING_SET_START + config.share(cpu).start * PAGE_SIZE, &table)?;
         }
         for (address, bytes) in image.iter().flat_map(|image| image.pieces()) {
             ram.write(address, bytes)?;

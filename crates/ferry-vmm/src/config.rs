@@ -91,6 +91,10 @@ pub enum Payload {
         #[n(0)]
         level: Level,
     },
+    /// Reads, at privilege level 0, the MSRs of what CPUID promised at birth, and holds them against those at
+    /// birth.
+    #[n(7)]
+    Msrs,
 }
 
 /// The privilege level at which an image begins.
@@ -192,6 +196,7 @@ impl Payload {
             Self::Clock { .. } => "clock",
             Self::Features => "features",
             Self::Exercise => "exercise",
+            Self::Msrs => "msrs",
             Self::Ticks => "ticks",
             Self::Image { .. } => "image",
         }
@@ -200,7 +205,7 @@ impl Payload {
     /// The privilege level at which its vCPUs begin.
     pub(crate) fn level(&self) -> Level {
         match self {
-            Self::Ticks => Level::Kernel,
+            Self::Msrs | Self::Ticks => Level::Kernel,
             Self::Image { level } => *level,
             _ => Level::User,
         }
@@ -210,6 +215,7 @@ impl Payload {
     fn pages_min(&self) -> u64 {
         match self {
             Self::Features => payload::features::pages(),
+            Self::Msrs => payload::msrs::pages(),
             _ => 1,
         }
     }
@@ -321,10 +327,12 @@ impl GuestConfig {
             }
             Payload::Features => (0, payload::features::WAIT_US),
             Payload::Exercise => (0, payload::exercise::WAIT_US),
+            Payload::Msrs => (0, payload::msrs::WAIT_US),
             Payload::Ticks => (payload::ticks::PATIENCE_MS * u64::from(tsc_khz), payload::ticks::WAIT_US),
         };
         let pages = match self.payload {
             Payload::Features => payload::features::entries(),
+            Payload::Msrs => payload::msrs::entries(),
             _ => share.end - share.start,
         };
         Parameters {
@@ -412,6 +420,7 @@ mod tests {
             with(Payload::Clock { jump_limit_ms: 7 }),
             with(Payload::Features),
             with(Payload::Exercise),
+            with(Payload::Msrs),
             with(Payload::Ticks),
             with(Payload::Image { level: Level::Kernel }),
         ] {

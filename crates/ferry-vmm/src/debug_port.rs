@@ -205,6 +205,7 @@ impl DebugPort {
                 Payload::Clock { .. } => payload::clock::fault(page, expected, found),
                 Payload::Features => payload::features::fault(page, word, expected, found),
                 Payload::Exercise => payload::exercise::fault(page),
+                Payload::Msrs => payload::msrs::fault(page, word, expected, found),
                 Payload::Ticks => payload::ticks::fault(page, expected, found),
                 Payload::Idle | Payload::Churn { .. } | Payload::Image { .. } => {
                     payload::pages::fault(share + u64::from(page), word, expected, found)

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
-use ferry_kvm::{DirtyRing, HostLimits, HugePages, KvmMachine, MemoryError, MemorySlots, OpenError, Pages};
+use ferry_kvm::{Deviation, DirtyRing, HostLimits, HugePages, KvmMachine, MemoryError, MemorySlots, OpenError, Pages};
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
 use kvm_bindings::{
@@ -200,6 +200,29 @@ impl KvmBuilder {
         self
     }
 
+    /// Builds a machine without asking whether this host suits it, and says what of its contract KVM did not
+    /// take: see [`Deviation`]. Its state is to be restored by [`KvmMachine::force`].
+    pub fn build_by_force(
+        &mut self,
+        machine: &MachineDescription,
+    ) -> Result<(KvmGuest, Vec<Deviation>), MachineError> {
+        let (shell, found) = Shell::by_force(&self.kvm, machine)?;
+        Ok((self.assemble(shell, machine)?, found))
+    }
+
+    /// A machine in a VM that was made for it.
+    fn assemble(&self, shell: Shell, machine: &MachineDescription) -> Result<KvmGuest, MachineError> {
+        let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
+            Parts::build(shell, &config, self.huge_pages)?.assemble(&self.kvm, &config, self.watch.clone())
+        });
+        let guest =
+            built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))?;
+        if let Some(file) = &self.serial {
+            guest.devices().serial().write_to(Arc::clone(file));
+        }
+        Ok(guest)
+    }
+
     /// What of the machine this host cannot hold. Reserved pages are not what it has available otherwise.
     fn judge_host(&self, machine: &MachineDescription) -> Vec<Finding> {
         let mut limits = HostLimits::probe(&self.kvm);
@@ -249,19 +272,7 @@ impl Builder for KvmBuilder {
             let why = refusal.map_or_else(String::new, |finding| format!(": {finding}"));
             return Err(MachineError::new(format!("this machine cannot be built here{why}")));
         };
-        let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
-            Parts::build(prepared.1, &config, self.huge_pages)?.assemble(
-                &self.kvm,
-                &config,
-                self.watch.clone(),
-            )
-        });
-        let guest =
-            built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))?;
-        if let Some(file) = &self.serial {
-            guest.devices().serial().write_to(Arc::clone(file));
-        }
-        Ok(guest)
+        self.assemble(prepared.1, machine)
     }
 }
 

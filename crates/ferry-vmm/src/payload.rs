@@ -8,6 +8,7 @@
 pub(crate) mod clock;
 pub(crate) mod exercise;
 pub(crate) mod features;
+pub(crate) mod msrs;
 pub(crate) mod pages;
 pub(crate) mod ticks;
 
@@ -23,7 +24,7 @@ use crate::{Payload, ports};
 pub(crate) struct Parameters {
     /// RBX: linear address of the vCPU's share of the working set.
     pub(crate) working_set: u64,
-    /// R8: pages of the share, at least 1, fewer than 2^32; for `features`, entries of its table.
+    /// R8: pages of the share, at least 1, fewer than 2^32; for `features` and `msrs`, entries of its table.
     pub(crate) pages: u64,
     /// R11: pages of a burst; for `clock` and `ticks`, a length of time in TSC ticks.
     pub(crate) burst_pages: u64,
@@ -54,6 +55,7 @@ pub(crate) fn assemble(payload: &Payload, address: u64) -> Result<Program, IcedE
         Payload::Clock { .. } => clock::program(&mut a).map(|()| Vec::new())?,
         Payload::Features => features::program(&mut a).map(|()| Vec::new())?,
         Payload::Exercise => exercise::program(&mut a)?,
+        Payload::Msrs => msrs::program(&mut a)?,
         Payload::Ticks => ticks::program(&mut a)?,
         Payload::Image { .. } => return Ok(Program::default()),
     };
@@ -114,6 +116,7 @@ mod tests {
             Payload::Clock { jump_limit_ms: 1 },
             Payload::Features,
             Payload::Exercise,
+            Payload::Msrs,
             Payload::Ticks,
         ] {
             let Program { code, handlers } = assemble(&payload, 0x8000).unwrap();

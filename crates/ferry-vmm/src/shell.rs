@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use ferry_contract::{BirthRequest, Contract, Features, Finding, Profile};
-use ferry_kvm::{DirtyRing, apply_contract, judge_contract};
+use ferry_kvm::{Deviation, DirtyRing, apply_contract, force_contract, judge_contract};
+use ferry_migrate::MachineError;
 use ferry_protocol::MachineDescription;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -52,6 +53,28 @@ impl Shell {
         let (contract, notices) = judge_contract(&machine.contract, machine.vcpus, &profile)?;
         let shell = Self::build(kvm, contract, &profile, dirty).map_err(unmade)?;
         Ok((shell, notices))
+    }
+
+    /// For a guest about whom nobody is asked: its contract goes into KVM as far as KVM takes it. With what it
+    /// does not take.
+    pub(crate) fn by_force(
+        kvm: &Kvm,
+        machine: &MachineDescription,
+    ) -> Result<(Self, Vec<Deviation>), MachineError> {
+        let unmade = |error: VmmError| MachineError::with_source("the guest's VM cannot be made", error);
+        let contract = Contract::from_bytes(&machine.contract)
+            .map_err(|error| MachineError::with_source("the guest's contract cannot be read", error))?;
+        let vm = Arc::new(create_vm(kvm).map_err(unmade)?);
+        let (mut vcpus, mut found) = (Vec::new(), Vec::new());
+        for index in 0..machine.vcpus {
+            let vcpu = vm
+                .create_vcpu(index.into())
+                .map_err(|source| unmade(VmmError::Kvm { step: "create a vCPU", source }))?;
+            // A source that shows its guests what it is told has no other list.
+            found.extend(force_contract(&vcpu, index, &contract, contract.kvm_cpuid.is_none()));
+            vcpus.push(vcpu);
+        }
+        Ok((Self { vm, vcpus, contract, ring: None }, found))
     }
 
     fn build(kvm: &Kvm, contract: Contract, profile: &Profile, dirty: DirtyKind) -> Result<Self, VmmError> {

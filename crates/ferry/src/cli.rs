@@ -83,7 +83,7 @@ pub(crate) struct GuestArgs {
     pub(crate) cpus: u32,
     /// What it does: idle (waits), churn (writes its working set again and again), clock (time never goes
     /// back nor leaps), features (CPUID shows what it showed at birth), exercise (uses an instruction of
-    /// every feature), ticks (counts interrupts); or a file, an ELF64 executable or a flat binary.
+    /// every feature), msrs (RDMSR gives what it gave at birth), ticks (counts interrupts); or a file, an ELF64 executable or a flat binary.
     #[arg(long, value_name = "NAME|FILE", default_value = "churn")]
     pub(crate) payload: PayloadName,
     /// The largest step of time that clock allows.
@@ -128,6 +128,7 @@ pub(crate) enum PayloadName {
     Clock,
     Features,
     Exercise,
+    Msrs,
     Ticks,
     File(PathBuf),
 }
@@ -144,7 +145,7 @@ impl FromStr for PayloadName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = [Self::Idle, Self::Churn, Self::Clock, Self::Features, Self::Exercise, Self::Ticks];
+        let known = [Self::Idle, Self::Churn, Self::Clock, Self::Features, Self::Exercise, Self::Msrs, Self::Ticks];
         if let Some(payload) = known.into_iter().find(|payload| payload.to_string() == text) {
             return Ok(payload);
         }
@@ -152,7 +153,7 @@ impl FromStr for PayloadName {
         if file.is_file() {
             return Ok(Self::File(file));
         }
-        Err("neither a payload nor a file: use idle, churn, clock, features, exercise or ticks, or an image's path"
+        Err("neither a payload nor a file: use idle, churn, clock, features, exercise, msrs or ticks, or an image's path"
             .to_owned())
     }
 }
@@ -165,6 +166,7 @@ impl fmt::Display for PayloadName {
             Self::Clock => "clock",
             Self::Features => "features",
             Self::Exercise => "exercise",
+            Self::Msrs => "msrs",
             Self::Ticks => "ticks",
             Self::File(path) => return write!(f, "{}", path.display()),
         })
@@ -184,6 +186,7 @@ impl GuestArgs {
             },
             PayloadName::Features => Payload::Features,
             PayloadName::Exercise => Payload::Exercise,
+            PayloadName::Msrs => Payload::Msrs,
             PayloadName::Ticks => Payload::Ticks,
             PayloadName::File(_) => Payload::Image { level: self.image_level },
             PayloadName::Churn => Payload::Churn {

@@ -152,10 +152,10 @@ impl Values {
 }
 
 /// One vCPU to read from.
-struct Reader<'a> {
-    vcpu: &'a VcpuFd,
-    index: u32,
-    caps: &'a X86Caps,
+pub(super) struct Reader<'a> {
+    pub(super) vcpu: &'a VcpuFd,
+    pub(super) index: u32,
+    pub(super) caps: &'a X86Caps,
 }
 
 impl Reader<'_> {
@@ -170,12 +170,12 @@ impl Reader<'_> {
         Ok(convert::events_from_kvm(&events))
     }
 
-    fn regs(&self) -> Result<Regs, StateIoError> {
+    pub(super) fn regs(&self) -> Result<Regs, StateIoError> {
         let regs = self.vcpu.get_regs().map_err(|e| self.failed::<Regs>("KVM_GET_REGS", e))?;
         Ok(convert::regs_from_kvm(&regs))
     }
 
-    fn sregs(&self) -> Result<Sregs, StateIoError> {
+    pub(super) fn sregs(&self) -> Result<Sregs, StateIoError> {
         let sregs = if self.caps.sregs2 {
             ioctls::sregs2(self.vcpu).map_err(|e| self.failed::<Sregs>("KVM_GET_SREGS2", e))?
         } else {
@@ -186,7 +186,7 @@ impl Reader<'_> {
     }
 
     /// None on a host whose processor has no XSAVE.
-    fn xcrs(&self) -> Result<Option<Xcrs>, StateIoError> {
+    pub(super) fn xcrs(&self) -> Result<Option<Xcrs>, StateIoError> {
         if !self.caps.xcrs {
             return Ok(None);
         }
@@ -194,7 +194,7 @@ impl Reader<'_> {
         Ok(Some(convert::xcrs_from_kvm(&xcrs)))
     }
 
-    fn xsave(&self) -> Result<Xsave, StateIoError> {
+    pub(super) fn xsave(&self) -> Result<Xsave, StateIoError> {
         let ioctl = if self.caps.xsave2 { "KVM_GET_XSAVE2" } else { "KVM_GET_XSAVE" };
         let region = ioctls::xsave(self.vcpu, self.caps.xsave_bytes, self.caps.xsave2)
             .map_err(|e| self.failed::<Xsave>(ioctl, e))?;
@@ -202,7 +202,7 @@ impl Reader<'_> {
     }
 
     /// None in a VM without an in-kernel irqchip, where KVM says EINVAL.
-    fn lapic(&self) -> Result<Option<Lapic>, StateIoError> {
+    pub(super) fn lapic(&self) -> Result<Option<Lapic>, StateIoError> {
         match self.vcpu.get_lapic() {
             Ok(lapic) => Ok(Some(convert::lapic_from_kvm(&lapic))),
             Err(error) if error.errno() == libc::EINVAL => Ok(None),
@@ -210,7 +210,7 @@ impl Reader<'_> {
         }
     }
 
-    fn debug_regs(&self) -> Result<DebugRegs, StateIoError> {
+    pub(super) fn debug_regs(&self) -> Result<DebugRegs, StateIoError> {
         let regs =
             self.vcpu.get_debug_regs().map_err(|e| self.failed::<DebugRegs>("KVM_GET_DEBUGREGS", e))?;
         Ok(convert::debug_regs_from_kvm(&regs))

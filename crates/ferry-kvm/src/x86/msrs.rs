@@ -45,7 +45,7 @@ pub(super) enum Batch {
 
 impl Batch {
     /// The batch of an MSR.
-    fn with(msr: u32) -> Self {
+    pub(super) fn with(msr: u32) -> Self {
         match msr {
             IA32_TSC => Self::Tsc,
             IA32_TSC_DEADLINE => Self::Deadline,

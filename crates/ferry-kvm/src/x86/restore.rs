@@ -141,14 +141,14 @@ pub(super) fn apply_if_there<T: Part>(
 }
 
 /// One vCPU to write to.
-struct Writer<'a> {
-    vcpu: &'a VcpuFd,
-    index: u32,
-    caps: &'a X86Caps,
+pub(super) struct Writer<'a> {
+    pub(super) vcpu: &'a VcpuFd,
+    pub(super) index: u32,
+    pub(super) caps: &'a X86Caps,
 }
 
 impl Writer<'_> {
-    fn tsc_frequency(&self, part: &TscFrequency) -> Result<(), StateIoError> {
+    pub(super) fn tsc_frequency(&self, part: &TscFrequency) -> Result<(), StateIoError> {
         let host_khz = self.vcpu.get_tsc_khz().unwrap_or(0);
         if host_khz == part.khz {
             return Ok(());
@@ -181,7 +181,7 @@ impl Writer<'_> {
     }
 
     /// vCPU 0's TSC by its value, the others' by how far they are from it: see `tsc.rs`.
-    fn tsc(
+    pub(super) fn tsc(
         &self,
         state: &MachineState,
         first: &mut FirstTsc,
@@ -221,7 +221,7 @@ impl Writer<'_> {
         }
     }
 
-    fn nested(&self, part: &Nested) -> Result<(), StateIoError> {
+    pub(super) fn nested(&self, part: &Nested) -> Result<(), StateIoError> {
         let index = self.index;
         if self.caps.nested_bytes == 0 {
             let section = Nested::NAME;
@@ -239,7 +239,7 @@ impl Writer<'_> {
         })
     }
 
-    fn sregs(&self, part: &Sregs) -> Result<(), StateIoError> {
+    pub(super) fn sregs(&self, part: &Sregs) -> Result<(), StateIoError> {
         let sregs = convert::sregs_to_kvm(part);
         let (ioctl, result) = if self.caps.sregs2 {
             ("KVM_SET_SREGS2", ioctls::set_sregs2(self.vcpu, &sregs))
@@ -258,14 +258,14 @@ impl Writer<'_> {
         })
     }
 
-    fn lapic(&self, part: &Lapic) -> Result<(), StateIoError> {
+    pub(super) fn lapic(&self, part: &Lapic) -> Result<(), StateIoError> {
         self.vcpu.set_lapic(&convert::lapic_to_kvm(part)).map_err(|source| {
             let fact = "the VM needs an in-kernel irqchip, and the LAPIC id must be the vCPU's".to_owned();
             self.failed::<Lapic>("KVM_SET_LAPIC", fact, source)
         })
     }
 
-    fn xcrs(&self, part: &Xcrs) -> Result<(), StateIoError> {
+    pub(super) fn xcrs(&self, part: &Xcrs) -> Result<(), StateIoError> {
         if !self.caps.xcrs {
             let index = self.index;
             return Err(StateIoError::Lacking { capability: "KVM_CAP_XCRS", section: Xcrs::NAME, index });
@@ -277,7 +277,7 @@ impl Writer<'_> {
         })
     }
 
-    fn xsave(&self, part: &Xsave) -> Result<(), StateIoError> {
+    pub(super) fn xsave(&self, part: &Xsave) -> Result<(), StateIoError> {
         let (index, room) = (self.index, self.caps.xsave_bytes);
         let length = part.region.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         if length > room {
@@ -293,7 +293,7 @@ impl Writer<'_> {
         })
     }
 
-    fn debug_regs(&self, part: &DebugRegs) -> Result<(), StateIoError> {
+    pub(super) fn debug_regs(&self, part: &DebugRegs) -> Result<(), StateIoError> {
         self.vcpu.set_debug_regs(&convert::debug_regs_to_kvm(part)).map_err(|source| {
             let fact =
                 format!("KVM refuses DR6 {:#x}, DR7 {:#x}, flags {:#x}", part.dr6, part.dr7, part.flags);
@@ -301,13 +301,13 @@ impl Writer<'_> {
         })
     }
 
-    fn regs(&self, part: &Regs) -> Result<(), StateIoError> {
+    pub(super) fn regs(&self, part: &Regs) -> Result<(), StateIoError> {
         self.vcpu
             .set_regs(&convert::regs_to_kvm(part))
             .map_err(|source| self.failed::<Regs>("KVM_SET_REGS", "KVM refuses them".to_owned(), source))
     }
 
-    fn events(&self, part: &VcpuEvents) -> Result<(), StateIoError> {
+    pub(super) fn events(&self, part: &VcpuEvents) -> Result<(), StateIoError> {
         let mut events = convert::events_to_kvm(part);
         // A flag without the capability is refused, even where it says of something that it is not: it
         // may go then. With something to say it stays, and KVM's refusal stands.
@@ -336,7 +336,7 @@ impl Writer<'_> {
         }
     }
 
-    fn mp_state(&self, part: &MpState) -> Result<(), StateIoError> {
+    pub(super) fn mp_state(&self, part: &MpState) -> Result<(), StateIoError> {
         let state = kvm_mp_state { mp_state: part.mp_state };
         self.vcpu.set_mp_state(state).map_err(|source| {
             let fact =

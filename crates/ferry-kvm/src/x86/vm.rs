@@ -61,15 +61,17 @@ pub fn restore_vm(vm: &VmFd, state: &MachineState) -> Result<Vec<Notice>, StateI
         return Err(StateIoError::NotInState { section: Pit::NAME, index: 0 });
     }
     // After the vCPUs' TSCs, from which KVM counts it on; as late as can be, because it runs.
-    apply(state, 0, &mut notices, |part: &Clock| {
-        vm.set_clock(&convert::clock_to_kvm(part))
-            .map_err(|e| failed::<Clock>("KVM_SET_CLOCK", "KVM refuses the clock", e))
-    })?;
+    apply(state, 0, &mut notices, |part| set_clock(vm, part))?;
     Ok(notices)
 }
 
+pub(super) fn set_clock(vm: &VmFd, part: &Clock) -> Result<(), StateIoError> {
+    vm.set_clock(&convert::clock_to_kvm(part))
+        .map_err(|e| failed::<Clock>("KVM_SET_CLOCK", "KVM refuses the clock", e))
+}
+
 /// The three chips; None in a VM without an in-kernel irqchip, where KVM says ENXIO.
-fn irqchip(vm: &VmFd) -> Result<Option<Irqchip>, StateIoError> {
+pub(super) fn irqchip(vm: &VmFd) -> Result<Option<Irqchip>, StateIoError> {
     let read = |chip_id: u32| -> Result<Option<kvm_irqchip>, StateIoError> {
         let mut chip = kvm_irqchip { chip_id, ..Default::default() };
         match vm.get_irqchip(&mut chip) {
@@ -90,7 +92,7 @@ fn irqchip(vm: &VmFd) -> Result<Option<Irqchip>, StateIoError> {
     }))
 }
 
-fn set_irqchip(vm: &VmFd, part: &Irqchip) -> Result<(), StateIoError> {
+pub(super) fn set_irqchip(vm: &VmFd, part: &Irqchip) -> Result<(), StateIoError> {
     let chips = [
         convert::pic_to_kvm(KVM_IRQCHIP_PIC_MASTER, &part.pic_master),
         convert::pic_to_kvm(KVM_IRQCHIP_PIC_SLAVE, &part.pic_slave),
@@ -113,7 +115,7 @@ fn pit(vm: &VmFd) -> Result<Option<Pit>, StateIoError> {
     }
 }
 
-fn set_pit(vm: &VmFd, part: &Pit) -> Result<(), StateIoError> {
+pub(super) fn set_pit(vm: &VmFd, part: &Pit) -> Result<(), StateIoError> {
     vm.set_pit2(&convert::pit_to_kvm(part))
         .map_err(|e| failed::<Pit>("KVM_SET_PIT2", "the VM needs an in-kernel PIT", e))
 }

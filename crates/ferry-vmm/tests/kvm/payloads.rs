@@ -121,6 +121,39 @@ fn every_promised_instruction_can_be_used() {
 }
 
 #[test]
+fn what_rdmsr_gives_stays() {
+    if !kvm_is_here() {
+        return;
+    }
+    for cpus in [1, 4] {
+        let (_, entries) = through_it_all(Payload::Msrs, cpus);
+        assert!(entries > 50 * u64::from(cpus), "{entries} entries");
+    }
+}
+
+#[test]
+fn an_msr_that_is_not_as_at_birth_or_not_there_any_more_is_a_fault() {
+    if !kvm_is_here() {
+        return;
+    }
+    // The third entry of 64 bytes is the microcode's revision, which every KVM shows: at 0 lies its number,
+    // at 32 its value of birth.
+    for (at, byte, expected) in [(32, 0x5a, "now"), (3, 0xf0, "raises #GP")] {
+        let mut guest = running(&GuestConfig { payload: Payload::Msrs, ..IDLE });
+        assert_eq!(guest.verify(PATIENCE).unwrap().faults, 0);
+        let custody = guest.pause().unwrap();
+        let place = (2 << 20) + 2 * 64 + at;
+        let mut was = [0];
+        guest.ram().read(place, &mut was).unwrap();
+        guest.ram().write(place, &[was[0] ^ byte]).unwrap();
+        guest.resume(custody).unwrap();
+        assert!(guest.verify(PATIENCE).unwrap().faults > 0);
+        let fault = guest.report().first_fault.unwrap();
+        assert!(fault.starts_with("MSR 0x") && fault.ends_with(expected), "{fault}");
+    }
+}
+
+#[test]
 fn no_tick_dies_or_comes_twice() {
     if !kvm_is_here() {
         return;

@@ -1,0 +1,142 @@
+//! `ferry-truth FILE…`: for each guest that `ferry migrate --to file:FILE` wrote, what this host's verdict is,
+//! and what really becomes of the guest here.
+//!
+//! A tool of the lab, no part of the product: it runs copies only and leaves the files as they are. The verdict is
+//! that of a `ferry receive --from file:FILE --clone`, its checks at the offer and at the restore included. The truth takes
+//! nothing from it: the guest is built and restored by force ([`ferry_kvm::Deviation`]), runs on with what
+//! KVM made of it, and is asked what it sees. On standard output stands one JSON document a file.
+
+#![forbid(unsafe_code)]
+
+mod forced;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use ferry_contract::{Finding, FindingKind, Verdict};
+use ferry_migrate::journal::Volatile;
+use ferry_migrate::oneway::{FileCopy, Origin, TakeError, TakeOptions, take};
+use ferry_migrate::{Arrived, Builder};
+use ferry_protocol::{Epoch, InstanceId, Timeouts};
+use ferry_vmm::{Guest, GuestReport, KvmBuilder, KvmGuest, fresh_seed};
+use serde::Serialize;
+
+use crate::forced::{ForcedBuilder, Found};
+
+/// How long a guest runs before it is asked: its payload comes round several times.
+const RUN: Duration = Duration::from_millis(200);
+
+/// How long its answer may take in an emulated host.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// What came of one file.
+#[derive(Debug, Serialize)]
+struct Outcome<'a> {
+    file: &'a Path,
+    verdict: Judged,
+    truth: Truth,
+}
+
+/// What this host says of the guest.
+#[derive(Debug, Serialize)]
+#[serde(tag = "outcome", rename_all = "lowercase")]
+enum Judged {
+    /// It runs; with what it says then.
+    Accepted { guest: Seen },
+    /// It is refused at the offer.
+    Refused { findings: Vec<Finding> },
+    /// It is refused later, before it runs.
+    Late { why: String },
+}
+
+/// What really becomes of it.
+#[derive(Debug, Serialize)]
+struct Truth {
+    /// Settings that this host's KVM refuses or keeps otherwise.
+    deviations: Vec<String>,
+    /// What the guest saw; none if it could not be started, and why.
+    guest: Result<Seen, String>,
+}
+
+/// What a guest says of itself.
+#[derive(Debug, Serialize)]
+struct Seen {
+    /// What it looked at; none if it did not answer.
+    checked: Option<u64>,
+    faults: u64,
+    first_fault: Option<String>,
+    /// Why it ended by itself, or does not answer.
+    stopped: Option<String>,
+}
+
+/// Anything that keeps the tool from its work.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let files: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let told = if files.is_empty() { Err("name the files of guests".into()) } else { tell(&files) };
+    if let Err(failure) = told {
+        let _ = writeln!(std::io::stderr(), "ferry-truth: {failure}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn tell(files: &[PathBuf]) -> Result<(), Failure> {
+    for file in files {
+        let outcome = Outcome { file, verdict: judged(file)?, truth: truth(file)? };
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&outcome)?)?;
+    }
+    Ok(())
+}
+
+/// As `ferry receive` takes a copy.
+fn judged(file: &Path) -> Result<Judged, Failure> {
+    match copy(file, &mut KvmBuilder::new()?) {
+        Ok(arrived) => Ok(Judged::Accepted { guest: seen(&arrived.machine) }),
+        Err(TakeError::Refused(_, Verdict { findings })) => {
+            let refusals = |finding: &Finding| finding.kind == FindingKind::Refusal;
+            Ok(Judged::Refused { findings: findings.into_iter().filter(refusals).collect() })
+        }
+        Err(TakeError::NotTaken(why) | TakeError::Lost(why)) => Ok(Judged::Late { why }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Past all checks.
+fn truth(file: &Path) -> Result<Truth, Failure> {
+    let found = Found::default();
+    let taken = copy(file, &mut ForcedBuilder { builder: KvmBuilder::new()?, found: Arc::clone(&found) });
+    let guest = match taken {
+        Ok(arrived) => Ok(seen(&arrived.machine.guest)),
+        Err(TakeError::NotTaken(why) | TakeError::Lost(why)) => Err(why),
+        Err(error) => return Err(error.into()),
+    };
+    let found = found.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Truth { deviations: found.iter().map(ToString::to_string).collect(), guest })
+}
+
+fn copy<B: Builder>(file: &Path, builder: &mut B) -> Result<Arrived<B::Machine>, TakeError> {
+    let options = TakeOptions {
+        journal: Arc::new(Volatile::new(InstanceId(fresh_seed()))),
+        expected: None,
+        copy: "copy".parse().ok().map(|guest| FileCopy { guest, epoch: Epoch::BIRTH }),
+        timeouts: Timeouts::default(),
+    };
+    take(Origin::File(file.to_owned()), options, builder, &())
+}
+
+/// Lets it run, and asks it.
+fn seen(guest: &KvmGuest) -> Seen {
+    std::thread::park_timeout(RUN);
+    let answer = guest.verify(ANSWER);
+    let GuestReport { faults, first_fault, stopped, .. } = guest.report();
+    let (checked, silent) = match answer {
+        Ok(check) => (Some(check.pages), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    Seen { checked, faults, first_fault, stopped: stopped.or(silent) }
+}
