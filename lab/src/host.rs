@@ -101,7 +101,24 @@ impl Host {
         let host = |kernel, model| Self { vendor: Vendor::Amd, kernel, model };
         vec![host("5.10", "EPYC"), host("6.12", "EPYC")]
     }
+
+    /// The hosts between which all verdicts are tested; the smoke's are among them.
+    pub fn tested() -> Vec<Self> {
+        let mut hosts = Vec::new();
+        for &(vendor, kernels, models) in TESTED {
+            for &kernel in kernels {
+                hosts.extend(models.iter().map(|&model| Self { vendor, kernel, model }));
+            }
+        }
+        hosts
+    }
 }
+
+/// The hosts of the matrix, by vendor: kernels and models, each with each.
+const TESTED: &[(Vendor, &[&str], &[&str])] = &[
+    (Vendor::Amd, &["5.10", "6.1", "6.12", "newest"], &["EPYC", "EPYC-Rome", "EPYC-Milan", "max"]),
+    (Vendor::Intel, &["6.1", "6.12"], &["corei5_lynnfield_750", "corei7_haswell_4770"]),
+];
 
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,6 +205,8 @@ mod tests {
             assert_eq!(Host::parse(&host.to_string()).unwrap(), host);
         }
         assert!(Host::all().len() > 80);
+        assert!(Host::tested().iter().all(|host| Host::all().contains(host)));
+        assert!(Host::smoke().iter().all(|host| Host::tested().contains(host)));
     }
 
     #[test]

@@ -35,4 +35,4 @@ pub use crate::host::{Host, Vendor};
 pub use crate::lab::{Job, Lab};
 pub use crate::machine::{Machine, Output, Side};
 pub use crate::pair::Pair;
-pub use crate::program::{check_static, ferry};
+pub use crate::program::{Programs, check_static};

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::error::Error;
 
@@ -12,23 +12,83 @@ const MUSL: &str = "x86_64-unknown-linux-musl";
 /// The usual target, which links statically when asked.
 const GNU: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds this tree's `ferry` as a static program; answers with its path. It has a build folder of its
-/// own, `lab` in `target`, so no other build waits for it or is thrown away by it.
-///
-/// # Errors
-/// [`Error::Command`] if the build fails; cargo has said why on standard error.
-pub fn ferry(root: &Path, target: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
-    let musl = has_target(MUSL) || add_target(MUSL, say);
-    let triple = if musl { MUSL } else { GNU };
-    let folder = target.join("lab");
-    say(&format!("building ferry for {triple}"));
+/// Builds static programs of this tree. They have a build folder of their own, `lab` in `target`, so no other
+/// build waits for them or is thrown away by them.
+pub struct Programs<'a> {
+    /// The tree.
+    pub root: &'a Path,
+    /// Where it is built usually.
+    pub target: &'a Path,
+    /// Hears of progress.
+    pub say: &'a dyn Fn(&str),
+}
+
+impl std::fmt::Debug for Programs<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl Programs<'_> {
+    /// This tree's `ferry`; answers with its path.
+    ///
+    /// # Errors
+    /// [`Error::Command`] if the build fails; cargo has said why on standard error.
+    pub fn ferry(&self) -> Result<PathBuf, Error> {
+        self.program("ferry")
+    }
+
+    /// This tree's `ferry-truth`, which tells what a verdict was worth.
+    ///
+    /// # Errors
+    /// As [`Programs::ferry`].
+    pub fn truth(&self) -> Result<PathBuf, Error> {
+        self.program("ferry-truth")
+    }
+
+    /// The tests of a package, one program for each of its test targets.
+    ///
+    /// # Errors
+    /// As [`Programs::ferry`].
+    pub fn tests(&self, package: &str) -> Result<Vec<PathBuf>, Error> {
+        let form = "--message-format=json-render-diagnostics";
+        let said = self.cargo(&["test", "--no-run", form, "--package", package])?.1;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        let messages = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        Ok(messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).collect())
+    }
+
+    fn program(&self, name: &str) -> Result<PathBuf, Error> {
+        let folder = self.cargo(&["build", "--package", name, "--bin", name])?.0;
+        Ok(folder.join(name))
+    }
+
+    /// Runs cargo for a target whose programs are static; answers with the folder of its programs, and with what it said.
+    fn cargo(&self, arguments: &[&str]) -> Result<(PathBuf, Vec<u8>), Error> {
+        let musl = has_target(MUSL) || add_target(MUSL, self.say);
+        let triple = if musl { MUSL } else { GNU };
+        let folder = self.target.join("lab");
+        let shown = format!("cargo {} --target {triple}", arguments.join(" "));
+        (self.say)(&shown);
+        let output = command(self.root, &folder, triple, arguments)
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|error| Error::Command { command: shown.clone(), reason: error.to_string() })?;
+        if !output.status.success() {
+            return Err(Error::Command { command: shown, reason: format!("it ended with {}", output.status) });
+        }
+        Ok((folder.join(triple).join("debug"), output.stdout))
+    }
+}
+
+fn command(root: &Path, folder: &Path, triple: &str, arguments: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(root).args(["build", "--quiet", "--package", "ferry", "--bin", "ferry"]);
-    command.args(["--target", triple, "--target-dir"]).arg(&folder);
+    command.current_dir(root).args(arguments).arg("--quiet");
+    command.args(["--target", triple, "--target-dir"]).arg(folder);
     // It goes into the host's memory at every boot: without symbols it is a tenth.
     command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_DEV_STRIP", "symbols");
-    if !musl {
+    if triple == GNU {
         command.env("RUSTFLAGS", "-C target-feature=+crt-static");
     }
     // Cargo tells its children about the crate under test; another cargo must not take it as its own.
@@ -37,14 +97,7 @@ pub fn ferry(root: &Path, target: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, 
             command.env_remove(name);
         }
     }
-    let shown = "cargo build --package ferry".to_owned();
-    let status = command
-        .status()
-        .map_err(|error| Error::Command { command: shown.clone(), reason: error.to_string() })?;
-    if !status.success() {
-        return Err(Error::Command { command: shown, reason: format!("it ended with {status}") });
-    }
-    Ok(folder.join(triple).join("debug/ferry"))
+    command
 }
 
 /// Whether the compiler has the target's library.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ferry_lab::files::quoted;
 use ferry_lab::pair::Step;
-use ferry_lab::{Host, Job, Lab, Side};
+use ferry_lab::{Host, Job, Lab, Programs, Side};
 
 use crate::run::{self, Failure};
 use crate::say;
@@ -207,8 +207,8 @@ fn prepare(lab: &Lab, hosts: &[Host]) -> Result<(), Failure> {
 
 /// The job with this tree's `ferry`.
 fn with_ferry(tree: &Tree, job: Job) -> Result<Job, Failure> {
-    let path = ferry_lab::ferry(&tree.root, &tree.target, &progress)?;
-    Ok(job.program("ferry", &path))
+    let programs = Programs { root: &tree.root, target: &tree.target, say: &progress };
+    Ok(job.program("ferry", &programs.ferry()?))
 }
 
 /// A program for one host.

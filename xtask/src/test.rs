@@ -4,12 +4,13 @@
 //! too, whose path the end-to-end tests have from `env!("CARGO_BIN_EXE_ferry")`. What a machine
 //! cannot run is said here first, because cargo hides what a passing test prints.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
-use ferry_lab::{Host, Lab};
+use ferry_lab::{Host, Lab, Programs};
 
 use crate::run::{self, Failure};
 use crate::say;
@@ -17,14 +18,19 @@ use crate::tree::Tree;
 
 const KVM: &str = "/dev/kvm";
 
-/// Names the static `ferry` for the tests in the lab; see `lab/tests`.
+/// What the tests in the lab are told; see `lab/tests`.
 const LAB_PROGRAM: &str = "FERRY_LAB_PROGRAM";
+const LAB_TRUTH: &str = "FERRY_LAB_TRUTH";
+const LAB_TESTS: &str = "FERRY_LAB_TESTS";
+const LAB_REPORT: &str = "FERRY_LAB_REPORT";
 
 /// Which tests run in the lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum InLab {
     /// Those that two AMD hosts serve
     Smoke,
+    /// The matrix of verdicts, moves between unlike hosts, Intel: about half an hour
+    All,
     /// None
     Off,
 }
@@ -37,35 +43,69 @@ pub(crate) fn run(tree: &Tree, lab: InLab, arguments: &[String]) -> Result<(), F
         ));
     }
     let mut command = run::cargo(tree, &["test", "--no-fail-fast"]);
-    match lab_program(tree, lab)? {
-        Some(program) => command.env(LAB_PROGRAM, program),
-        None => command.env_remove(LAB_PROGRAM),
-    };
+    for variable in [LAB_PROGRAM, LAB_TRUTH, LAB_TESTS, LAB_REPORT] {
+        command.env_remove(variable);
+    }
+    let report = tree.target.join("lab/matrix.txt");
+    if is_ready(lab)? {
+        arm(tree, lab, &report, &mut command)?;
+    }
     if !names_a_crate(arguments) {
         command.arg("--workspace");
     }
     let start = Instant::now();
-    run::pass(command.args(arguments))?;
+    let passed = run::pass(command.args(arguments));
+    if lab == InLab::All
+        && let Ok(text) = fs::read_to_string(&report)
+    {
+        say::line(&text);
+    }
+    passed?;
     say::line(&format!("test: all passed, {} s with the build", start.elapsed().as_secs()));
     Ok(())
 }
 
-/// The program that the lab's hosts run, if they are prepared; else says what is left out.
-fn lab_program(tree: &Tree, lab: InLab) -> Result<Option<PathBuf>, Failure> {
+/// Whether the lab has the hosts; else says what is left out. For all of its tests it fetches them.
+fn is_ready(lab: InLab) -> Result<bool, Failure> {
     let hosts = Lab::open();
-    if lab == InLab::Off {
-        say::notice(&"the lab is off: tests on and between unlike KVM hosts will be skipped");
-        return Ok(None);
+    match lab {
+        InLab::Off => {
+            say::notice(&"the lab is off: tests on and between unlike KVM hosts will be skipped");
+            Ok(false)
+        }
+        InLab::All => {
+            hosts.prepare(&Host::tested(), &|text| say::step(&text))?;
+            Ok(true)
+        }
+        InLab::Smoke if Host::smoke().iter().all(|host| hosts.is_prepared(host)) => Ok(true),
+        InLab::Smoke => {
+            say::notice(
+                &"the lab is not prepared (`cargo xtask lab prepare --smoke` does so): tests on and between \
+                  unlike KVM hosts will be skipped",
+            );
+            Ok(false)
+        }
     }
-    if !Host::smoke().iter().all(|host| hosts.is_prepared(host)) {
-        say::notice(
-            &"the lab is not prepared (`cargo xtask lab prepare --smoke` does so): tests on and between \
-              unlike KVM hosts will be skipped",
-        );
-        return Ok(None);
+}
+
+/// Builds what the hosts run, and tells the tests where it is.
+fn arm(tree: &Tree, lab: InLab, report: &Path, command: &mut Command) -> Result<(), Failure> {
+    let programs = Programs { root: &tree.root, target: &tree.target, say: &|text| say::step(&text) };
+    command.env(LAB_PROGRAM, programs.ferry()?);
+    let mut packages = vec!["ferry-kvm"];
+    if lab == InLab::All {
+        packages.push("ferry-vmm");
+        command.env(LAB_TRUTH, programs.truth()?).env(LAB_REPORT, report);
+        // What an earlier call wrote.
+        let _ = fs::remove_file(report);
     }
-    let program = ferry_lab::ferry(&tree.root, &tree.target, &|text| say::step(&text))?;
-    Ok(Some(program))
+    let mut tests = Vec::new();
+    for package in packages {
+        let paths: Vec<PathBuf> = programs.tests(package)?;
+        tests.extend(paths.iter().map(|path| format!("{package}={}", path.display())));
+    }
+    command.env(LAB_TESTS, tests.join(":"));
+    Ok(())
 }
 
 /// Why this machine cannot run a guest on a real KVM.

@@ -12,8 +12,10 @@
 )]
 
 mod carried;
+mod matrix;
 mod moves;
 mod one;
+mod units;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,6 +25,15 @@ use ferry_lab::{Host, Job, Lab, Machine};
 
 /// Names the static `ferry` for the hosts.
 const PROGRAM: &str = "FERRY_LAB_PROGRAM";
+
+/// Names `ferry-truth` for the hosts; set for all of the lab's tests, not for the smoke.
+const TRUTH: &str = "FERRY_LAB_TRUTH";
+
+/// Names the static programs of the tests of other crates, as `PACKAGE=PATH:…`.
+const TESTS: &str = "FERRY_LAB_TESTS";
+
+/// Names the file to which the matrix is written.
+const REPORT: &str = "FERRY_LAB_REPORT";
 
 /// One step in a host, on a machine that does other things, too.
 const STEP_MAX: Duration = Duration::from_secs(120);
@@ -36,6 +47,16 @@ struct Ready {
     job: Job,
     hosts: Vec<Host>,
     _turn: MutexGuard<'static, ()>,
+}
+
+/// As [`ready`], for what is no part of the smoke.
+fn all(names: &[&str]) -> Option<Ready> {
+    let Some(truth) = std::env::var_os(TRUTH).map(PathBuf::from) else {
+        println!("skipped: `cargo xtask test --lab=all` runs this, with {TRUTH}");
+        return None;
+    };
+    let ready = ready(names)?;
+    Some(Ready { job: ready.job.program("ferry-truth", &truth), ..ready })
 }
 
 fn ready(names: &[&str]) -> Option<Ready> {

@@ -142,7 +142,8 @@ impl Values {
         if let Some(nested) = &self.nested {
             sections.push(Section::of(nested, index, created.and_then(|c| c.nested.as_ref()))?);
         }
-        sections.push(Section::of(&self.msrs, index, created.map(|c| &c.msrs))?);
+        let msrs = created.map(|created| msrs::at_creation(&created.msrs, &self.msrs));
+        sections.push(Section::of(&self.msrs, index, msrs.as_ref())?);
         if let Some(tsc_frequency) = &self.tsc_frequency {
             // No baseline: a new vCPU counts as fast as its host, and the target's host is another.
             sections.push(Section::of(tsc_frequency, index, None)?);

@@ -25,9 +25,6 @@ use crate::forced::{Deviation, force_msr};
 /// The longest value in a deviation, in characters.
 const SHOWN_MAX: usize = 120;
 
-/// What reads otherwise by itself: `IA32_TSC`, its deadline, Hyper-V's run time and reference count.
-const TIME_MSRS: [u32; 4] = [msrs::IA32_TSC, 0x6e0, 0x4000_0010, 0x4000_0020];
-
 /// In the LAPIC's page: the requests, and the timer's current count.
 const LAPIC_TIME: [std::ops::Range<usize>; 2] = [0x200..0x280, 0x390..0x394];
 
@@ -160,8 +157,8 @@ impl<'a> Forced<'a> {
     fn compare_msrs(&mut self) -> Result<(), StateError> {
         let Some(section) = self.section::<Msrs>()? else { return Ok(()) };
         let sent: BTreeMap<u32, u64> = section.read::<Msrs>()?.values;
-        let wanted: Vec<u32> =
-            section.needed.iter().copied().filter(|msr| !TIME_MSRS.contains(msr)).collect();
+        let stays = |msr: &u32| *msr != msrs::IA32_TSC && !msrs::is_time(*msr);
+        let wanted: Vec<u32> = section.needed.iter().copied().filter(stays).collect();
         match msrs::read(self.to.vcpu, self.to.index, &wanted) {
             Ok((now, _)) => {
                 // One that cannot be read was refused when it was set, and is noted.

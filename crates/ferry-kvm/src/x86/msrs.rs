@@ -112,9 +112,17 @@ pub(super) fn write(
     Ok(())
 }
 
-/// MSRs that count time by themselves and read otherwise than they were set: the TSC's deadline, which
-/// may pass, and Hyper-V's run time and reference count.
-const TIME_MSRS: [u32; 3] = [IA32_TSC_DEADLINE, 0x4000_0010, 0x4000_0020];
+/// `HV_X64_MSR_GUEST_OS_ID`.
+const HV_GUEST_OS_ID: u32 = 0x4000_0000;
+
+/// Hyper-V's run time of a vCPU and its reference count.
+const HV_TIME_MSRS: [u32; 2] = [0x4000_0010, 0x4000_0020];
+
+/// MSRs that read otherwise than they were set, because they count time by themselves or it passes: the TSC
+/// is not among them, see [`check_kept`].
+pub(super) fn is_time(msr: u32) -> bool {
+    msr == IA32_TSC_DEADLINE || HV_TIME_MSRS.contains(&msr)
+}
 
 /// How far the TSC may be from what it was set to, in seconds: a vCPU's TSC is pulled to that of the
 /// others if it was set within one second of them (`kvm_synchronize_tsc`), and some time goes by.
@@ -137,11 +145,25 @@ pub(super) fn check_kept(
             if value.abs_diff(reads) > hertz.saturating_mul(TSC_SECONDS_MAX) {
                 notices.push(Notice::TscNotKept { index, value, reads });
             }
-        } else if reads != value && !TIME_MSRS.contains(&msr) {
+        } else if reads != value && !is_time(msr) {
             return Err(StateIoError::MsrNotKept { index, msr, value, reads });
         }
     }
     Ok(())
+}
+
+/// The MSRs of a vCPU at its creation, against which a capture is held. Hyper-V's clocks have gone on since; to a
+/// guest that never said what it is, and so uses nothing of Hyper-V's, that is no change.
+pub(super) fn at_creation(created: &Msrs, now: &Msrs) -> Msrs {
+    let mut settled = created.clone();
+    if now.values.get(&HV_GUEST_OS_ID).is_none_or(|id| *id == 0) {
+        for (msr, value) in &mut settled.values {
+            if HV_TIME_MSRS.contains(msr) {
+                *value = now.values.get(msr).copied().unwrap_or(*value);
+            }
+        }
+    }
+    settled
 }
 
 fn buffer(

@@ -192,6 +192,8 @@ impl Writer<'_> {
             self.failed::<TscOffset>(ioctl, "KVM has the attribute and refuses it".to_owned(), source)
         };
         if index == 0 {
+            let value = state.require::<Msrs>(index)?.values.get(&msrs::IA32_TSC).copied();
+            value.map_or(Ok(()), |value| tsc::leave_its_own_count(self.vcpu, index, value))?;
             self.msrs(state, Batch::Tsc, notices)?;
             if self.caps.tsc_offset {
                 let offset = tsc::offset(self.vcpu).map_err(|e| failed("KVM_GET_DEVICE_ATTR", e))?;

@@ -8,10 +8,17 @@
 //! (`kvm_synchronize_tsc` in arch/x86/kvm/x86.c), which hides this and loses a difference that the
 //! guest made. So they get vCPU 0's offset here, and the difference of both offsets on the source.
 
-use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr};
+use ferry_state::Part;
+use ferry_state::x86::Msrs;
+use kvm_bindings::{
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs as KvmMsrs, kvm_device_attr, kvm_msr_entry,
+};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{errno, ioctl_iow_nr};
+
+use super::StateIoError;
+use super::msrs::IA32_TSC;
 
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
@@ -21,6 +28,23 @@ ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FirstTsc {
     pub(super) offset: Option<u64>,
+}
+
+/// How far from a guest's TSC a vCPU's is set first, in ticks: minutes, where KVM looks at one second.
+const FAR: u64 = 1 << 40;
+
+/// Sets a vCPU's TSC far from this value, which is set next. Before 6.7 KVM takes a TSC that is within a second
+/// of what the new vCPU counts by itself for an attempt to keep that count, and keeps it
+/// (`kvm_synchronize_tsc`): a guest younger than a second would find its time set back.
+pub(super) fn leave_its_own_count(vcpu: &VcpuFd, index: u32, value: u64) -> Result<(), StateIoError> {
+    let entry = kvm_msr_entry { index: IA32_TSC, data: value.wrapping_add(FAR), ..Default::default() };
+    let failed = |source| {
+        let fact = "the TSC cannot be set".to_owned();
+        StateIoError::Ioctl { ioctl: "KVM_SET_MSRS", section: Msrs::NAME, index, fact, source }
+    };
+    let one = KvmMsrs::from_entries(&[entry]).map_err(|_| failed(errno::Error::new(libc::ENOMEM)))?;
+    // One that KVM does not take is told of when it gets its value.
+    vcpu.set_msrs(&one).map(drop).map_err(failed)
 }
 
 /// The TSC's offset of a vCPU, where KVM has that attribute.

@@ -184,14 +184,16 @@ fn a_guest_that_writes_nothing_is_clean_and_tracking_can_be_had_again() {
     });
     for _ in 0..3 {
         guest.start_dirty_tracking().unwrap();
-        assert!(harvest(&mut guest, Harvest::Live).count() <= 2, "not the initial all-ones");
+        assert!(harvest(&mut guest, Harvest::Live).count() <= 8, "not the initial all-ones");
         assert!(harvest(&mut guest, Harvest::Live).is_empty());
         guest.stop_dirty_tracking().unwrap();
     }
     guest.start_dirty_tracking().unwrap();
-    // Asked to check, it pushes return addresses onto its stack, in its own page: that page, and no page of its set.
+    // Asked to check, it pushes return addresses onto its stack, in its own page: that page, and no page of its
+    // set. AMD's nested paging takes the guest's own page tables for written when it walks them.
     assert_eq!(guest.verify(PATIENCE).unwrap().faults, 0);
     let found = harvest(&mut guest, Harvest::Live);
-    assert!(found.contains(0x112) && found.count() <= 2, "{:?}", found.ranges().collect::<Vec<_>>());
+    let tables = [0x10, 0x11, 0x12].into_iter().filter(|page| found.contains(*page)).count() as u64;
+    assert!(found.contains(0x112) && found.count() <= 2 + tables, "{:?}", found.ranges().collect::<Vec<_>>());
     guest.stop_dirty_tracking().unwrap();
 }

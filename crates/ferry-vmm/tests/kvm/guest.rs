@@ -231,18 +231,18 @@ fn a_guest_is_built_under_its_contract_and_no_other() {
     assert!(!builder.judge(&offer).is_refusal());
     assert_eq!(builder.build(&offer).unwrap().description(), offer);
 
-    // One feature more than this host has: bit 31 of CPUID leaf 7 subleaf 1 ECX is reserved.
+    // One feature more than this host has: bit 0 of CPUID leaf 7 EDX is reserved.
     let mut promising = contract;
-    let entry = promising.cpuid.iter_mut().find(|entry| entry.key() == (7, 1)).unwrap();
-    entry.ecx |= 1 << 31;
+    let entry = promising.cpuid.iter_mut().find(|entry| entry.key() == (7, 0)).unwrap();
+    entry.edx |= 1;
     let error =
         ferry_vmm::create_on_kvm(&IDLE, Birth { contract: Some(&promising), ..Birth::plain(1) }, None)
             .unwrap_err();
-    assert!(error.to_string().contains("CPUID.7.1:ECX"), "{error}");
+    assert!(error.to_string().contains("CPUID.7.0:EDX"), "{error}");
     assert!(error.findings().iter().all(Finding::is_bounded) && !error.findings().is_empty());
     let offer = MachineDescription { contract: promising.to_bytes(), ..offer };
     let verdict = builder.judge(&offer);
     assert!(verdict.is_refusal());
-    assert!(verdict.findings.iter().any(|finding| finding.subject.starts_with("CPUID.7.1:ECX")));
+    assert!(verdict.findings.iter().any(|finding| finding.subject.starts_with("CPUID.7.0:EDX")));
     assert!(builder.build(&offer).is_err());
 }

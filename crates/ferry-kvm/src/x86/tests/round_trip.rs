@@ -112,6 +112,29 @@ fn several_vcpus_keep_apart() {
     }
 }
 
+/// Older KVMs take such a TSC for an attempt to keep the new vCPU's own count.
+#[test]
+fn a_guest_younger_than_a_second_keeps_its_time() {
+    let Some(kvm) = kvm() else { return };
+    let state = Fresh::new(&kvm, 1).capture();
+    let count = |fresh: &Fresh| {
+        msrs::read(&fresh.vcpus[0], 0, &[IA32_TSC]).unwrap().0.values.get(&IA32_TSC).copied().unwrap()
+    };
+    let fresh = Fresh::new(&kvm, 1);
+    set_msr(&fresh.vcpus[0], IA32_TSC, 1 << 50);
+    if count(&fresh) < 1 << 50 {
+        println!("skipped: this KVM lets guests see the host's own TSC");
+        return;
+    }
+    let target = Fresh::new(&kvm, 1);
+    // Half a second, more than the new vCPU has counted by itself.
+    let age = u64::from(target.vcpus[0].get_tsc_khz().unwrap()) * 500;
+    let mut msrs: Msrs = state.require(0).unwrap();
+    msrs.values.insert(IA32_TSC, age);
+    target.restore(&replaced(&state, Section::of(&msrs, 0, None).unwrap())).unwrap();
+    assert!(count(&target) >= age, "{} after {age}", count(&target));
+}
+
 #[test]
 fn older_interfaces_give_the_same_state() {
     let Some(kvm) = kvm() else { return };

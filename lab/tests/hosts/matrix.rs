@@ -1,0 +1,96 @@
+//! The matrix: every host's guests on every other host of its vendor, the verdict beside the truth.
+//!
+//! Each host boots twice: once its guests are born there and saved into files, once it takes all files of all
+//! hosts. So boots grow with the hosts, and only cheap steps with the pairs. The truth comes from
+//! `ferry-truth` (`lab/truth`), which asks no verdict.
+
+mod births;
+mod known;
+mod report;
+mod truth;
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use ferry_lab::{Host, Vendor};
+
+use self::report::Report;
+use crate::{Ready, all};
+
+/// How many hosts run at once; each takes a core.
+const WORKERS: usize = 2;
+
+#[test]
+fn every_verdict_between_amd_hosts_is_what_really_happens() {
+    hold_verdicts_against_the_truth(Vendor::Amd);
+}
+
+#[test]
+fn every_verdict_between_intel_hosts_is_what_really_happens() {
+    hold_verdicts_against_the_truth(Vendor::Intel);
+}
+
+fn hold_verdicts_against_the_truth(vendor: Vendor) {
+    let hosts = Host::tested().into_iter().filter(|host| host.vendor == vendor);
+    let names: Vec<String> = hosts.map(|host| host.to_string()).collect();
+    let Some(lab) = all(&names.iter().map(String::as_str).collect::<Vec<_>>()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let born = births::everywhere(&lab, folder.path());
+    let told = truth::everywhere(&lab, &born);
+    let report = Report::new(&lab.hosts, &told);
+    let text = report.to_string();
+    println!("{text}");
+    if let Some(file) = std::env::var_os(crate::REPORT) {
+        append(Path::new(&file), &text);
+    }
+    births::check_common(&lab.hosts, &born);
+    let findings = report.findings();
+    assert!(findings.is_empty(), "{} of {} pairs:\n{}", findings.len(), report.pairs(), findings.join("\n"));
+}
+
+fn append(file: &Path, text: &str) {
+    use std::io::Write;
+    let opened = std::fs::OpenOptions::new().create(true).append(true).open(file);
+    opened.and_then(|mut file| writeln!(file, "{text}")).unwrap();
+}
+
+/// A guest's file, as it came from the host where the guest was born.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Saved {
+    /// The place of that host in the list.
+    source: usize,
+    contract: String,
+    payload: String,
+    /// Where it lies here, packed.
+    file: PathBuf,
+}
+
+/// Does the same with every host, some at a time; answers in the order of the hosts.
+fn with_each<T: Send>(lab: &Ready, work: impl Fn(usize, &Host) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let worker = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(host) = lab.hosts.get(index) else { return };
+                let result = work(index, host);
+                done.lock().unwrap().push((index, result));
+            }
+        };
+        (0..WORKERS).for_each(|_| drop(scope.spawn(worker)));
+    });
+    let mut done = done.into_inner().unwrap();
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// How much longer everything takes under Bochs.
+fn slowness(host: &Host) -> u32 {
+    match host.vendor {
+        Vendor::Amd => 1,
+        Vendor::Intel => 20,
+    }
+}

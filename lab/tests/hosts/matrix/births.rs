@@ -1,0 +1,151 @@
+//! Guests are born on each host, work, and are saved by `ferry migrate --to file:PATH`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ferry_contract::{BirthRequest, Contract, Features, Profile, Register};
+use ferry_lab::{Host, Vendor};
+
+use super::{Saved, slowness, with_each};
+use crate::{Ready, STEP_MAX};
+
+/// What the guests do: each looks at something else.
+pub(super) const PAYLOADS: &[&str] = &["features", "exercise", "msrs", "clock", "ticks"];
+
+/// Guests with a narrow contract: what all AMD hosts of the matrix offer. `FERRY_BLESS=1` writes it anew.
+const COMMON: &str = "tests/hosts/matrix/common.json";
+
+/// A birth, the work of a guest, and its end in a file. The jump that `clock` allows is that of a loaded machine.
+const BIRTH: &str = r#"
+    mkdir -p -m 700 /tmp/state; export FERRY_STATE_DIR=/tmp/state
+    id=$contract-$payload
+    ferry run --id $id --memory 16M --payload $payload --jump-limit 600000 $how >/tmp/run-$id.log 2>&1 &
+    for try in $(seq 600); do
+        ferry status $id 2>/dev/null | grep -q 'progress *[1-9]' && break
+        usleep 100000
+    done
+    ferry status $id >/tmp/status-$id.log 2>&1
+    grep -q 'faults *0' /tmp/status-$id.log &&
+        ferry migrate $id --to file:/files/$id.ferry --wait >/tmp/migrate-$id.log 2>&1 &&
+        gzip /files/$id.ferry && exit 0
+    cat /tmp/*-$id.log >&2
+    exit 1
+"#;
+
+/// The contract of the file with this host's TSC frequency, which each boot measures a little otherwise.
+const FITTED: &str = r#"
+    khz=$(sed -n 's/^ *"frequency_khz": \([0-9]*\),*$/\1/p' /files/profile.json)
+    sed "s/\"tsc_frequency_khz\": [0-9]*/\"tsc_frequency_khz\": $khz/" /common.json >/tmp/common.json
+"#;
+
+/// What came from one host.
+pub(super) struct Born {
+    pub(super) saved: Vec<Saved>,
+    profile: Profile,
+}
+
+/// Has guests born on every host.
+pub(super) fn everywhere(lab: &Ready, folder: &Path) -> Vec<Born> {
+    with_each(lab, |index, host| {
+        let place = folder.join(index.to_string());
+        on(lab, index, host, &place).unwrap_or_else(|error| panic!("{host}: {error}"))
+    })
+}
+
+fn on(lab: &Ready, index: usize, host: &Host, place: &Path) -> Result<Born, ferry_lab::Error> {
+    let has_common = host.vendor == Vendor::Amd && Path::new(COMMON).exists();
+    let job = if has_common { lab.job.clone().file("common.json", Path::new(COMMON)) } else { lab.job.clone() };
+    let mut machine = lab.lab.boot(host, &job)?;
+    let within = STEP_MAX * slowness(host);
+    machine.expect("ferry probe -o /files/profile.json", within)?;
+    let mut contracts = vec![("offered", "")];
+    if has_common {
+        machine.expect(FITTED, within)?;
+        contracts.push(("common", "--contract /tmp/common.json"));
+    }
+    let mut saved = Vec::new();
+    for (contract, how) in contracts {
+        for payload in PAYLOADS {
+            machine.expect(&format!("contract={contract} payload={payload} how='{how}'{BIRTH}"), within)?;
+            let file = place.join(format!("{contract}-{payload}.ferry.gz"));
+            saved.push(Saved { source: index, contract: contract.into(), payload: (*payload).into(), file });
+        }
+    }
+    machine.fetch("/files", place, within)?;
+    let profile = fs::read(place.join("profile.json")).unwrap();
+    Ok(Born { saved, profile: Profile::from_json(&profile).unwrap() })
+}
+
+/// Whether the narrow contract is still what all these hosts offer.
+pub(super) fn check_common(hosts: &[Host], born: &[Born]) {
+    if hosts.iter().any(|host| host.vendor != Vendor::Amd) {
+        return;
+    }
+    let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: false } };
+    let offered = born.iter().map(|born| Contract::birth(&born.profile, &request).unwrap());
+    let common = offered.reduce(|all, one| both(&all, &one)).unwrap();
+    // Of no meaning: each birth gets its host's.
+    let text = Contract { tsc_frequency_khz: 2_000_000, ..common }.to_json();
+    if std::env::var_os("FERRY_BLESS").is_some() {
+        fs::write(COMMON, &text).unwrap();
+    }
+    let stored = fs::read_to_string(PathBuf::from(COMMON)).unwrap_or_default();
+    assert!(stored == text, "lab/{COMMON} is not what these hosts have in common: FERRY_BLESS=1 writes it anew");
+}
+
+/// Registers whose bits are features, by leaf and subleaf.
+const FEATURES: &[(u32, u32, Register)] = &[
+    (1, 0, Register::Ecx),
+    (1, 0, Register::Edx),
+    (7, 0, Register::Ebx),
+    (7, 0, Register::Ecx),
+    (7, 0, Register::Edx),
+    (7, 1, Register::Eax),
+    (0xd, 0, Register::Eax),
+    (0xd, 1, Register::Eax),
+    (0xd, 1, Register::Ecx),
+    (0x4000_0001, 0, Register::Eax),
+    (0x8000_0001, 0, Register::Ecx),
+    (0x8000_0001, 0, Register::Edx),
+    (0x8000_0008, 0, Register::Ebx),
+    (0x8000_000a, 0, Register::Edx),
+    (0x8000_0021, 0, Register::Eax),
+];
+
+/// Numbers of which the lower one is common.
+const NUMBERS: &[(u32, u32, Register)] = &[
+    (0xd, 0, Register::Ecx),
+    (0x8000_0008, 0, Register::Eax),
+    (0x8000_000a, 0, Register::Eax),
+    (0x8000_000a, 0, Register::Ebx),
+];
+
+/// What both contracts have. Enough for hosts of one emulator, whose other values are data.
+fn both(one: &Contract, other: &Contract) -> Contract {
+    let mut both = one.clone();
+    both.cpuid.retain(|entry| other.cpuid.iter().any(|their| their.key() == entry.key()));
+    for entry in &mut both.cpuid {
+        let (leaf, subleaf) = entry.key();
+        for register in Register::ALL {
+            let theirs = other.register(leaf, subleaf, register);
+            let own = entry.register_mut(register);
+            if FEATURES.contains(&(leaf, subleaf, register)) {
+                *own &= theirs;
+            } else if NUMBERS.contains(&(leaf, subleaf, register)) {
+                *own = theirs.min(*own);
+            }
+        }
+    }
+    both.xcr0 = both.register(0xd, 0, Register::Eax).into();
+    both.xss = both.register(0xd, 1, Register::Ecx).into();
+    let components = both.xcr0 | both.xss;
+    both.cpuid.retain(|entry| entry.leaf != 0xd || entry.subleaf < 2 || components >> entry.subleaf & 1 == 1);
+    both.feature_msrs.retain(|msr| other.feature_msrs.iter().any(|their| their.index == msr.index));
+    for msr in &mut both.feature_msrs {
+        let theirs = other.feature_msrs.iter().find(|their| their.index == msr.index);
+        msr.value &= theirs.map_or(0, |their| their.value);
+    }
+    both.xsave_area_bytes = both.xsave_area_bytes.min(other.xsave_area_bytes);
+    both.nested_state_bytes = both.nested_state_bytes.min(other.nested_state_bytes);
+    both
+}

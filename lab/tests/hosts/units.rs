@@ -1,0 +1,78 @@
+//! The tests of `ferry-kvm` and `ferry-vmm` on a KVM that honours what it is told.
+//!
+//! Where these tests run usually the KVM may be `kvm_pvm`, which shows a guest the hardware's CPUID and the
+//! host's TSC and nests nothing: there they prove less, or skip. Here the same programs run in a host.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ferry_lab::Machine;
+
+use crate::{TESTS, all, ready};
+
+/// All tests of one program, in a host that emulates each instruction.
+const PROGRAM_MAX: Duration = Duration::from_secs(900);
+
+/// Enough for a guest whose memory reaches over the hole below 4 GiB; only touched pages cost.
+const MEMORY_MIB: u32 = 4096;
+
+/// What a test says that finds no KVM, or one that does not honour what it is told.
+const UNFIT: &[&str] = &[
+    "skipped: there is no",
+    "skipped: /dev/kvm",
+    "skipped: no /dev/kvm",
+    "skipped: this KVM lets guests see the host's own TSC",
+];
+
+/// The static test programs of a package, as `PACKAGE=PATH:…`.
+fn programs(package: &str) -> Vec<PathBuf> {
+    let all = std::env::var(TESTS).unwrap_or_default();
+    let of = all.split(':').filter_map(|named| named.strip_prefix(package)?.strip_prefix('='));
+    of.map(PathBuf::from).collect()
+}
+
+/// Runs the programs in the host; answers with what they said.
+fn run(host: &mut Machine, names: &[String]) -> String {
+    let mut said = String::new();
+    for name in names {
+        let output = host.run(&format!("{name} --nocapture 2>&1"), PROGRAM_MAX).unwrap();
+        assert_eq!(output.status, 0, "{name} in {}:\n{}", host.name(), output.text());
+        said.push_str(&output.text());
+    }
+    said
+}
+
+fn passes(lab: Option<crate::Ready>, package: &str) {
+    let Some(lab) = lab else { return };
+    let programs = programs(package);
+    assert!(!programs.is_empty(), "{TESTS} names no tests of {package}");
+    let mut job = lab.job.clone().memory(MEMORY_MIB);
+    let mut names = Vec::new();
+    for program in &programs {
+        let name = program.file_name().unwrap().to_string_lossy().into_owned();
+        job = job.program(&name, program);
+        names.push(name);
+    }
+    for host in &lab.hosts {
+        let mut machine = lab.lab.boot(host, &job).unwrap();
+        let said = run(&mut machine, &names);
+        for unfit in UNFIT {
+            assert!(!said.contains(unfit), "{host}: {said}");
+        }
+    }
+}
+
+#[test]
+fn states_and_contracts_hold_on_a_kvm_that_honours_them() {
+    passes(ready(&["amd/6.12/EPYC"]), "ferry-kvm");
+}
+
+#[test]
+fn guests_are_moved_on_a_kvm_that_honours_what_it_is_told() {
+    passes(all(&["amd/6.12/EPYC"]), "ferry-vmm");
+}
+
+#[test]
+fn states_and_contracts_hold_on_an_old_kernel_and_on_the_newest() {
+    passes(all(&["amd/5.10/EPYC", "amd/newest/EPYC"]), "ferry-kvm");
+}
