@@ -75,7 +75,10 @@ impl Programs<'_> {
             .output()
             .map_err(|error| Error::Command { command: shown.clone(), reason: error.to_string() })?;
         if !output.status.success() {
-            return Err(Error::Command { command: shown, reason: format!("it ended with {}", output.status) });
+            return Err(Error::Command {
+                command: shown,
+                reason: format!("it ended with {}", output.status),
+            });
         }
         Ok((folder.join(triple).join("debug"), output.stdout))
     }

@@ -106,6 +106,14 @@ fn by_capability(profile: &Profile, leaf: u32, register: Register) -> u32 {
     if timer && leaf == 1 && register == Register::Ecx { TSC_DEADLINE } else { 0 }
 }
 
+/// Guest physical address bits, which only newer kernels say: 0 stands for as many as the processor has (APM:
+/// `Fn8000_0008_EAX`, `GuestPhysAddrSize`).
+fn by_what_is_left_out(supported: &[CpuidEntry], leaf: u32, register: Register) -> u32 {
+    let bits = cpuid::value(supported, 0x8000_0008, 0, Register::Eax);
+    let is_left_out = leaf == 0x8000_0008 && register == Register::Eax && bits >> 16 & 0xff == 0;
+    if is_left_out { (bits & 0xff) << 16 } else { 0 }
+}
+
 /// What KVM is told, against what it supports or emulates.
 fn cpuid_offered(told: &[CpuidEntry], profile: &Profile, findings: &mut Vec<Finding>) {
     let hyperv = has_hyperv(told).then(|| with_hyperv(profile));
@@ -117,7 +125,8 @@ fn cpuid_offered(told: &[CpuidEntry], profile: &Profile, findings: &mut Vec<Find
                 continue;
             }
             let offered = cpuid::value(supported, entry.leaf, entry.subleaf, register)
-                | by_capability(profile, entry.leaf, register);
+                | by_capability(profile, entry.leaf, register)
+                | by_what_is_left_out(supported, entry.leaf, register);
             let emulated = emulated(profile, entry, register) & !offered;
             for (rule, mask) in rules::of_cpuid(entry.leaf, entry.subleaf, register) {
                 let field = Field { entry, register, mask, has: has & mask, offered: offered & mask };

@@ -80,6 +80,7 @@ const CPUID: &[Rule] = &[
     one(1, Ebx, 0xff, Settable, "SDM 01H EBX 7-0: brand index"),
     one(1, Ebx, 0xff00, Exact, "SDM 01H EBX 15-8: CLFLUSH line"),
     one(1, Ebx, 0x00ff_0000, Settable, "SDM 01H EBX 23-16: topology"),
+    one(1, Ecx, 1 << 31, Settable, "APM 0000_0001 ECX 31: a hypervisor is there, by its own word"),
     whole(2, 2, Settable, "SDM 02H: caches and TLBs"),
     whole(4, 4, Settable, "SDM 04H: caches and topology"),
     whole(5, 5, Settable, "SDM 05H: MONITOR line sizes, C-states"),

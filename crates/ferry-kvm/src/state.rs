@@ -4,8 +4,8 @@ use ferry_migrate::MachineError;
 use ferry_state::MachineState;
 use kvm_ioctls::{Kvm, VmFd};
 
-use crate::forced::Deviation;
 use crate::Vcpus;
+use crate::forced::Deviation;
 use crate::machine::failed;
 use crate::x86::{self, FirstTsc, StateIoError, VcpuBaseline, VmBaseline, X86Caps};
 

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
-use ferry_kvm::{Deviation, DirtyRing, HostLimits, HugePages, KvmMachine, MemoryError, MemorySlots, OpenError, Pages};
+use ferry_kvm::{
+    Deviation, DirtyRing, HostLimits, HugePages, KvmMachine, MemoryError, MemorySlots, OpenError, Pages,
+};
 use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
 use kvm_bindings::{

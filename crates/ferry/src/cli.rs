@@ -145,7 +145,8 @@ impl FromStr for PayloadName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = [Self::Idle, Self::Churn, Self::Clock, Self::Features, Self::Exercise, Self::Msrs, Self::Ticks];
+        let known =
+            [Self::Idle, Self::Churn, Self::Clock, Self::Features, Self::Exercise, Self::Msrs, Self::Ticks];
         if let Some(payload) = known.into_iter().find(|payload| payload.to_string() == text) {
             return Ok(payload);
         }

@@ -5,20 +5,60 @@ use std::thread;
 use ferry_lab::{Machine, Pair};
 use serde_json::Value;
 
-use super::{STEP_MAX, ok, ready, until};
+use super::{STEP_MAX, all, ok, ready, until};
 
-/// Runs a guest on the source, has the target wait for one, and orders the move; gives back the order's
-/// exit status and its report.
-fn migrate(pair: &mut Pair, payload: &str) -> (i32, Value) {
+/// Runs a guest.
+fn run(host: &mut Machine, payload: &str) {
     let run = "ferry run --id g --memory 128M --working-set 8M --rate 4M";
-    ok(&mut pair.source, &format!("{run} --payload {payload} >/tmp/run.log 2>&1 &"));
-    until(&mut pair.source, "ferry status g");
-    let receive = format!("ferry receive --insecure --listen {}:7000", Pair::TARGET);
-    ok(&mut pair.target, &format!("{receive} >/tmp/receive.log 2>&1 &"));
-    until(&mut pair.target, "grep waiting /tmp/receive.log");
-    let migrate = format!("ferry migrate g --to {}:7000 --wait --output json", Pair::TARGET);
-    let output = pair.source.run(&migrate, STEP_MAX).unwrap();
+    ok(host, &format!("{run} --payload {payload} >/tmp/run.log 2>&1 &"));
+    until(host, "ferry status g");
+}
+
+/// Waits for a guest on a host, and orders the move there; gives back the order's exit status and its report.
+fn move_to(from: &mut Machine, to: &mut Machine, address: &str) -> (i32, Value) {
+    ok(to, &format!("ferry receive --insecure --listen {address}:7000 >/tmp/receive.log 2>&1 &"));
+    until(to, "grep waiting /tmp/receive.log");
+    let migrate = format!("ferry migrate g --to {address}:7000 --wait --output json");
+    let output = from.run(&migrate, STEP_MAX).unwrap();
     (output.status, serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
+}
+
+/// Runs a guest on the source and orders its move to the target.
+fn migrate(pair: &mut Pair, payload: &str) -> (i32, Value) {
+    run(&mut pair.source, payload);
+    move_to(&mut pair.source, &mut pair.target, Pair::TARGET)
+}
+
+/// The guest works on here, and finds its pages as it left them.
+fn works(host: &mut Machine) {
+    let status = |host: &mut Machine| -> Value {
+        serde_json::from_str(&ok(host, "ferry status g --output json")).unwrap()
+    };
+    let turns = |status: &Value| status["progress"].as_u64().unwrap();
+    let first = status(host);
+    let mut last = first.clone();
+    for _ in 0..100 {
+        if turns(&last) > turns(&first) {
+            break;
+        }
+        ok(host, "usleep 100000");
+        last = status(host);
+    }
+    assert!(turns(&last) > turns(&first), "{last}");
+    assert_eq!(last["faults"], 0, "{last}");
+}
+
+/// Orders a move that must be refused for this, with the guest left where it was.
+fn refused(source: &str, target: &str, subject: &str) {
+    let Some(lab) = all(&[source, target]) else { return };
+    let mut pair = lab.lab.pair((&lab.hosts[0], &lab.job), (&lab.hosts[1], &lab.job)).unwrap();
+    let (status, report) = migrate(&mut pair, "churn");
+    assert_eq!(status, 3, "{report}");
+    let findings = report["findings"].as_array().unwrap();
+    let subjects: Vec<&str> = findings.iter().filter_map(|finding| finding["subject"].as_str()).collect();
+    assert!(subjects.contains(&subject), "{subjects:?}");
+    assert!(!has_guest(&mut pair.target));
+    works(&mut pair.source);
 }
 
 fn has_guest(host: &mut Machine) -> bool {
@@ -35,22 +75,7 @@ fn a_guest_moves_from_an_old_kernel_to_a_new_one_and_verifies_itself() {
     assert_eq!(report["custody"], "target", "{report}");
     assert_eq!(report["backend"], "kvm", "{report}");
     assert!(!has_guest(&mut pair.source) && has_guest(&mut pair.target));
-    // The guest works on over there, and finds its pages as it left them.
-    let status = |host: &mut Machine| -> Value {
-        serde_json::from_str(&ok(host, "ferry status g --output json")).unwrap()
-    };
-    let turns = |status: &Value| status["progress"].as_u64().unwrap();
-    let first = status(&mut pair.target);
-    let mut last = first.clone();
-    for _ in 0..100 {
-        if turns(&last) > turns(&first) {
-            break;
-        }
-        ok(&mut pair.target, "usleep 100000");
-        last = status(&mut pair.target);
-    }
-    assert!(turns(&last) > turns(&first), "{last}");
-    assert_eq!(last["faults"], 0, "{last}");
+    works(&mut pair.target);
 }
 
 #[test]
@@ -63,6 +88,35 @@ fn a_guest_that_counts_on_what_the_target_lacks_is_refused_and_stays() {
     assert_eq!(status, 3, "{report}");
     assert_eq!(report["findings"][0]["subject"], "CPUID.0x80000008.0:EBX[25]", "{report}");
     assert!(has_guest(&mut pair.source) && !has_guest(&mut pair.target));
+}
+
+#[test]
+fn a_guest_goes_to_the_newest_kernel_and_comes_back_to_its_own() {
+    let Some(lab) = all(&["amd/6.1/EPYC", "amd/newest/EPYC"]) else { return };
+    let mut pair = lab.lab.pair((&lab.hosts[0], &lab.job), (&lab.hosts[1], &lab.job)).unwrap();
+    let (status, report) = migrate(&mut pair, "churn");
+    assert_eq!((status, &report["outcome"]), (0, &"moved".into()), "{report}");
+    assert!(!has_guest(&mut pair.source));
+    works(&mut pair.target);
+    let (status, report) = move_to(&mut pair.target, &mut pair.source, Pair::SOURCE);
+    assert_eq!((status, &report["outcome"]), (0, &"moved".into()), "{report}");
+    assert!(!has_guest(&mut pair.target));
+    works(&mut pair.source);
+}
+
+#[test]
+fn a_guest_of_epyc_milan_stays_where_its_features_are() {
+    refused("amd/6.12/EPYC-Milan", "amd/6.12/EPYC", "CPUID.7.0:EBX[9]");
+}
+
+#[test]
+fn a_guest_of_epyc_stays_where_its_features_are() {
+    refused("amd/6.12/EPYC", "amd/6.12/EPYC-Milan", "CPUID.0x80000008.0:EBX[25]");
+}
+
+#[test]
+fn a_guest_with_protection_keys_does_not_come_where_there_are_none() {
+    refused("amd/6.12/max", "amd/6.12/EPYC", "CPUID.7.0:ECX[3]");
 }
 
 #[test]

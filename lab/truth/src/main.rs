@@ -26,8 +26,8 @@ use serde::Serialize;
 
 use crate::forced::{ForcedBuilder, Found};
 
-/// How long a guest runs before it is asked: its payload comes round several times.
-const RUN: Duration = Duration::from_millis(200);
+/// How long a guest runs before it is asked; being asked it looks at everything once more.
+const RUN: Duration = Duration::from_millis(50);
 
 /// How long its answer may take in an emulated host.
 const ANSWER: Duration = Duration::from_secs(60);

@@ -4,13 +4,14 @@
 //! The order is that of `restore.rs`. A field counts if it is needed, that is, if its value is not what the vCPU
 //! held at its creation on its source. Left out are clocks, counters and timers, which go on by themselves:
 //! the TSC and its deadline, the kvmclock, the LAPIC's current count and what its timer may have requested
-//! since, the PIT; and of the XSAVE area what says how its bytes are to be read. A nested state is not read back: before the
+//! since, the PIT; the LAPIC's processor priority, which KVM works out anew from what is set; and of the XSAVE area what says how its bytes are to be read. A nested state is not read back: before the
 //! first run that may change it.
 
 use std::collections::BTreeMap;
 
 use ferry_state::x86::{
-    Clock, DebugRegs, Irqchip, Lapic, MAX_XSAVE_BYTES, MpState, Msrs, Nested, Pit, Regs, Sregs, TscFrequency, VcpuEvents, Xcrs, Xsave,
+    Clock, DebugRegs, Irqchip, Lapic, MAX_XSAVE_BYTES, MpState, Msrs, Nested, Pit, Regs, Sregs, TscFrequency,
+    VcpuEvents, Xcrs, Xsave,
 };
 use ferry_state::{MachineState, Part, Section, StateError, describe_known};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -25,8 +26,8 @@ use crate::forced::{Deviation, force_msr};
 /// The longest value in a deviation, in characters.
 const SHOWN_MAX: usize = 120;
 
-/// In the LAPIC's page: the requests, and the timer's current count.
-const LAPIC_TIME: [std::ops::Range<usize>; 2] = [0x200..0x280, 0x390..0x394];
+/// In the LAPIC's page: the processor priority, the requests, and the timer's current count.
+const LAPIC_TIME: [std::ops::Range<usize>; 3] = [0xa0..0xa4, 0x200..0x280, 0x390..0x394];
 
 /// In the XSAVE area: the processor's mask of MXCSR, what the kernel notes for user space, and the header,
 /// in which a component that holds its first value may be absent.
@@ -41,8 +42,12 @@ pub fn force_vcpu(
     caps: &X86Caps,
     first: &mut FirstTsc,
 ) -> Result<Vec<Deviation>, StateError> {
-    let mut forced =
-        Forced { to: Writer { vcpu, index, caps }, from: Reader { vcpu, index, caps }, state, found: Vec::new() };
+    let mut forced = Forced {
+        to: Writer { vcpu, index, caps },
+        from: Reader { vcpu, index, caps },
+        state,
+        found: Vec::new(),
+    };
     forced.apply::<TscFrequency>(Writer::tsc_frequency)?;
     forced.msrs(|batch| batch == Batch::Features)?;
     forced.apply::<Sregs>(Writer::sregs)?;
@@ -163,11 +168,11 @@ impl<'a> Forced<'a> {
             Ok((now, _)) => {
                 // One that cannot be read was refused when it was set, and is noted.
                 for (msr, reads) in now.values {
-                    let set = sent.get(&msr).copied().unwrap_or_default();
-                    if set != reads {
+                    let wanted = sent.get(&msr).copied().unwrap_or_default();
+                    if wanted != reads {
                         self.found.push(Deviation::Changed {
                             what: format!("MSR {msr:#x}"),
-                            set: format!("{set:#018x}"),
+                            set: format!("{wanted:#018x}"),
                             reads: format!("{reads:#018x}"),
                         });
                     }
@@ -187,11 +192,11 @@ fn changes<T: Part>(section: &Section, sent: &T, now: &T) -> Result<Vec<Deviatio
     }
     let sent = describe_known(&Section::of(sent, section.index, None)?)?;
     let now = describe_known(&Section::of(now, section.index, None)?)?;
-    let pairs = sent.into_iter().zip(now).filter(|(set, reads)| set != reads);
+    let pairs = sent.into_iter().zip(now).filter(|(one, other)| one != other);
     Ok(pairs
-        .map(|((name, set), (_, reads))| {
-            let (set, reads) = around_the_difference(&set, &reads);
-            Deviation::Changed { what: format!("{} {name}", section.name), set, reads }
+        .map(|((name, value), (_, reads))| {
+            let (wanted, reads) = around_the_difference(&value, &reads);
+            Deviation::Changed { what: format!("{} {name}", section.name), set: wanted, reads }
         })
         .collect())
 }

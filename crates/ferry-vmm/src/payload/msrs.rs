@@ -44,7 +44,10 @@ const LEFT_OUT: u32 = 2;
 type Entry = (u32, u64, Promise);
 
 /// Leaf, subleaf, 0 to 3 for EAX to EDX, bit.
-type Promise = Option<(u32, u32, usize, u32)>;
+type Promise = (u32, u32, usize, u32);
+
+/// A register that needs no promise.
+const ALWAYS: Promise = (0, 0, 0, u32::BITS);
 
 const ALL: u64 = u64::MAX;
 
@@ -52,19 +55,19 @@ const ALL: u64 = u64::MAX;
 const READABLE: u64 = 0;
 
 const fn basic(register: usize, bit: u32) -> Promise {
-    Some((1, 0, register, bit))
+    (1, 0, register, bit)
 }
 const fn structured(register: usize, bit: u32) -> Promise {
-    Some((7, 0, register, bit))
+    (7, 0, register, bit)
 }
 const fn extended(register: usize, bit: u32) -> Promise {
-    Some((0x8000_0001, 0, register, bit))
+    (0x8000_0001, 0, register, bit)
 }
 const fn kvm(bit: u32) -> Promise {
-    Some((0x4000_0001, 0, 0, bit))
+    (0x4000_0001, 0, 0, bit)
 }
 const fn hyperv(bit: u32) -> Promise {
-    Some((0x4000_0003, 0, 0, bit))
+    (0x4000_0003, 0, 0, bit)
 }
 const VMX: Promise = basic(2, 5);
 const SVM: Promise = extended(2, 2);
@@ -73,16 +76,16 @@ const LONG_MODE: Promise = extended(3, 29);
 #[rustfmt::skip]
 const ENTRIES: &[Entry] = &[
     (0x10, READABLE, basic(3, 4)), (0x1b, READABLE, basic(3, 9)),
-    (0x8b, ALL, None), (0xce, ALL, None), (0x140, ALL, None), (0x1a0, ALL, None),
+    (0x8b, ALL, ALWAYS), (0xce, ALL, ALWAYS), (0x140, ALL, ALWAYS), (0x1a0, ALL, ALWAYS),
     // Bits of AMD's own (HWCR, DE_CFG, VM_CR), #GP elsewhere.
-    (0xc001_0015, ALL, None), (0xc001_1029, ALL, None),
-    (0xc001_0114, ALL, SVM), (0xc001_0117, ALL, SVM), (0xc000_0104, ALL, Some((0x8000_000a, 0, 3, 4))),
-    (0xc001_011f, ALL, Some((0x8000_0008, 0, 1, 25))), (0xc001_0200, READABLE, extended(2, 23)),
+    (0xc001_0015, ALL, ALWAYS), (0xc001_1029, ALL, ALWAYS),
+    (0xc001_0114, ALL, SVM), (0xc001_0117, ALL, SVM), (0xc000_0104, ALL, (0x8000_000a, 0, 3, 4)),
+    (0xc001_011f, ALL, (0x8000_0008, 0, 1, 25)), (0xc001_0200, READABLE, extended(2, 23)),
     // SPEC_CTRL: promised by Intel's bits, or by AMD's.
     (0x48, ALL, structured(3, 26)), (0x48, ALL, structured(3, 31)),
-    (0x48, ALL, Some((0x8000_0008, 0, 1, 14))), (0x48, ALL, Some((0x8000_0008, 0, 1, 24))),
+    (0x48, ALL, (0x8000_0008, 0, 1, 14)), (0x48, ALL, (0x8000_0008, 0, 1, 24)),
     (0x3b, ALL, structured(1, 1)), (0xe1, ALL, structured(2, 5)),
-    (0x10a, ALL, structured(3, 29)), (0x345, ALL, basic(2, 15)), (0xda0, ALL, Some((0xd, 1, 0, 3))),
+    (0x10a, ALL, structured(3, 29)), (0x345, ALL, basic(2, 15)), (0xda0, ALL, (0xd, 1, 0, 3)),
     (0x6e0, READABLE, basic(2, 24)), (0xfe, ALL, basic(3, 12)), (0x2ff, ALL, basic(3, 12)),
     (0x179, ALL, basic(3, 14)), (0x277, ALL, basic(3, 16)),
     (0x174, ALL, basic(3, 11)), (0x175, ALL, basic(3, 11)), (0x176, ALL, basic(3, 11)),
@@ -121,12 +124,11 @@ pub(crate) fn table() -> Vec<u8> {
         };
         put(MSR, &msr.to_le_bytes());
         put(MASK, &mask.to_le_bytes());
-        if let Some((leaf, subleaf, register, bit)) = promise {
-            put(LEAF, &leaf.to_le_bytes());
-            put(SUBLEAF, &subleaf.to_le_bytes());
-            put(BIT, &(1_u32 << bit).to_le_bytes());
-            put(WORD, &(4 * register as u64).to_le_bytes()[..4]);
-        }
+        let (leaf, subleaf, register, bit) = promise;
+        put(LEAF, &leaf.to_le_bytes());
+        put(SUBLEAF, &subleaf.to_le_bytes());
+        put(BIT, &1_u32.checked_shl(bit).unwrap_or(0).to_le_bytes());
+        put(WORD, &(4 * register as u64).to_le_bytes()[..4]);
         table.extend(entry);
     }
     table
@@ -282,7 +284,7 @@ mod tests {
         let count = entries.len();
         entries.dedup();
         assert_eq!(entries.len(), count);
-        assert!(ENTRIES.iter().all(|(_, _, promise)| promise.is_none_or(|(_, _, word, bit)| word < 4 && bit < 32)));
+        assert!(ENTRIES.iter().all(|(_, _, (_, _, word, bit))| *word < 4 && *bit <= 32));
     }
 
     #[test]

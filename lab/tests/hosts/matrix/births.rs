@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ferry_contract::{BirthRequest, Contract, Features, Profile, Register};
+use ferry_contract::{BirthRequest, Contract, Features, FindingKind, Profile, Register, compare};
 use ferry_lab::{Host, Vendor};
 
-use super::{Saved, slowness, with_each};
+use super::{Saved, boot, slowness, with_each};
 use crate::{Ready, STEP_MAX};
 
 /// What the guests do: each looks at something else.
@@ -15,8 +15,11 @@ pub(super) const PAYLOADS: &[&str] = &["features", "exercise", "msrs", "clock", 
 /// Guests with a narrow contract: what all AMD hosts of the matrix offer. `FERRY_BLESS=1` writes it anew.
 const COMMON: &str = "tests/hosts/matrix/common.json";
 
+/// Guests with all that their host offers.
+pub(super) const OFFERED: &str = "offered";
+
 /// A birth, the work of a guest, and its end in a file. The jump that `clock` allows is that of a loaded machine.
-const BIRTH: &str = r#"
+const BIRTH: &str = r"
     mkdir -p -m 700 /tmp/state; export FERRY_STATE_DIR=/tmp/state
     id=$contract-$payload
     ferry run --id $id --memory 16M --payload $payload --jump-limit 600000 $how >/tmp/run-$id.log 2>&1 &
@@ -30,7 +33,7 @@ const BIRTH: &str = r#"
         gzip /files/$id.ferry && exit 0
     cat /tmp/*-$id.log >&2
     exit 1
-"#;
+";
 
 /// The contract of the file with this host's TSC frequency, which each boot measures a little otherwise.
 const FITTED: &str = r#"
@@ -46,7 +49,7 @@ pub(super) struct Born {
 
 /// Has guests born on every host.
 pub(super) fn everywhere(lab: &Ready, folder: &Path) -> Vec<Born> {
-    with_each(lab, |index, host| {
+    with_each(lab, "had its guests born", |index, host| {
         let place = folder.join(index.to_string());
         on(lab, index, host, &place).unwrap_or_else(|error| panic!("{host}: {error}"))
     })
@@ -54,11 +57,12 @@ pub(super) fn everywhere(lab: &Ready, folder: &Path) -> Vec<Born> {
 
 fn on(lab: &Ready, index: usize, host: &Host, place: &Path) -> Result<Born, ferry_lab::Error> {
     let has_common = host.vendor == Vendor::Amd && Path::new(COMMON).exists();
-    let job = if has_common { lab.job.clone().file("common.json", Path::new(COMMON)) } else { lab.job.clone() };
-    let mut machine = lab.lab.boot(host, &job)?;
+    let job =
+        if has_common { lab.job.clone().file("common.json", Path::new(COMMON)) } else { lab.job.clone() };
+    let mut machine = boot(lab, host, &job)?;
     let within = STEP_MAX * slowness(host);
     machine.expect("ferry probe -o /files/profile.json", within)?;
-    let mut contracts = vec![("offered", "")];
+    let mut contracts = vec![(OFFERED, "")];
     if has_common {
         machine.expect(FITTED, within)?;
         contracts.push(("common", "--contract /tmp/common.json"));
@@ -76,21 +80,39 @@ fn on(lab: &Ready, index: usize, host: &Host, place: &Path) -> Result<Born, ferr
     Ok(Born { saved, profile: Profile::from_json(&profile).unwrap() })
 }
 
+/// For what `ferry check` refuses a guest with all that a host offers, by source and target.
+pub(super) fn checked(born: &[Born]) -> Vec<Vec<Vec<String>>> {
+    let refusals = |contract: &Contract, on: &Born| -> Vec<String> {
+        let findings = compare(contract, &on.profile).findings.into_iter();
+        findings.filter(|finding| finding.kind == FindingKind::Refusal).map(|finding| finding.subject).collect()
+    };
+    let on_all = |of: &Born| -> Vec<Vec<String>> {
+        born.iter().map(|on| refusals(&offered(&of.profile), on)).collect()
+    };
+    born.iter().map(on_all).collect()
+}
+
+fn offered(profile: &Profile) -> Contract {
+    let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: false } };
+    Contract::birth(profile, &request).unwrap()
+}
+
 /// Whether the narrow contract is still what all these hosts offer.
 pub(super) fn check_common(hosts: &[Host], born: &[Born]) {
     if hosts.iter().any(|host| host.vendor != Vendor::Amd) {
         return;
     }
-    let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: false } };
-    let offered = born.iter().map(|born| Contract::birth(&born.profile, &request).unwrap());
-    let common = offered.reduce(|all, one| both(&all, &one)).unwrap();
+    let common = born.iter().map(|born| offered(&born.profile)).reduce(|all, one| both(&all, &one)).unwrap();
     // Of no meaning: each birth gets its host's.
     let text = Contract { tsc_frequency_khz: 2_000_000, ..common }.to_json();
     if std::env::var_os("FERRY_BLESS").is_some() {
         fs::write(COMMON, &text).unwrap();
     }
     let stored = fs::read_to_string(PathBuf::from(COMMON)).unwrap_or_default();
-    assert!(stored == text, "lab/{COMMON} is not what these hosts have in common: FERRY_BLESS=1 writes it anew");
+    assert!(
+        stored == text,
+        "lab/{COMMON} is not what these hosts have in common: FERRY_BLESS=1 writes it anew"
+    );
 }
 
 /// Registers whose bits are features, by leaf and subleaf.

@@ -5,6 +5,7 @@ use std::fmt;
 
 use ferry_lab::Host;
 
+use super::births::OFFERED;
 use super::known::{SHOWN, Shown, UNSEEN, Unseen};
 use super::truth::{Told, Verdict};
 
@@ -149,16 +150,26 @@ pub(super) struct Report {
     hosts: Vec<String>,
     /// By contract, source and target.
     cells: BTreeMap<(String, usize, usize), Cell>,
+    /// Pairs for which `ferry check` says something else than the target did.
+    unlike: Vec<String>,
 }
 
 impl Report {
-    pub(super) fn new(hosts: &[Host], told: &[Told]) -> Self {
+    /// From what came of every guest, and from what `ferry check` says of each pair: for what it is refused.
+    pub(super) fn new(hosts: &[Host], told: &[Told], checked: &[Vec<Vec<String>>]) -> Self {
         let mut cells: BTreeMap<_, Cell> = BTreeMap::new();
         for told in told {
             let key = (told.saved.contract.clone(), told.saved.source, told.target);
             cells.entry(key).or_default().add(told);
         }
-        Self { hosts: hosts.iter().map(ToString::to_string).collect(), cells }
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        let offered = cells.iter().filter(|((contract, ..), _)| contract == OFFERED);
+        let unlike = offered
+            .filter(|((_, source, target), cell)| !is_same(&checked[*source][*target], &cell.refused))
+            .map(|((_, source, target), _)| format!("{} -> {}", hosts[*source], hosts[*target]))
+            .map(|pair| format!("{pair}: `ferry check` says otherwise than the target"))
+            .collect();
+        Self { hosts, cells, unlike }
     }
 
     pub(super) fn pairs(&self) -> usize {
@@ -168,7 +179,7 @@ impl Report {
     /// Disagreements that are in no list, and known ones that do not occur any more.
     pub(super) fn findings(&self) -> Vec<String> {
         let mut used = Used::new();
-        let mut findings = Vec::new();
+        let mut findings = self.unlike.clone();
         for ((contract, source, target), cell) in &self.cells {
             let name = format!("{contract}: {} -> {}", self.hosts[*source], self.hosts[*target]);
             findings.extend(cell.unknown(&mut used).iter().map(|what| format!("{name}: {what}")));
@@ -237,6 +248,17 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// Whether the same was found, the TSC aside: each boot measures it anew.
+fn is_same(one: &[String], other: &[String]) -> bool {
+    let without = |subjects: &[String]| {
+        let stays = |subject: &&String| subject.as_str() != "TSC frequency";
+        let mut subjects: Vec<String> = subjects.iter().filter(stays).cloned().collect();
+        subjects.sort();
+        subjects
+    };
+    without(one) == without(other)
 }
 
 fn letter(stand: Stand) -> char {

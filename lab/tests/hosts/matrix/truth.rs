@@ -4,7 +4,7 @@ use ferry_lab::{Error, Host};
 use serde::Deserialize;
 
 use super::births::Born;
-use super::{Saved, slowness, with_each};
+use super::{Saved, boot, slowness, with_each};
 use crate::{Ready, STEP_MAX};
 
 /// What came of one file on one host.
@@ -81,10 +81,13 @@ pub(super) struct Told {
 /// Takes all files to every host.
 pub(super) fn everywhere(lab: &Ready, born: &[Born]) -> Vec<Told> {
     let files: Vec<Saved> = born.iter().flat_map(|born| born.saved.clone()).collect();
-    let told = with_each(lab, |index, host| {
-        on(lab, host, &files).unwrap_or_else(|error| panic!("{host}: {error}")).into_iter().zip(&files).map(
-            move |(outcome, saved)| Told { saved: saved.clone(), target: index, outcome },
-        ).collect::<Vec<_>>()
+    let told = with_each(lab, "took all guests", |index, host| {
+        on(lab, host, &files)
+            .unwrap_or_else(|error| panic!("{host}: {error}"))
+            .into_iter()
+            .zip(&files)
+            .map(move |(outcome, saved)| Told { saved: saved.clone(), target: index, outcome })
+            .collect::<Vec<_>>()
     });
     told.into_iter().flatten().collect()
 }
@@ -94,9 +97,10 @@ fn on(lab: &Ready, host: &Host, files: &[Saved]) -> Result<Vec<Outcome>, Error> 
     for (number, saved) in files.iter().enumerate() {
         job = job.file(&format!("files/{number:05}.ferry.gz"), &saved.file);
     }
-    let mut machine = lab.lab.boot(host, &job)?;
+    let mut machine = boot(lab, host, &job)?;
     // Unpacked one at a time: the files lie in the host's memory.
-    let script = "for file in *.gz; do gunzip $file && ferry-truth ${file%.gz} && rm ${file%.gz} || exit 1; done";
+    let script =
+        "for file in *.gz; do gunzip $file && ferry-truth ${file%.gz} && rm ${file%.gz} || exit 1; done";
     let within = STEP_MAX * slowness(host) * 10;
     let text = machine.expect(script, within)?;
     let outcomes: Vec<Outcome> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
