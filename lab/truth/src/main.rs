@@ -10,6 +10,7 @@
 
 mod forced;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use ferry_contract::{Finding, FindingKind, Verdict};
 use ferry_migrate::journal::Volatile;
-use ferry_migrate::oneway::{FileCopy, Origin, TakeError, TakeOptions, take};
+use ferry_migrate::oneway::{FileCopy, Origin, TakeError, TakeOptions, survey, take};
 use ferry_migrate::{Arrived, Builder};
 use ferry_protocol::{Epoch, InstanceId, Timeouts};
 use ferry_vmm::{Guest, GuestReport, KvmBuilder, KvmGuest, fresh_seed};
@@ -72,6 +73,9 @@ struct Seen {
     stopped: Option<String>,
 }
 
+/// What was refused so far, by contract.
+type Refusals = BTreeMap<Vec<u8>, Vec<Finding>>;
+
 /// Anything that keeps the tool from its work.
 type Failure = Box<dyn std::error::Error>;
 
@@ -86,20 +90,27 @@ fn main() -> ExitCode {
 }
 
 fn tell(files: &[PathBuf]) -> Result<(), Failure> {
+    let mut refused = Refusals::new();
     for file in files {
-        let outcome = Outcome { file, verdict: judged(file)?, truth: truth(file)? };
+        let outcome = Outcome { file, verdict: judged(file, &mut refused)?, truth: truth(file)? };
         writeln!(std::io::stdout(), "{}", serde_json::to_string(&outcome)?)?;
     }
     Ok(())
 }
 
-/// As `ferry receive` takes a copy.
-fn judged(file: &Path) -> Result<Judged, Failure> {
+/// As `ferry receive` takes a copy. What is refused at the offer is refused for its description alone, so guests
+/// of one contract are asked about once.
+fn judged(file: &Path, refused: &mut Refusals) -> Result<Judged, Failure> {
+    let contract = survey(file)?.offer.map(|offer| offer.machine.contract).unwrap_or_default();
+    if let Some(findings) = refused.get(&contract) {
+        return Ok(Judged::Refused { findings: findings.clone() });
+    }
     match copy(file, &mut KvmBuilder::new()?) {
         Ok(arrived) => Ok(Judged::Accepted { guest: seen(&arrived.machine) }),
         Err(TakeError::Refused(_, Verdict { findings })) => {
-            let refusals = |finding: &Finding| finding.kind == FindingKind::Refusal;
-            Ok(Judged::Refused { findings: findings.into_iter().filter(refusals).collect() })
+            let refusals = findings.into_iter().filter(|finding| finding.kind == FindingKind::Refusal);
+            let findings = refused.entry(contract).or_insert(refusals.collect()).clone();
+            Ok(Judged::Refused { findings })
         }
         Err(TakeError::NotTaken(why) | TakeError::Lost(why)) => Ok(Judged::Late { why }),
         Err(error) => Err(error.into()),

@@ -9,8 +9,9 @@ use ferry_lab::{Host, Vendor};
 use super::{Saved, boot, slowness, with_each};
 use crate::{Ready, STEP_MAX};
 
-/// What the guests do: each looks at something else.
-pub(super) const PAYLOADS: &[&str] = &["features", "exercise", "msrs", "clock", "ticks"];
+/// What the guests do: each looks at something else. Those with the narrow contract do what depends on it.
+const PAYLOADS: &[&str] = &["features", "exercise", "msrs", "clock", "ticks"];
+const PAYLOADS_OF_COMMON: &[&str] = &["features", "exercise", "msrs"];
 
 /// Guests with a narrow contract: what all AMD hosts of the matrix offer. `FERRY_BLESS=1` writes it anew.
 const COMMON: &str = "tests/hosts/matrix/common.json";
@@ -62,14 +63,14 @@ fn on(lab: &Ready, index: usize, host: &Host, place: &Path) -> Result<Born, ferr
     let mut machine = boot(lab, host, &job)?;
     let within = STEP_MAX * slowness(host);
     machine.expect("ferry probe -o /files/profile.json", within)?;
-    let mut contracts = vec![(OFFERED, "")];
+    let mut contracts = vec![(OFFERED, "", PAYLOADS)];
     if has_common {
         machine.expect(FITTED, within)?;
-        contracts.push(("common", "--contract /tmp/common.json"));
+        contracts.push(("common", "--contract /tmp/common.json", PAYLOADS_OF_COMMON));
     }
     let mut saved = Vec::new();
-    for (contract, how) in contracts {
-        for payload in PAYLOADS {
+    for (contract, how, payloads) in contracts {
+        for payload in payloads {
             machine.expect(&format!("contract={contract} payload={payload} how='{how}'{BIRTH}"), within)?;
             let file = place.join(format!("{contract}-{payload}.ferry.gz"));
             saved.push(Saved { source: index, contract: contract.into(), payload: (*payload).into(), file });
@@ -84,7 +85,10 @@ fn on(lab: &Ready, index: usize, host: &Host, place: &Path) -> Result<Born, ferr
 pub(super) fn checked(born: &[Born]) -> Vec<Vec<Vec<String>>> {
     let refusals = |contract: &Contract, on: &Born| -> Vec<String> {
         let findings = compare(contract, &on.profile).findings.into_iter();
-        findings.filter(|finding| finding.kind == FindingKind::Refusal).map(|finding| finding.subject).collect()
+        findings
+            .filter(|finding| finding.kind == FindingKind::Refusal)
+            .map(|finding| finding.subject)
+            .collect()
     };
     let on_all = |of: &Born| -> Vec<Vec<String>> {
         born.iter().map(|on| refusals(&offered(&of.profile), on)).collect()

@@ -14,7 +14,46 @@ pub(super) struct Unseen {
 }
 
 /// Refusals where nothing shows.
-pub(super) const UNSEEN: &[Unseen] = &[];
+pub(super) const UNSEEN: &[Unseen] = &[
+    Unseen {
+        vendor: "amd",
+        register: "CPUID.0x80000008.0:EBX",
+        bits: 1 << 25,
+        reason: "VIRT_SSBD: before the newest kernel a guest keeps its MSR where it has no effect",
+    },
+    Unseen {
+        vendor: "amd",
+        register: "CPUID.0x8000000a.0:EDX",
+        bits: 1 << 5 | 1 << 6 | 1 << 16 | 1 << 28,
+        reason: "features of SVM: only a guest of the guest would show them",
+    },
+    Unseen {
+        vendor: "amd",
+        register: "CPUID.0x80000021.0:EAX",
+        bits: 1 << 2 | 1 << 9 | 1 << 17,
+        reason: "LFENCE that serializes, no SMM_CTL, CPUID that may fault: the processor or KVM has them, and the kernel \
+                 does not say so yet, or no payload asks",
+    },
+    Unseen {
+        vendor: "amd",
+        register: "CPUID.7.1:EAX",
+        bits: 1 << 7 | 1 << 10 | 1 << 11 | 1 << 12,
+        reason: "instructions and fast strings that the processor has, though the kernel does not say so yet",
+    },
+    Unseen {
+        vendor: "amd",
+        register: "MSR 0x10a",
+        bits: 1 << 62,
+        reason: "an immunity that the processor has or has not, whatever the kernel knows of it; the polarity of such \
+                 bits comes with the registry of features",
+    },
+    Unseen {
+        vendor: "amd",
+        register: "MSR 0xce",
+        bits: 1 << 31,
+        reason: "CPUID may fault for every guest of KVM; only the newest kernel lists the MSR that says so",
+    },
+];
 
 /// What is known of an accept, or of a refusal after the offer, where something shows.
 #[derive(Debug)]

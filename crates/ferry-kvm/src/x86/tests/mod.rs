@@ -90,7 +90,7 @@ fn set_everything(fresh: &Fresh) {
     let vcpu = &fresh.vcpus[0];
     set_long_mode(vcpu);
     set_registers(vcpu);
-    set_extended(vcpu);
+    set_extended(vcpu, fresh.caps.xsave2);
     for (msr, value) in SET_MSRS {
         set_msr(vcpu, msr, value);
     }
@@ -166,11 +166,11 @@ fn set_registers(vcpu: &VcpuFd) {
 }
 
 /// XCR0 with SSE, and a number in XMM0.
-fn set_extended(vcpu: &VcpuFd) {
+fn set_extended(vcpu: &VcpuFd, by_xsave2: bool) {
     let mut xcrs = vcpu.get_xcrs().unwrap();
     xcrs.xcrs[0].value = 3;
     vcpu.set_xcrs(&xcrs).unwrap();
-    let mut region = ioctls::xsave(vcpu, 4096, true).unwrap();
+    let mut region = ioctls::xsave(vcpu, 4096, by_xsave2).unwrap();
     region[160..168].copy_from_slice(&0x0123_4567_89ab_cdef_u64.to_ne_bytes());
     region[512] |= 3;
     ioctls::set_xsave(vcpu, &region).unwrap();
