@@ -105,19 +105,21 @@ impl Host {
     /// The hosts between which all verdicts are tested; the smoke's are among them.
     pub fn tested() -> Vec<Self> {
         let mut hosts = Vec::new();
-        for &(vendor, kernels, models) in TESTED {
-            for &kernel in kernels {
-                hosts.extend(models.iter().map(|&model| Self { vendor, kernel, model }));
-            }
+        for &(vendor, kernel, models) in TESTED {
+            hosts.extend(models.iter().map(|&model| Self { vendor, kernel, model }));
         }
         hosts
     }
 }
 
-/// The hosts of the matrix, by vendor: kernels and models, each with each.
-const TESTED: &[(Vendor, &[&str], &[&str])] = &[
-    (Vendor::Amd, &["5.10", "6.1", "6.12", "newest"], &["EPYC", "EPYC-Rome", "EPYC-Milan", "max"]),
-    (Vendor::Intel, &["6.1", "6.12"], &["corei5_lynnfield_750", "corei7_haswell_4770"]),
+/// The hosts of the matrix, by vendor and kernel. Of Intel's few, because each takes minutes to start.
+const TESTED: &[(Vendor, &str, &[&str])] = &[
+    (Vendor::Amd, "5.10", &["EPYC", "EPYC-Rome", "EPYC-Milan", "max"]),
+    (Vendor::Amd, "6.1", &["EPYC", "EPYC-Rome", "EPYC-Milan", "max"]),
+    (Vendor::Amd, "6.12", &["EPYC", "EPYC-Rome", "EPYC-Milan", "max"]),
+    (Vendor::Amd, "newest", &["EPYC", "EPYC-Rome", "EPYC-Milan", "max"]),
+    (Vendor::Intel, "6.1", &["corei7_haswell_4770"]),
+    (Vendor::Intel, "6.12", &["corei5_lynnfield_750", "corei7_haswell_4770"]),
 ];
 
 impl fmt::Display for Host {

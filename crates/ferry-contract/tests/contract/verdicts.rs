@@ -57,6 +57,15 @@ fn each_kind_of_field_is_judged_by_its_rule() {
     assert!(cpuid(&|topology| topology.ebx ^= 1 << 16, 1, 0).is_empty());
     assert_eq!(cpuid(&|address| address.eax -= 1, 0x8000_0008, 0), ["CPUID.0x80000008.0:EAX[7-0]"]);
     assert!(cpuid(&|address| address.eax += 1, 0x8000_0008, 0).is_empty());
+    // A kernel that leaves out guest physical address bits has as many as the processor; one that says fewer has not.
+    let narrow = host(|profile| entry(&mut profile.cpuid.supported, 0x8000_0008, 0).eax = 0x0020_3028);
+    let wide = host(|profile| entry(&mut profile.cpuid.supported, 0x8000_0008, 0).eax = 0x0028_3028);
+    let silent = host(|profile| entry(&mut profile.cpuid.supported, 0x8000_0008, 0).eax = 0x3028);
+    assert!(refusals(&born(&wide), &silent).is_empty() && refusals(&born(&silent), &narrow).is_empty());
+    assert_eq!(refusals(&born(&wide), &narrow), ["CPUID.0x80000008.0:EAX[23-16]"]);
+    let tells = host(|profile| entry(&mut profile.cpuid.supported, 1, 0).ecx |= 1 << 31);
+    let silent = host(|profile| entry(&mut profile.cpuid.supported, 1, 0).ecx &= !(1 << 31));
+    assert!(refusals(&born(&tells), &silent).is_empty(), "that there is a hypervisor is the VMM's word");
     assert_eq!(cpuid(&|component| component.eax = 0, 0xd, 9), ["CPUID.0xd.9:EAX"]);
     assert_eq!(cpuid(&|xcr0| xcr0.eax &= !(1 << 9), 0xd, 0), ["CPUID.0xd.0:EAX[9]"]);
     assert_eq!(cpuid(&|kvm| kvm.eax &= !1, 0x4000_0001, 0), ["CPUID.0x40000001.0:EAX[0]"]);

@@ -24,7 +24,7 @@ const BIRTH: &str = r"
     mkdir -p -m 700 /tmp/state; export FERRY_STATE_DIR=/tmp/state
     id=$contract-$payload
     ferry run --id $id --memory 16M --payload $payload --jump-limit 600000 $how >/tmp/run-$id.log 2>&1 &
-    for try in $(seq 600); do
+    for try in $(seq 150); do
         ferry status $id 2>/dev/null | grep -q 'progress *[1-9]' && break
         usleep 100000
     done
@@ -32,7 +32,7 @@ const BIRTH: &str = r"
     grep -q 'faults *0' /tmp/status-$id.log &&
         ferry migrate $id --to file:/files/$id.ferry --wait >/tmp/migrate-$id.log 2>&1 &&
         gzip /files/$id.ferry && exit 0
-    cat /tmp/*-$id.log >&2
+    cat /tmp/*-$id.log >&2; ps >&2; dmesg | tail -n 20 >&2
     exit 1
 ";
 
@@ -61,7 +61,7 @@ fn on(lab: &Ready, index: usize, host: &Host, place: &Path) -> Result<Born, ferr
     let job =
         if has_common { lab.job.clone().file("common.json", Path::new(COMMON)) } else { lab.job.clone() };
     let mut machine = boot(lab, host, &job)?;
-    let within = STEP_MAX * slowness(host);
+    let within = 2 * STEP_MAX * slowness(host);
     machine.expect("ferry probe -o /files/profile.json", within)?;
     let mut contracts = vec![(OFFERED, "", PAYLOADS)];
     if has_common {

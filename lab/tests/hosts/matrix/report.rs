@@ -176,8 +176,8 @@ impl Report {
         self.cells.len()
     }
 
-    /// Disagreements that are in no list, and known ones that do not occur any more.
-    pub(super) fn findings(&self) -> Vec<String> {
+    /// Disagreements that are in no list; with all hosts there, also known ones that do not occur any more.
+    pub(super) fn findings(&self, all: bool) -> Vec<String> {
         let mut used = Used::new();
         let mut findings = self.unlike.clone();
         for ((contract, source, target), cell) in &self.cells {
@@ -185,7 +185,7 @@ impl Report {
             findings.extend(cell.unknown(&mut used).iter().map(|what| format!("{name}: {what}")));
         }
         let vendor = self.hosts[0].split('/').next();
-        let gone = |count: usize, of: &str| count == 0 && Some(of) == vendor;
+        let gone = |count: usize, of: &str| all && count == 0 && Some(of) == vendor;
         for (known, count) in UNSEEN.iter().zip(&used.unseen) {
             if gone(*count, known.vendor) {
                 findings.push(format!("known, and does not occur: {} {:#x}", known.register, known.bits));
