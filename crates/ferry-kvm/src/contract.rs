@@ -227,6 +227,29 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_may_have_hyperv_before_kvms_own_leaves() {
+        let Some((kvm, profile, _)) = born() else { return };
+        let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: true } };
+        if !profile.probe_guest.cpuid_settings_reach {
+            println!("skipped: this KVM shows guests the hardware's CPUID");
+            assert!(Contract::birth(&profile, &request).is_err());
+            return;
+        }
+        let contract = Contract::birth(&profile, &request).unwrap();
+        let vm = kvm.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        apply_contract(&vcpu, 0, &contract, &profile).unwrap();
+        let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
+        let signature = |leaf| {
+            let entry = cpuid.as_slice().iter().find(|entry| entry.function == leaf).unwrap();
+            [entry.ebx, entry.ecx, entry.edx].map(u32::to_le_bytes).concat()
+        };
+        assert_eq!(signature(0x4000_0000), b"Microsoft Hv");
+        assert_eq!(signature(0x4000_0100), b"KVMKVMKVM\0\0\0");
+    }
+
+    #[test]
     fn an_offered_contract_is_judged() {
         let Some((_, profile, contract)) = born() else { return };
         let bytes = contract.to_bytes();

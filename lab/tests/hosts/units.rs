@@ -22,6 +22,7 @@ const UNFIT: &[&str] = &[
     "skipped: /dev/kvm",
     "skipped: no /dev/kvm",
     "skipped: this KVM lets guests see the host's own TSC",
+    "skipped: this KVM shows guests the hardware's CPUID",
 ];
 
 /// The static test programs of a package, as `PACKAGE=PATH:…`.

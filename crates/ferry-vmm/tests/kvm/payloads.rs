@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ferry_contract::Contract;
 use ferry_migrate::Machine;
 use ferry_vmm::{Birth, Guest, GuestConfig, Image, KvmGuest, Level, Payload};
 
@@ -86,6 +87,38 @@ fn what_cpuid_shows_stays() {
     for cpus in [1, 4] {
         let (_, leaves) = through_it_all(Payload::Features, cpus);
         assert!(leaves > 150 * u64::from(cpus), "{leaves} leaves");
+    }
+}
+
+#[test]
+fn a_guest_sees_its_contract_and_not_its_host_wherever_it_goes() {
+    if !kvm_is_here() {
+        return;
+    }
+    // All that the host offers, less one feature: PCLMULQDQ, bit 1 of leaf 1 ECX.
+    let offered = running(&IDLE).description().contract;
+    let mut contract = Contract::from_bytes(&offered).unwrap();
+    if contract.kvm_cpuid.is_some() {
+        println!("skipped: this KVM shows guests the hardware's CPUID");
+        return;
+    }
+    let leaf = contract.cpuid.iter_mut().find(|entry| entry.leaf == 1).unwrap();
+    assert_ne!(leaf.ecx & 2, 0, "the host has it");
+    leaf.ecx &= !2;
+    let birth = Birth { contract: Some(&contract), ..Birth::plain(1) };
+    let config = GuestConfig { payload: Payload::Features, ..IDLE };
+    let mut guest = ferry_vmm::create_on_kvm(&config, birth, None).unwrap();
+    guest.resume(custody()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(guest.verify(PATIENCE).unwrap().faults, 0);
+        // Leaf 1 is the second entry of 64 bytes; at 48 lies its ECX of now.
+        let mut ecx = [0; 4];
+        guest.ram().read((2 << 20) + 64 + 48, &mut ecx).unwrap();
+        // OSXSAVE and MONITOR follow what the vCPU does.
+        let run_time = 1 << 27 | 1 << 3;
+        let told = contract.cpuid.iter().find(|entry| entry.leaf == 1).unwrap().ecx;
+        assert_eq!(u32::from_le_bytes(ecx) & !run_time, told & !run_time);
+        guest = cross(guest);
     }
 }
 
