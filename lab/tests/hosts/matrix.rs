@@ -99,22 +99,28 @@ fn with_each<T: Send>(lab: &Ready, what: &str, work: impl Fn(usize, &Host) -> T 
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Starts a host; once more, if it took its TSC for one that no processor has: under load an emulated host
-/// may measure nonsense, and its guests could go nowhere.
+/// Starts a host; anew, if it does not come up, or took its TSC for one that no processor has: under load an
+/// emulated host may measure nonsense, and its guests could go nowhere.
 fn boot(lab: &Ready, host: &Host, job: &Job) -> Result<Machine, Error> {
     const DETECTED: &str = "dmesg | sed -n 's/.*tsc: Detected \\([0-9]*\\).*/\\1/p'";
-    let mut machine = lab.lab.boot(host, job)?;
-    for _ in 0..3 {
-        let mhz = machine.expect(DETECTED, STEP_MAX)?;
-        // Bochs counts one tick for each instruction: tens of millions a second.
-        if host.vendor == Vendor::Intel || mhz.trim().parse::<u32>().is_ok_and(|mhz| mhz > 500) {
-            break;
-        }
-        println!("matrix: {host} measured {} MHz and starts again", mhz.trim());
-        drop(machine);
-        machine = lab.lab.boot(host, job)?;
+    let mut tries = 3;
+    loop {
+        tries -= 1;
+        let why = match lab.lab.boot(host, job) {
+            Ok(mut machine) => {
+                let mhz = machine.expect(DETECTED, STEP_MAX)?;
+                // Bochs counts one tick for each instruction: tens of millions a second.
+                let is_sane = mhz.trim().parse::<u32>().is_ok_and(|mhz| mhz > 500);
+                if tries == 0 || is_sane || host.vendor == Vendor::Intel {
+                    return Ok(machine);
+                }
+                format!("measured a TSC of {} MHz", mhz.trim())
+            }
+            Err(error) if tries == 0 => return Err(error),
+            Err(error) => error.to_string(),
+        };
+        println!("matrix: {host} starts again: {why}");
     }
-    Ok(machine)
 }
 
 /// How much longer everything takes under Bochs.
