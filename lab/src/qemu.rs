@@ -102,7 +102,8 @@ impl Boot<'_> {
         let what = self.mark.map_or_else(|| "lab.mode=shell".to_owned(), |mark| format!("lab.mark={mark}"));
         let address = self.network.map(|network| Network::address(network.number));
         let address = address.map(|address| format!(" lab.address={address}")).unwrap_or_default();
-        format!("console=ttyS0 panic=-1 loglevel=4 net.ifnames=0 {what}{address}")
+        // On a loaded machine an emulated timer may come too late for the kernel, which would panic for it.
+        format!("console=ttyS0 panic=-1 loglevel=4 no_timer_check net.ifnames=0 {what}{address}")
     }
 }
 
