@@ -119,6 +119,10 @@ fn offered(profile: &Profile, vcpus: u32, hyperv: bool) -> Result<Contract, Birt
 const KVM_LEAVES: std::ops::Range<u32> = 0x4000_0000..0x4000_0100;
 const KVM_LEAVES_MOVED_BY: u32 = 0x100;
 
+/// The signature by which a guest knows Hyper-V, "Microsoft Hv" in EBX, ECX and EDX (TLFS 2.2). KVM's list has one
+/// of its own in its place, by which none would (`kvm_get_hv_cpuid` in arch/x86/kvm/hyperv.c: "Linux KVM Hv").
+pub(crate) const HYPERV_SIGNATURE: [u32; 3] = [0x7263_694d, 0x666f_736f, 0x7648_2074];
+
 /// What KVM supports, with Hyper-V's leaves before KVM's own.
 pub(crate) fn with_hyperv(profile: &Profile) -> Vec<CpuidEntry> {
     let moved = profile.cpuid.supported.iter().map(|entry| {
@@ -132,7 +136,14 @@ pub(crate) fn with_hyperv(profile: &Profile) -> Vec<CpuidEntry> {
         }
         entry
     });
-    let mut all: Vec<CpuidEntry> = moved.chain(profile.cpuid.hyperv.iter().copied()).collect();
+    let hyperv = profile.cpuid.hyperv.iter().map(|entry| {
+        let mut entry = *entry;
+        if entry.leaf == KVM_LEAVES.start {
+            [entry.ebx, entry.ecx, entry.edx] = HYPERV_SIGNATURE;
+        }
+        entry
+    });
+    let mut all: Vec<CpuidEntry> = moved.chain(hyperv).collect();
     all.sort_by_key(CpuidEntry::key);
     all.dedup_by_key(|entry| entry.key());
     all

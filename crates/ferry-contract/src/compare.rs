@@ -1,7 +1,7 @@
 //! Holding a guest's contract against a host's profile: register by register, by the tables of
 //! `rules.rs`.
 
-use crate::birth::with_hyperv;
+use crate::birth::{HYPERV_SIGNATURE, with_hyperv};
 use crate::contract::{Contract, KVM_X86_64};
 use crate::cpuid::{self, CpuidEntry, Register, not_of_vm};
 use crate::profile::Profile;
@@ -110,7 +110,8 @@ fn by_capability(profile: &Profile, leaf: u32, register: Register) -> u32 {
 /// `Fn8000_0008_EAX`, `GuestPhysAddrSize`).
 fn by_what_is_left_out(supported: &[CpuidEntry], leaf: u32, register: Register) -> u32 {
     let bits = cpuid::value(supported, 0x8000_0008, 0, Register::Eax);
-    let is_left_out = leaf == 0x8000_0008 && register == Register::Eax && bits >> 16 & 0xff == 0;
+    let of_guests = bits & 0x00ff_0000;
+    let is_left_out = leaf == 0x8000_0008 && register == Register::Eax && of_guests == 0;
     if is_left_out { (bits & 0xff) << 16 } else { 0 }
 }
 
@@ -136,10 +137,10 @@ fn cpuid_offered(told: &[CpuidEntry], profile: &Profile, findings: &mut Vec<Find
     }
 }
 
-/// Whether the leaf of the hypervisor's signature is Hyper-V's ("Microsoft Hv", TLFS 2.2).
+/// Whether the leaf of the hypervisor's signature is Hyper-V's.
 fn has_hyperv(list: &[CpuidEntry]) -> bool {
     cpuid::entry(list, 0x4000_0000, 0)
-        .is_some_and(|entry| [entry.ebx, entry.ecx, entry.edx] == [0x7263_694d, 0x666f_736f, 0x7648_2074])
+        .is_some_and(|entry| [entry.ebx, entry.ecx, entry.edx] == HYPERV_SIGNATURE)
 }
 
 fn emulated(profile: &Profile, entry: &CpuidEntry, register: Register) -> u32 {

@@ -248,7 +248,7 @@ mod tests {
                     guest.take(&pages, &mut copy);
                 }
                 stop.store(true, Ordering::Relaxed);
-                thread.join().unwrap()
+                thread.join().unwrap();
             });
             let last = guest.harvest(Harvest::Paused);
             guest.take(&last, &mut copy);

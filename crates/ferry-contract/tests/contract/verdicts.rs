@@ -151,7 +151,7 @@ fn hyperv_leaves_stand_before_kvms_own() {
     let mut profile = reaching();
     let leaf = |leaf, eax, ebx, ecx, edx| CpuidEntry { leaf, subleaf: 0, indexed: false, eax, ebx, ecx, edx };
     profile.cpuid.hyperv = vec![
-        leaf(0x4000_0000, 0x4000_000a, 0x7263_694d, 0x666f_736f, 0x7648_2074),
+        leaf(0x4000_0000, 0x4000_000a, 0x756e_694c, 0x564b_2078, 0x7648_204d),
         leaf(0x4000_0001, 0x3123_7648, 0, 0, 0),
         leaf(0x4000_0003, 0x2f, 0, 0, 0),
     ];
@@ -160,6 +160,8 @@ fn hyperv_leaves_stand_before_kvms_own() {
     let at = |leaf| guest.cpuid.iter().find(|entry| entry.leaf == leaf).unwrap();
     assert_eq!((at(0x4000_0001).eax, at(0x4000_0101).eax), (0x3123_7648, 0x0100_7efb));
     assert_eq!(at(0x4000_0100).eax, 0x4000_0101);
+    // KVM's list says "Linux KVM Hv"; a guest looks for "Microsoft Hv".
+    assert_eq!(at(0x4000_0000).ebx.to_le_bytes(), *b"Micr");
     profile.cpuid.hyperv[2].eax &= !4;
     assert_eq!(refusals(&guest, &profile), ["CPUID.0x40000003.0:EAX[2]"]);
 }

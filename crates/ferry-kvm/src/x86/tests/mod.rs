@@ -22,7 +22,7 @@ use super::*;
 /// `KERNEL_GS_BASE`, PAT, the default memory type, one fixed range, a machine check bank's control.
 const SET_MSRS: [(u32, u64); 9] = [
     (0x174, 0x10),
-    (0x175, 0xffff_8000_0000_1000),
+    (0x175, 0x8000_1000), // AMD's has 32 bits
     (0xc000_0081, 0x0023_0010_0000_0000),
     (0xc000_0082, 0xffff_8000_0000_2000),
     (0xc000_0102, 0xffff_8000_0000_3000),
