@@ -184,14 +184,24 @@ fn set_msr(vcpu: &VcpuFd, msr: u32, value: u64) {
 
 /// Reads a section with the values blanked that count time by themselves.
 fn without_time(section: &Section) -> Section {
-    if section.name != Msrs::NAME {
-        return section.clone();
-    }
-    let mut msrs: Msrs = section.read().unwrap();
-    for msr in [IA32_TSC, 0x4000_0010, 0x4000_0020] {
-        msrs.values.insert(msr, 0);
-    }
-    Section { body: Section::of(&msrs, section.index, None).unwrap().body, ..section.clone() }
+    let settled = match section.name.as_str() {
+        Msrs::NAME => {
+            let mut msrs: Msrs = section.read().unwrap();
+            for msr in [IA32_TSC, 0x4000_0010, 0x4000_0020] {
+                msrs.values.insert(msr, 0);
+            }
+            Section::of(&msrs, section.index, None)
+        }
+        Irqchip::NAME => {
+            // The PIT ticks: line 0 of the PIC, and line 2 of the IOAPIC, which it reaches as well.
+            let mut chips: Irqchip = section.read().unwrap();
+            (chips.pic_master.last_irr, chips.pic_master.irr) = (0, 0);
+            chips.ioapic.irr = 0;
+            Section::of(&chips, section.index, None)
+        }
+        _ => return section.clone(),
+    };
+    Section { body: settled.unwrap().body, ..section.clone() }
 }
 
 /// A captured state with one section replaced.
