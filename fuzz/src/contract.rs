@@ -1,6 +1,6 @@
 //! Bodies of profiles and contracts.
 
-use ferry_contract::{BirthRequest, Contract, Features, Profile, compare};
+use ferry_contract::{BirthRequest, Contract, Features, Profile, compare, compare_x86, import};
 
 /// A profile's file: what is read is written back in one form, and everything that is made of it ends
 /// well.
@@ -10,12 +10,22 @@ pub fn profile(bytes: &[u8]) {
     let again = Profile::from_json(text.as_bytes());
     assert_eq!(again.as_ref(), Ok(&profile), "a profile changed on the way");
     assert!(again.is_ok_and(|again| again.to_json() == text), "a profile has one form");
+    let Profile::X86(profile) = profile else { return };
     for hyperv in [false, true] {
         let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv } };
         if let Ok(contract) = Contract::birth(&profile, &request) {
             assert_eq!(contract.check(), Ok(()), "a guest is born with a contract that makes sense");
-            assert!(!compare(&contract, &profile).is_refusal(), "a host takes its own guest");
+            assert!(!compare_x86(&contract, &profile).is_refusal(), "a host takes its own guest");
         }
+    }
+}
+
+/// A dump of an arm64 host's registers: what becomes a profile is one.
+pub fn import_kvm_registers(bytes: &[u8]) {
+    if let Ok(imported) = import::kvm_registers(bytes) {
+        let imported = Profile::from(imported);
+        let again = Profile::from_json(imported.to_json().as_bytes());
+        assert_eq!(again.as_ref(), Ok(&imported), "an imported profile changed on the way");
     }
 }
 

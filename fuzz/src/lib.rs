@@ -40,6 +40,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("to_target", protocol::message::<ToTarget>),
     ("to_source", protocol::message::<ToSource>),
     ("profile", contract::profile),
+    ("import_kvm_registers", contract::import_kvm_registers),
     ("contract", contract::wire),
     ("contract_json", contract::json),
     ("journal", journal::journal),

@@ -47,14 +47,16 @@ fn seed(body: &'static str, name: &str, bytes: &[u8]) -> Seed {
 
 /// A profile with two entries a list, and the contract of a guest born there.
 fn contracts() -> Vec<Seed> {
-    let Ok(mut profile) = Profile::from_json(PROFILE) else { return Vec::new() };
+    let Ok(Profile::X86(mut profile)) = Profile::from_json(PROFILE) else { return Vec::new() };
     profile.capabilities.truncate(2);
     profile.msrs.listed.truncate(2);
     profile.xsave.components.truncate(2);
     for list in [&mut profile.cpuid.supported, &mut profile.cpuid.emulated, &mut profile.probe_guest.cpuid] {
         list.truncate(2);
     }
-    let mut seeds = vec![seed("profile", "kvm_pvm", profile.to_json().as_bytes())];
+    let file = Profile::X86(profile.clone()).to_json();
+    let mut seeds = vec![seed("profile", "kvm_pvm", file.as_bytes()), seed("profile", "arm64", ARM64)];
+    seeds.push(seed("import_kvm_registers", "dump", DUMP));
     let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv: false } };
     if let Ok(contract) = Contract::birth(&profile, &request) {
         seeds.push(seed("contract", "kvm_pvm", &contract.to_bytes()));
@@ -64,6 +66,12 @@ fn contracts() -> Vec<Seed> {
     }
     seeds
 }
+
+/// A dump of an arm64 host, with a register of each kind.
+const DUMP: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/kvm-registers.json");
+
+/// An arm64 host's profile with a register of each kind.
+const ARM64: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/arm64.profile.json");
 
 /// What `ferry probe` wrote on a real host.
 const PROFILE: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/kvm_pvm.profile.json");

@@ -1,14 +1,14 @@
 //! Birth: from what a guest is asked to be to its contract, or to the reasons why not here.
 //!
-//! Request to contract is expansion; then the contract is held against the host by [`compare`], the
+//! Request to contract is expansion; then the contract is held against the host by [`compare`](crate::compare), the
 //! same way as it will be on every target. Where settings do not reach the guest (a KVM of the
 //! `kvm_pvm` kind) the contract says what the probe guest read, and a request for anything else fails
 //! with that reason.
 
-use crate::compare::compare;
+use crate::compare::compare_x86;
 use crate::contract::{CONTRACT_FORMAT, Contract, FeatureMsr, KVM_X86_64, is_nesting, xsave_masks};
 use crate::cpuid::{self, CpuidEntry, Register};
-use crate::profile::Profile;
+use crate::profile::X86Profile;
 use crate::verdict::{Finding, FindingKind};
 
 /// What a guest is asked to be.
@@ -72,8 +72,8 @@ fn first(findings: &[Finding]) -> String {
 }
 
 impl Contract {
-    /// The contract of a guest that is born on the host of this profile.
-    pub fn birth(profile: &Profile, request: &BirthRequest) -> Result<Self, BirthError> {
+    /// The contract of a guest that is born on the x86-64 host of this profile.
+    pub fn birth(profile: &X86Profile, request: &BirthRequest) -> Result<Self, BirthError> {
         let contract = match &request.features {
             Features::Offered { hyperv } => offered(profile, request.vcpus, *hyperv)?,
             Features::Contract(contract) if contract.vcpus != request.vcpus => {
@@ -81,13 +81,13 @@ impl Contract {
             }
             Features::Contract(contract) => Self::clone(contract),
         };
-        let verdict = compare(&contract, profile);
+        let verdict = compare_x86(&contract, profile);
         if verdict.is_refusal() { Err(BirthError::NotEffective(verdict.findings)) } else { Ok(contract) }
     }
 }
 
 /// All that a host offers, as a contract.
-fn offered(profile: &Profile, vcpus: u32, hyperv: bool) -> Result<Contract, BirthError> {
+fn offered(profile: &X86Profile, vcpus: u32, hyperv: bool) -> Result<Contract, BirthError> {
     let reach = profile.probe_guest.cpuid_settings_reach;
     if hyperv && (!reach || profile.cpuid.hyperv.is_empty()) {
         return Err(BirthError::NoHyperv);
@@ -124,7 +124,7 @@ const KVM_LEAVES_MOVED_BY: u32 = 0x100;
 pub(crate) const HYPERV_SIGNATURE: [u32; 3] = [0x7263_694d, 0x666f_736f, 0x7648_2074];
 
 /// What KVM supports, with Hyper-V's leaves before KVM's own.
-pub(crate) fn with_hyperv(profile: &Profile) -> Vec<CpuidEntry> {
+pub(crate) fn with_hyperv(profile: &X86Profile) -> Vec<CpuidEntry> {
     let moved = profile.cpuid.supported.iter().map(|entry| {
         let mut entry = *entry;
         if KVM_LEAVES.contains(&entry.leaf) {

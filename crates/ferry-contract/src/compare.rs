@@ -4,25 +4,21 @@
 use crate::birth::{HYPERV_SIGNATURE, with_hyperv};
 use crate::contract::{Contract, KVM_X86_64};
 use crate::cpuid::{self, CpuidEntry, Register, not_of_vm};
-use crate::profile::Profile;
+use crate::profile::{Profile, X86Profile};
 use crate::rules::{self, Kind, MsrKind};
 use crate::verdict::{Finding, FindingKind, Layer, MAX_FINDINGS, Verdict};
 
 /// Whether a guest with this contract can run on the host of this profile, with every reason found.
 pub fn compare(contract: &Contract, profile: &Profile) -> Verdict {
-    let mut findings = Vec::new();
-    if contract.kind != KVM_X86_64 {
-        let values = (contract.kind.clone(), KVM_X86_64.to_owned());
-        let effect = "its state would mean nothing there";
-        findings.push(refusal(
-            "kind of machine",
-            Layer::Machine,
-            values,
-            effect,
-            "choose a host of the guest's kind",
-        ));
-        return Verdict { findings };
+    match profile {
+        Profile::X86(profile) if contract.kind == KVM_X86_64 => compare_x86(contract, profile),
+        _ => Verdict { findings: vec![another_kind(contract, profile.architecture())] },
     }
+}
+
+/// The same for a host of x86-64 and a guest of its kind.
+pub fn compare_x86(contract: &Contract, profile: &X86Profile) -> Verdict {
+    let mut findings = Vec::new();
     vcpus(contract, profile, &mut findings);
     let reach = profile.probe_guest.cpuid_settings_reach;
     let told = if reach { &contract.cpuid } else { contract.told() };
@@ -39,6 +35,12 @@ pub fn compare(contract: &Contract, profile: &Profile) -> Verdict {
     findings.sort_by_key(|finding| finding.kind != FindingKind::Refusal);
     findings.truncate(MAX_FINDINGS);
     Verdict { findings }
+}
+
+fn another_kind(contract: &Contract, architecture: &str) -> Finding {
+    let values = (contract.kind.clone(), format!("is an {architecture} host"));
+    let effect = "its state would mean nothing there";
+    refusal("kind of machine", Layer::Machine, values, effect, "choose a host of the guest's kind")
 }
 
 fn finding(
@@ -70,7 +72,7 @@ fn refusal(
     finding(FindingKind::Refusal, subject, layer, values, effect, remedy)
 }
 
-fn vcpus(contract: &Contract, profile: &Profile, findings: &mut Vec<Finding>) {
+fn vcpus(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
     let limits = &profile.limits;
     let most = limits.vcpus_max.min(limits.vcpu_id_end);
     if contract.vcpus > most {
@@ -101,7 +103,7 @@ const EMULATED: [(u32, Register, u32); 2] = [(1, Register::Ecx, 1 << 22), (7, Re
 const KVM_CAP_TSC_DEADLINE_TIMER: u32 = 72;
 const TSC_DEADLINE: u32 = 1 << 24;
 
-fn by_capability(profile: &Profile, leaf: u32, register: Register) -> u32 {
+fn by_capability(profile: &X86Profile, leaf: u32, register: Register) -> u32 {
     let timer = profile.capability(KVM_CAP_TSC_DEADLINE_TIMER) > 0;
     if timer && leaf == 1 && register == Register::Ecx { TSC_DEADLINE } else { 0 }
 }
@@ -116,7 +118,7 @@ fn by_what_is_left_out(supported: &[CpuidEntry], leaf: u32, register: Register) 
 }
 
 /// What KVM is told, against what it supports or emulates.
-fn cpuid_offered(told: &[CpuidEntry], profile: &Profile, findings: &mut Vec<Finding>) {
+fn cpuid_offered(told: &[CpuidEntry], profile: &X86Profile, findings: &mut Vec<Finding>) {
     let hyperv = has_hyperv(told).then(|| with_hyperv(profile));
     let supported = hyperv.as_deref().unwrap_or(&profile.cpuid.supported);
     for entry in told {
@@ -143,7 +145,7 @@ fn has_hyperv(list: &[CpuidEntry]) -> bool {
         .is_some_and(|entry| [entry.ebx, entry.ecx, entry.edx] == HYPERV_SIGNATURE)
 }
 
-fn emulated(profile: &Profile, entry: &CpuidEntry, register: Register) -> u32 {
+fn emulated(profile: &X86Profile, entry: &CpuidEntry, register: Register) -> u32 {
     let known =
         EMULATED.iter().filter(|(leaf, r, _)| (*leaf, *r) == (entry.leaf, register) && entry.subleaf == 0);
     let known = known.fold(0, |mask, (_, _, bits)| mask | bits);
@@ -232,7 +234,7 @@ fn bit_list(bits: u64) -> String {
 }
 
 /// Where settings do not reach the guest it must read there what it reads now.
-fn cpuid_read(contract: &Contract, profile: &Profile, findings: &mut Vec<Finding>) {
+fn cpuid_read(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
     let reads = &profile.probe_guest.cpuid;
     let mut keys: Vec<(u32, u32)> = contract.cpuid.iter().chain(reads).map(CpuidEntry::key).collect();
     keys.sort_unstable();
@@ -268,7 +270,7 @@ fn cpuid_read(contract: &Contract, profile: &Profile, findings: &mut Vec<Finding
     }
 }
 
-fn feature_msr(index: u32, has: u64, profile: &Profile) -> Option<Finding> {
+fn feature_msr(index: u32, has: u64, profile: &X86Profile) -> Option<Finding> {
     let offered = profile.feature_msr(index);
     let sees = offered.unwrap_or(0);
     // The halves of a pair of controls: what must be 1, what may be 1.
@@ -292,7 +294,7 @@ fn feature_msr(index: u32, has: u64, profile: &Profile) -> Option<Finding> {
     ))
 }
 
-fn sizes(contract: &Contract, profile: &Profile, findings: &mut Vec<Finding>) {
+fn sizes(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
     let bytes = |has: u64, fits: u64| (format!("{has} bytes"), format!("takes {fits} bytes"));
     let (has, fits) = (contract.xsave_area_bytes, profile.xsave.area_bytes);
     if has > fits {
@@ -311,7 +313,7 @@ fn sizes(contract: &Contract, profile: &Profile, findings: &mut Vec<Finding>) {
 /// KVM's rule (`kvm_set_tsc_khz` in arch/x86/kvm/x86.c): within the tolerance the host's own rate is
 /// taken as the guest's; outside, the processor must scale. A faster rate without scaling is caught
 /// up at exits, which a guest sees as jumps; a slower one is refused.
-fn tsc(contract: &Contract, profile: &Profile, findings: &mut Vec<Finding>) {
+fn tsc(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
     let (has, offers) = (contract.tsc_frequency_khz, profile.tsc.frequency_khz);
     let reach = profile.probe_guest.tsc_settings_reach;
     let tolerance = u64::from(offers) * u64::from(profile.tsc.tolerance_ppm) / 1_000_000;

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use serde::de::{Error, Unexpected, Visitor};
-use serde::{Deserializer, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 struct Digits(usize);
 
@@ -70,6 +70,42 @@ pub(crate) mod u32_list {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u32>, D::Error> {
         Ok(Vec::<One>::deserialize(from)?.into_iter().map(|one| one.0).collect())
+    }
+}
+
+/// A 64-bit register, in a list or where there may be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Word(#[serde(with = "u64")] ::core::primitive::u64);
+
+/// A list of 64-bit registers.
+pub(crate) mod u64_list {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Word;
+
+    pub(crate) fn serialize<S: Serializer>(values: &[u64], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(values.iter().map(|value| Word(*value)))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Error> {
+        Ok(Vec::<Word>::deserialize(from)?.into_iter().map(|word| word.0).collect())
+    }
+}
+
+/// A 64-bit register that may be absent; with `default` and `skip_serializing_if`.
+pub(crate) mod u64_option {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Word;
+
+    #[expect(clippy::ref_option, reason = "serde's `with` gives a reference")]
+    pub(crate) fn serialize<S: Serializer>(value: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
+        value.map(Word).serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+        Ok(Some(Word::deserialize(from)?.0))
     }
 }
 

@@ -8,11 +8,11 @@
 //! - A [`Verdict`] is made of [`Finding`]s, each one reason with its remedy.
 //!
 //! ```
-//! # use ferry_contract::{BirthRequest, Contract, Features, Profile, compare};
-//! # fn moved(source: &[u8], target: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
-//! let (source, target) = (Profile::from_json(source)?, Profile::from_json(target)?);
+//! # use ferry_contract::{BirthRequest, Contract, Features, Profile, X86Profile, compare};
+//! # fn moved(source: &X86Profile, target: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+//! let target = Profile::from_json(target)?;
 //! let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv: false } };
-//! let contract = Contract::birth(&source, &request)?;
+//! let contract = Contract::birth(source, &request)?;
 //! for finding in compare(&contract, &target).findings {
 //!     println!("{finding}");
 //! }
@@ -28,18 +28,20 @@ mod compare;
 mod contract;
 mod cpuid;
 mod hex;
+pub mod import;
 mod json;
 mod profile;
 mod rules;
 mod verdict;
 
 pub use birth::{BirthError, BirthRequest, Features};
-pub use compare::compare;
+pub use compare::{compare, compare_x86};
 pub use contract::{CONTRACT_FORMAT, Contract, ContractError, FeatureMsr, KVM_X86_64, MAX_CONTRACT_BYTES};
 pub use cpuid::{CpuidEntry, MAX_CPUID_ENTRIES, Register, per_vcpu, run_time};
 pub use json::{JsonError, MAX_DEPTH, MAX_FILE_BYTES, MAX_JSON_TEXT_BYTES, MAX_LIST};
 pub use profile::{
-    Capability, CpuidFacts, Extra, KernelFacts, Limits, Module, MsrFacts, MsrValue, PROFILE_FORMAT,
-    ProbeGuest, Processor, Profile, TscFacts, XsaveComponent, XsaveFacts,
+    Arm64Processor, Arm64Profile, Arm64Register, Capability, CpuidFacts, Extra, FeatureSet, KernelFacts,
+    Limits, Lowering, MAX_FEATURE_SETS, Module, MsrFacts, MsrValue, PROFILE_FORMAT, ProbeGuest, Processor,
+    Profile, TscFacts, VcpuFeature, X86Profile, XsaveComponent, XsaveFacts, granules,
 };
 pub use verdict::{Finding, FindingKind, Layer, MAX_FINDINGS, MAX_TEXT_BYTES, Verdict};

@@ -14,31 +14,44 @@
 //! - [`Deviation`] is what a host really does otherwise, found by force: the lab holds verdicts against it.
 
 #![allow(unsafe_code, reason = "KVM's ioctls and run pages are raw memory; each block has its reason")]
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        reason = "so far machines are of x86-64: what every machine shares has no user elsewhere"
+    )
+)]
 
 mod adopt;
-mod contract;
+#[cfg(target_arch = "x86_64")]
 mod dirty;
+#[cfg(target_arch = "x86_64")]
 mod dirty_log;
 mod dirty_ring;
 mod forced;
 mod host;
 mod huge_pages;
 mod ioctl;
+#[cfg(target_arch = "x86_64")]
 mod judge;
 mod kick;
+#[cfg(target_arch = "x86_64")]
 mod machine;
 mod memory;
 pub mod probe;
-mod state;
+#[cfg(target_arch = "x86_64")]
 pub mod x86;
 
 pub use adopt::adopt;
-pub use contract::{ContractApplyError, apply_contract, judge_contract};
 pub use dirty_ring::{DirtyRing, DirtyRingError};
 pub use forced::{Deviation, force_contract};
 pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};
 pub use huge_pages::{HugePages, HugePagesError, Pages, allocate_in};
+#[cfg(target_arch = "x86_64")]
 pub use judge::judge;
 pub use kick::{Entered, Kick, KickError, kick_signal};
+#[cfg(target_arch = "x86_64")]
 pub use machine::{Devices, KIND, KvmMachine, UseVcpu, Vcpus};
 pub use memory::{HOLE_END, HOLE_START, MemoryError, MemorySlots, allocate, x86_layout};
+#[cfg(target_arch = "x86_64")]
+pub use x86::{ContractApplyError, apply_contract, judge_contract};

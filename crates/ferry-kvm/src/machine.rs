@@ -44,7 +44,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use crate::dirty::DirtySource;
 use crate::forced::Deviation;
 use crate::memory::MemorySlots;
-use crate::state::KvmState;
+use crate::x86::KvmState;
 
 /// The kind of machine in a [`MachineDescription`].
 pub const KIND: &str = "kvm-x86_64";

@@ -273,6 +273,7 @@ unsafe fn store_byte(at: *mut u8, value: u8) {
 /// stops at the end of a page. Makes reading large memory about a quarter faster; without effect
 /// where the language has no stable means for it.
 #[inline]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "it has no means"))]
 fn prefetch_next_page(line: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -280,6 +281,4 @@ fn prefetch_next_page(line: *const u8) {
         // SAFETY: a prefetch reads nothing and never faults, wherever it points.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PAGE_BYTES).cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _no_means = line;
 }

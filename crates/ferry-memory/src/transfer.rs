@@ -255,7 +255,16 @@ fn send_message(fd: BorrowedFd<'_>, pieces: &[libc::iovec]) -> io::Result<usize>
     // control data. (Some C libraries have private fields here, so it cannot be written out.)
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = pieces.as_ptr().cast_mut();
-    message.msg_iovlen = pieces.len() as _;
+    #[cfg_attr(
+        target_env = "musl",
+        expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_possible_wrap,
+            reason = "musl has an int here, as POSIX has; there are at most IOV_MAX pieces"
+        )
+    )]
+    let count_of_pieces = pieces.len() as _;
+    message.msg_iovlen = count_of_pieces;
     // SAFETY: `message` holds valid iovecs over memory that outlives the call; the kernel reads it.
     count(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
 }

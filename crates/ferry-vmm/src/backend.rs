@@ -19,7 +19,7 @@ use ferry_protocol::{GuestId, MachineDescription};
 use ferry_sim::{SimBuilder, SimOptions};
 use ferry_state::{MachineState, Resources};
 
-use crate::kvm_guest::KvmBuilder;
+use crate::kvm_guest::{self, KvmBuilder};
 use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, SerialPort, VmmError};
 
 /// What a guest is to run on.
@@ -107,9 +107,9 @@ impl Backend {
     pub fn choose(self) -> Result<Chosen, VmmError> {
         match self {
             Self::Sim => Ok(Chosen::Sim { reason: None }),
-            Self::Kvm => ferry_kvm::open().map(|_| Chosen::Kvm).map_err(VmmError::from),
-            Self::Auto => Ok(match ferry_kvm::open() {
-                Ok(_) => Chosen::Kvm,
+            Self::Kvm => kvm_guest::is_possible().map(|()| Chosen::Kvm),
+            Self::Auto => Ok(match kvm_guest::is_possible() {
+                Ok(()) => Chosen::Kvm,
                 Err(error) => Chosen::Sim { reason: Some(error.to_string()) },
             }),
         }
@@ -163,7 +163,7 @@ pub fn create(
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<AnyGuest, VmmError> {
     match chosen {
-        Chosen::Kvm => crate::kvm_guest::create(config, birth, watch).map(AnyGuest::new),
+        Chosen::Kvm => kvm_guest::create(config, birth, watch).map(AnyGuest::new),
         Chosen::Sim { .. } if birth.contract.is_some() => Err(VmmError::NoContract),
         Chosen::Sim { .. } if !simulated(birth.huge_pages) => Err(VmmError::NoHugePages),
         Chosen::Sim { .. } if birth.dirty == DirtyKind::Ring => Err(VmmError::NoDirtyRing),

@@ -26,10 +26,15 @@
 
 use ferry_kvm::HOLE_END;
 use ferry_memory::{GuestRam, PAGE_SIZE, RamError};
-use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
-use crate::payload::{self, Parameters};
-use crate::{GuestConfig, Image, Level, Payload, VmmError, ports};
+use crate::payload;
+use crate::{GuestConfig, Image, Payload, VmmError, ports};
+
+#[cfg(target_arch = "x86_64")]
+mod registers;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use registers::{Extensions, registers, special_registers};
 
 /// Where the working set begins, as an offset into guest memory. All that comes before belongs to
 /// the boot.
@@ -76,18 +81,6 @@ const USER_DATA: u16 = 0x18 | 3;
 const USER_CODE: u16 = 0x20 | 3;
 const TASK: u16 = 0x28;
 
-// CR0: PE, MP, ET, NE, WP, PG. CR4: PAE, OSFXSR, OSXMMEXCPT. EFER: LME, LMA.
-const CR0: u64 = 0x8001_0033;
-const CR4: u64 = 0x620;
-const EFER: u64 = 0x500;
-
-// CR4 where CPUID has what they are for: FSGSBASE, OSXSAVE.
-const CR4_FSGSBASE: u64 = 1 << 16;
-const CR4_OSXSAVE: u64 = 1 << 18;
-
-/// `IA32_APIC_BASE`: x2APIC mode, enabled.
-const X2APIC: u64 = 0xc00;
-
 /// Whether the payload may use this port.
 fn is_open(port: usize) -> bool {
     u16::try_from(port).is_ok_and(|port| {
@@ -108,9 +101,6 @@ const TASK_BYTES: usize = TASK_LIMIT as usize + 1;
 
 /// The last byte of the GDT, which has seven entries.
 const GDT_LIMIT: u16 = 7 * 8 - 1;
-
-/// RFLAGS: the bit that is always 1, and IOPL 3; interrupts are closed.
-const RFLAGS: u64 = 0x3002;
 
 /// A gate of the IDT: present, an interrupt gate of level 0, without a stack of its own.
 const GATE: u64 = 0x8e00_0000_0000 | (KERNEL_CODE as u64) << 16;
@@ -153,67 +143,6 @@ fn area(cpu: u32) -> u64 {
     CPU_AREAS + u64::from(cpu) * TABLE_BYTES
 }
 
-/// What a vCPU's CPUID has that its first registers depend on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Extensions {
-    /// Leaf 7 EBX bit 0.
-    pub(crate) fsgsbase: bool,
-    /// Leaf 1 ECX bit 26.
-    pub(crate) xsave: bool,
-}
-
-/// The special registers of a vCPU that begins with the program, on top of what it has.
-pub(crate) fn special_registers(
-    mut sregs: kvm_sregs,
-    cpu: u32,
-    level: Level,
-    extensions: Extensions,
-) -> kvm_sregs {
-    let (code, data) = match level {
-        Level::Kernel => (segment(KERNEL_CODE, 11, 0, true), segment(KERNEL_DATA, 3, 0, false)),
-        Level::User => (segment(USER_CODE, 11, 3, true), segment(USER_DATA, 3, 3, false)),
-    };
-    (sregs.cs, sregs.ss) = (code, data);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs) = (data, data, data, data);
-    sregs.tr = kvm_segment {
-        base: area(cpu),
-        limit: TASK_LIMIT.into(),
-        selector: TASK,
-        type_: 11, // a busy 64-bit TSS
-        present: 1,
-        ..Default::default()
-    };
-    sregs.ldt = kvm_segment { unusable: 1, ..Default::default() };
-    sregs.gdt = kvm_dtable { base: GDT, limit: GDT_LIMIT, ..Default::default() };
-    sregs.idt = kvm_dtable { base: IDT, limit: IDT_LIMIT, ..Default::default() };
-    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, PML4, CR4, EFER);
-    sregs.cr4 |= if extensions.fsgsbase { CR4_FSGSBASE } else { 0 };
-    sregs.cr4 |= if extensions.xsave { CR4_OSXSAVE } else { 0 };
-    sregs.apic_base |= X2APIC;
-    sregs
-}
-
-/// The registers with which a vCPU begins; an image has its own entry.
-pub(crate) fn registers(parameters: &Parameters, level: Level, entry: Option<u64>) -> kvm_regs {
-    let stack = match level {
-        Level::Kernel => STACK_0_END,
-        Level::User => STACK_3_END,
-    };
-    kvm_regs {
-        rip: entry.unwrap_or(CODE),
-        rsp: CPU_AREAS + parameters.cpu * TABLE_BYTES + stack,
-        rflags: RFLAGS,
-        rbx: parameters.working_set,
-        rdi: parameters.cpu,
-        rsi: parameters.cpus,
-        r8: parameters.pages,
-        r11: parameters.burst_pages,
-        r12: u64::from(parameters.wait_us),
-        r13: parameters.seed,
-        ..Default::default()
-    }
-}
-
 /// A gate of the IDT.
 fn gate(handler: u64) -> [u64; 2] {
     [handler & 0xffff | GATE | (handler >> 16 & 0xffff) << 48, handler >> 32]
@@ -235,23 +164,6 @@ fn task_state(cpu: u32) -> [u8; TASK_BYTES] {
         }
     }
     bytes
-}
-
-/// A flat segment.
-fn segment(selector: u16, type_: u8, dpl: u8, code: bool) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl,
-        db: u8::from(!code),
-        s: 1,
-        l: u8::from(code),
-        g: 1,
-        ..Default::default()
-    }
 }
 
 /// The GDT: null, level 0 code and data, level 3 data and code, and vCPU 0's TSS in two entries. The others
@@ -298,28 +210,6 @@ fn write_words(ram: &GuestRam, address: u64, words: &[u64]) -> Result<(), RamErr
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_gdt_says_what_the_registers_say() {
-        let of = |level| special_registers(kvm_sregs::default(), 0, level, Extensions::default());
-        let (sregs, kernel) = (of(Level::User), of(Level::Kernel));
-        for (segment, name) in [
-            (sregs.cs, "cs"),
-            (sregs.ss, "ss"),
-            (sregs.tr, "tr"),
-            (kernel.cs, "level 0 cs"),
-            (kernel.ss, "level 0 ss"),
-        ] {
-            let entry = descriptors()[usize::from(segment.selector >> 3)];
-            assert_eq!((entry >> 40 & 0xf) as u8, segment.type_, "{name} type");
-            assert_eq!((entry >> 44 & 1) as u8, segment.s, "{name} s");
-            assert_eq!((entry >> 45 & 3) as u8, segment.dpl, "{name} dpl");
-            assert_eq!((entry >> 47 & 1) as u8, segment.present, "{name} present");
-            assert_eq!((entry >> 53 & 1) as u8, segment.l, "{name} l");
-            assert_eq!((entry >> 54 & 1) as u8, segment.db, "{name} db");
-        }
-        assert_eq!(usize::from(sregs.gdt.limit) + 1, descriptors().len() * 8);
-    }
 
     #[test]
     fn the_tss_opens_the_payloads_ports_and_no_others() {

@@ -13,10 +13,7 @@ use ferry_state::{MachineState, Section};
 
 use crate::debug_port::DebugPort;
 use crate::ports;
-
-mod serial;
-
-pub use serial::SerialPort;
+use crate::serial::SerialPort;
 
 /// The devices of a guest on KVM.
 #[derive(Debug)]

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use ferry_contract::{BirthError, Finding, FindingKind, Layer};
+#[cfg(target_arch = "x86_64")]
+use ferry_kvm::ContractApplyError;
 use ferry_kvm::probe::ProbeError;
-use ferry_kvm::{ContractApplyError, DirtyRingError, KickError, MemoryError, OpenError};
+use ferry_kvm::{DirtyRingError, KickError, MemoryError, OpenError};
 use ferry_memory::RamError;
 use ferry_migrate::MachineError;
 
@@ -17,6 +19,12 @@ pub enum VmmError {
     /// KVM cannot be used here.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Guests on KVM are of another architecture.
+    #[error(
+        "so far guests on KVM are of x86-64, and this host is of {}: use the simulated machine (`--backend sim`)",
+        std::env::consts::ARCH
+    )]
+    Architecture,
     /// The configuration asks for something that cannot be.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -48,6 +56,7 @@ pub enum VmmError {
     #[error(transparent)]
     Birth(#[from] BirthError),
     /// KVM did not keep what the contract says.
+    #[cfg(target_arch = "x86_64")]
     #[error(transparent)]
     Contract(#[from] ContractApplyError),
     /// The dirty ring that was asked for cannot be had.
@@ -131,6 +140,7 @@ impl VmmError {
     pub fn findings(&self) -> Vec<Finding> {
         match self {
             Self::Birth(error) => error.findings().to_vec(),
+            #[cfg(target_arch = "x86_64")]
             Self::Contract(error) => vec![error.to_finding()],
             _ => Vec::new(),
         }
@@ -139,6 +149,7 @@ impl VmmError {
     /// The same as a finding: why an offered guest cannot come here.
     pub(crate) fn to_finding(&self) -> Finding {
         match self {
+            #[cfg(target_arch = "x86_64")]
             Self::Contract(error) => error.to_finding(),
             error => Finding {
                 kind: FindingKind::Refusal,

@@ -25,7 +25,8 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::backend::{Birth, DirtyKind};
 use crate::debug_port::DebugPort;
-use crate::devices::{KvmDevices, SerialPort};
+use crate::devices::KvmDevices;
+use crate::serial::SerialPort;
 use crate::shell::Shell;
 use crate::vcpu_threads::VcpuThreads;
 use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, Payload, VmmError, boot};
@@ -64,6 +65,11 @@ impl Guest for KvmGuest {
     fn serial(&self) -> Option<&SerialPort> {
         Some(self.devices().serial())
     }
+}
+
+/// Whether guests on KVM can be had here.
+pub(crate) fn is_possible() -> Result<(), VmmError> {
+    ferry_kvm::open().map(drop).map_err(VmmError::from)
 }
 
 /// Makes a guest that is born here, with its payload loaded and its vCPUs stopped.

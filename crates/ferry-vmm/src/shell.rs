@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use ferry_contract::{BirthRequest, Contract, Features, Finding, Profile};
+use ferry_contract::{BirthRequest, Contract, Features, Finding, X86Profile};
 use ferry_kvm::{Deviation, DirtyRing, apply_contract, force_contract, judge_contract};
 use ferry_migrate::MachineError;
 use ferry_protocol::MachineDescription;
@@ -33,7 +33,7 @@ impl Shell {
         contract: Option<&Contract>,
         dirty: DirtyKind,
     ) -> Result<Self, VmmError> {
-        let profile = ferry_kvm::probe::probe(kvm)?;
+        let profile = ferry_kvm::probe::probe_x86(kvm)?;
         let features = contract.map_or(Features::Offered { hyperv: false }, |contract| {
             Features::Contract(Box::new(contract.clone()))
         });
@@ -49,7 +49,7 @@ impl Shell {
         dirty: DirtyKind,
     ) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
         let unmade = |error: VmmError| vec![error.to_finding()];
-        let profile = ferry_kvm::probe::probe(kvm).map_err(|error| unmade(error.into()))?;
+        let profile = ferry_kvm::probe::probe_x86(kvm).map_err(|error| unmade(error.into()))?;
         let (contract, notices) = judge_contract(&machine.contract, machine.vcpus, &profile)?;
         let shell = Self::build(kvm, contract, &profile, dirty).map_err(unmade)?;
         Ok((shell, notices))
@@ -77,7 +77,7 @@ impl Shell {
         Ok((Self { vm, vcpus, contract, ring: None }, found))
     }
 
-    fn build(kvm: &Kvm, contract: Contract, profile: &Profile, dirty: DirtyKind) -> Result<Self, VmmError> {
+    fn build(kvm: &Kvm, contract: Contract, profile: &X86Profile, dirty: DirtyKind) -> Result<Self, VmmError> {
         let vm = Arc::new(create_vm(kvm)?);
         let ring = match dirty {
             DirtyKind::Log => None,

@@ -80,10 +80,7 @@ impl Artefact {
 
     fn read(path: &Path) -> Result<Self, CliError> {
         let bad = |what: String| CliError::plain(format!("the file {} {what}", path.display()));
-        let mut bytes = Vec::new();
-        let limit = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
-        File::open(path)
-            .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        let bytes = bytes(path)
             .map_err(|error| bad(format!("cannot be read: {error}{}", not_in_catalog(path, &error))))?;
         Self::parse(&bytes).map_err(bad)
     }
@@ -140,6 +137,12 @@ impl Artefact {
         match self {
             Self::Contract(contract) => Ok(*contract),
             Self::Profile(profile) => {
+                let Profile::X86(profile) = *profile else {
+                    return Err(CliError::plain(format!(
+                        "a profile of {} stands for no guest: so far guests of x86-64 alone have contracts",
+                        profile.architecture()
+                    )));
+                };
                 let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: false } };
                 Contract::birth(&profile, &request).map_err(|error| CliError::of(&error))
             }
@@ -157,6 +160,14 @@ fn not_in_catalog(path: &Path, error: &std::io::Error) -> String {
         "; nor has the catalogue such a host: the nearest are {} (`ferry check --list` names all)",
         nearest.join(", ")
     )
+}
+
+/// A file's bytes, or one more than any file may have.
+pub(crate) fn bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -14,9 +14,11 @@ use ferry_vmm::{Backend, DirtyKind, GuestConfig, HugePages, Level, Payload};
 use crate::size::{Millis, Seconds, Size};
 
 mod bench;
+mod importing;
 mod settling;
 
 pub(crate) use bench::{Bench, BenchArgs, BenchJournalArgs, BenchPrecopyArgs, Peer};
+pub(crate) use importing::{ImportArgs, ImportFormat};
 pub(crate) use settling::{RecoverArgs, StateArgs};
 
 /// Moves running KVM guests between hosts that are not alike.
@@ -55,6 +57,8 @@ pub(crate) enum Verb {
     Recover(RecoverArgs),
     /// Write down what this host's KVM can offer a guest: its profile.
     Probe(ProbeArgs),
+    /// Turn another tool's dump of a host into a profile.
+    Import(ImportArgs),
     /// Say whether a guest could be moved to a host, with every reason.
     Check(CheckArgs),
     /// Show what a file holds: a profile, a contract, or a guest that `migrate --to file:PATH` wrote.

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => verbs::run::run(&args, format),
         Verb::Receive(args) => verbs::receive::receive(&args, format),
         Verb::Migrate(args) => verbs::migrate::migrate(&args, format),
+        Verb::Import(args) => verbs::import::import(&args, format),
         Verb::Probe(args) => verbs::probe::probe(&args, format),
         Verb::Check(args) => verbs::check::check(&args, format),
         Verb::Status(args) => verbs::status::status(&args, format),

@@ -3,6 +3,8 @@
 mod names;
 mod register;
 mod system;
+mod value;
 
 pub use register::{MAX_REGISTER_BYTES, RegisterClass, RegisterId, RegisterIdError, RegisterKind};
 pub use system::SystemRegister;
+pub use value::RegisterValue;

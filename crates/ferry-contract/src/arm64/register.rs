@@ -95,6 +95,9 @@ pub enum RegisterIdError {
 }
 
 impl RegisterId {
+    /// The vector lengths of SVE (`KVM_REG_ARM64_SVE_VLS`): bit *n* stands for *n* + 1 times 128 bits.
+    pub const SVE_VECTOR_LENGTHS: Self = Self(0x6060_0000_0015_ffff);
+
     /// The register of this id.
     pub fn new(id: u64) -> Result<Self, RegisterIdError> {
         if id >> ARCHITECTURE_SHIFT != ARCHITECTURE {
@@ -165,6 +168,11 @@ impl RegisterId {
             // It has its place among those that nothing else waits for.
             RegisterKind::Unknown(..) => RegisterClass::System,
         }
+    }
+
+    /// Whether it goes on by itself: two reads of it differ though nothing was written.
+    pub fn counts(self) -> bool {
+        matches!(self.kind(), RegisterKind::System(register) if register.counts())
     }
 
     /// The name that the architecture manual or the kernel has for it, or one made of its parts.

@@ -12,6 +12,12 @@ pub struct SystemRegister(u16);
 const OTHERS: u8 = 3;
 
 impl SystemRegister {
+    /// Which processor it is.
+    pub const MIDR_EL1: Self = Self::new(3, 0, 0, 0, 0);
+
+    /// The size of addresses, and the sizes of pages.
+    pub const ID_AA64MMFR0_EL1: Self = Self::new(3, 0, 0, 7, 0);
+
     /// The register of these numbers: 2, 3, 4, 4 and 3 bits of each count.
     pub const fn new(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> Self {
         Self(
@@ -63,6 +69,24 @@ impl SystemRegister {
         self.field(3, 0)
     }
 
+    /// Its place in the table that `KVM_ARM_GET_REG_WRITABLE_MASKS` fills for range 0, the registers that
+    /// say features (`KVM_ARM_FEATURE_ID_RANGE_INDEX` of the uapi `asm/kvm.h`); none if it lies outside.
+    pub fn mask_place(self) -> Option<usize> {
+        let column = match self.op1() {
+            op1 @ (0 | 1) => usize::from(op1),
+            OTHERS => 2,
+            _ => return None,
+        };
+        let inside = self.op0() == OTHERS && self.crn() == 0 && self.crm() < 8;
+        inside.then(|| column << 6 | usize::from(self.crm()) << 3 | usize::from(self.op2()))
+    }
+
+    /// Whether it is a counter: `CNTPCT_EL0`, and the virtual one, to whose id KVM gave the numbers of
+    /// `CNTV_CVAL_EL0` (`KVM_REG_ARM_TIMER_CNT` of the uapi `asm/kvm.h`).
+    pub(super) const fn counts(self) -> bool {
+        self.0 == Self::new(3, 3, 14, 0, 1).0 || self.0 == Self::new(3, 3, 14, 3, 2).0
+    }
+
     pub(super) fn class(self) -> RegisterClass {
         match (self.op0(), self.op1(), self.crn(), self.crm(), self.op2()) {
             // MIDR_EL1, MPIDR_EL1, REVIDR_EL1; CLIDR_EL1, AIDR_EL1; CTR_EL0, DCZID_EL0.
@@ -88,6 +112,14 @@ mod tests {
         assert_eq!(numbers, (3, 4, 1, 14, 7));
         assert_eq!(SystemRegister::from_bits(register.bits()), register);
         assert_eq!(SystemRegister::new(3, 0, 0, 4, 0).bits(), 0xc020);
+    }
+
+    #[test]
+    fn the_masks_have_the_place_that_the_kernel_gives_them() {
+        let place = |op0, op1, crn, crm, op2| SystemRegister::new(op0, op1, crn, crm, op2).mask_place();
+        assert_eq!(SystemRegister::ID_AA64MMFR0_EL1.mask_place(), Some(7 << 3));
+        assert_eq!(place(3, 3, 0, 0, 1), Some(2 << 6 | 1));
+        assert_eq!([place(3, 2, 0, 0, 0), place(3, 0, 1, 0, 0), place(2, 0, 0, 0, 4)], [None; 3]);
     }
 
     #[test]

@@ -43,6 +43,7 @@ impl Checker<'_> {
                 self.check(&self.root["$defs"][name], value, path)
             }
             "const" => hold(rule == value),
+            "enum" => hold(rule.as_array().is_some_and(|list| list.contains(value))),
             "type" => hold(match rule.as_str() {
                 Some("object") => value.is_object(),
                 Some("array") => value.is_array(),
@@ -58,6 +59,11 @@ impl Checker<'_> {
             }
             "maxItems" => {
                 hold(value.as_array().is_some_and(|list| list.len() as u64 <= rule.as_u64().unwrap()))
+            }
+            "pattern" if rule == "^0x([0-9a-f]{2}){1,256}$" => {
+                let digits = value.as_str().unwrap_or_default().strip_prefix("0x").unwrap_or_default();
+                let even = digits.len().is_multiple_of(2) && (2..=512).contains(&digits.len());
+                hold(even && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
             }
             "pattern" => {
                 let digits = match rule.as_str() {

@@ -1,7 +1,7 @@
 //! What is accepted, and what is refused with which register.
 
 use ferry_contract::{
-    BirthError, BirthRequest, Contract, CpuidEntry, Features, FindingKind, MsrValue, Profile, compare,
+    BirthError, BirthRequest, Contract, CpuidEntry, Features, FindingKind, MsrValue, X86Profile, compare_x86,
 };
 
 use std::collections::BTreeMap;
@@ -9,14 +9,14 @@ use std::path::PathBuf;
 
 use super::{born, pvm, reaching};
 
-fn refusals(contract: &Contract, profile: &Profile) -> Vec<String> {
-    let findings = compare(contract, profile).findings;
+fn refusals(contract: &Contract, profile: &X86Profile) -> Vec<String> {
+    let findings = compare_x86(contract, profile).findings;
     let refusals = findings.into_iter().filter(|finding| finding.kind == FindingKind::Refusal);
     refusals.map(|finding| finding.subject).collect()
 }
 
 /// A host with one thing changed.
-fn host(change: impl Fn(&mut Profile)) -> Profile {
+fn host(change: impl Fn(&mut X86Profile)) -> X86Profile {
     let mut profile = reaching();
     change(&mut profile);
     profile
@@ -28,15 +28,15 @@ fn entry(list: &mut [CpuidEntry], leaf: u32, subleaf: u32) -> &mut CpuidEntry {
 
 #[test]
 fn a_host_takes_its_own_guests() {
-    assert_eq!(compare(&born(&reaching()), &reaching()).name(), "accept");
-    assert_eq!(compare(&born(&pvm()), &pvm()).name(), "accept_with_notices");
+    assert_eq!(compare_x86(&born(&reaching()), &reaching()).name(), "accept");
+    assert_eq!(compare_x86(&born(&pvm()), &pvm()).name(), "accept_with_notices");
 }
 
 #[test]
 fn a_missing_bit_is_refused_by_its_name() {
     let guest = born(&reaching());
     let target = host(|profile| entry(&mut profile.cpuid.supported, 7, 0).ebx &= !(1 << 23));
-    let verdict = compare(&guest, &target);
+    let verdict = compare_x86(&guest, &target);
     assert!(verdict.is_refusal() && verdict.is_bounded());
     let finding = &verdict.findings[0];
     assert_eq!(finding.subject, "CPUID.7.0:EBX[23]");
@@ -48,7 +48,7 @@ fn a_missing_bit_is_refused_by_its_name() {
 #[test]
 fn each_kind_of_field_is_judged_by_its_rule() {
     let guest = born(&reaching());
-    let lost = |change: &dyn Fn(&mut Profile)| refusals(&guest, &host(change));
+    let lost = |change: &dyn Fn(&mut X86Profile)| refusals(&guest, &host(change));
     let cpuid = |change: &dyn Fn(&mut CpuidEntry), leaf, subleaf| {
         refusals(&guest, &host(|profile| change(entry(&mut profile.cpuid.supported, leaf, subleaf))))
     };
@@ -80,7 +80,7 @@ fn each_kind_of_field_is_judged_by_its_rule() {
 fn a_missing_bit_that_kvm_emulates_is_a_notice() {
     let mut source = reaching();
     entry(&mut source.cpuid.supported, 1, 0).ecx |= 1 << 22 | 1 << 12;
-    let verdict = compare(&born(&source), &reaching());
+    let verdict = compare_x86(&born(&source), &reaching());
     let [fma, movbe] = &verdict.findings[..] else { panic!("{verdict:?}") };
     assert_eq!((fma.kind, fma.subject.as_str()), (FindingKind::Refusal, "CPUID.1.0:ECX[12]"));
     assert_eq!((movbe.kind, movbe.subject.as_str()), (FindingKind::Notice, "CPUID.1.0:ECX[22]"));
@@ -112,7 +112,7 @@ fn nesting_needs_room_for_its_state() {
     source.nested_state_bytes = 4224;
     let guest = born(&source);
     assert_eq!(guest.nested_state_bytes, 4224);
-    let target = Profile { nested_state_bytes: 128, ..source };
+    let target = X86Profile { nested_state_bytes: 128, ..source };
     assert_eq!(refusals(&guest, &target), ["nested state"]);
 }
 
@@ -200,7 +200,7 @@ fn vmx_controls_of_real_hosts_are_held_bit_by_bit() {
         profile.msrs.features.sort_by_key(|msr| msr.index);
         profile
     };
-    let profiles: Vec<(String, Profile)> = hosts
+    let profiles: Vec<(String, X86Profile)> = hosts
         .iter()
         .flat_map(|(cpu, kernels)| {
             kernels.iter().map(move |(kernel, msrs)| (format!("{cpu} {kernel}"), profile(msrs)))
@@ -211,7 +211,7 @@ fn vmx_controls_of_real_hosts_are_held_bit_by_bit() {
     for (source, from) in &profiles {
         assert!(refusals(&born(from), from).is_empty(), "{source} to itself");
         for (target, to) in &profiles {
-            let may = |profile: &Profile| profile.feature_msr(0x48b).unwrap_or(0) >> 32;
+            let may = |profile: &X86Profile| profile.feature_msr(0x48b).unwrap_or(0) >> 32;
             let lacks = may(from) & !may(to) != 0;
             let said = refusals(&born(from), to).iter().any(|subject| subject.starts_with("MSR 0x48b["));
             assert_eq!(said, lacks, "{source} to {target}");

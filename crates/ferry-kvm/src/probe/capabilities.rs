@@ -1,4 +1,5 @@
-//! Capabilities: every one that bears on what a guest of x86-64 sees, or on how it is run and moved.
+//! Capabilities: each architecture has its list of those that bear on what a guest sees, or on how it is run
+//! and moved.
 //!
 //! Names and numbers from linux/kvm.h; values by `KVM_CHECK_EXTENSION` (Documentation/virt/kvm/api.rst,
 //! 4.4), on `/dev/kvm` and on a VM, which may know more.
@@ -10,137 +11,10 @@ use kvm_ioctls::{Kvm, VmFd};
 macro_rules! capabilities {
     ($($name:ident,)*) => { [$((stringify!($name), kvm_bindings::$name)),*] };
 }
+pub(super) use capabilities;
 
-/// Names and numbers, ascending by number.
-const CAPABILITIES: &[(&str, u32)] = &capabilities![
-    KVM_CAP_IRQCHIP,
-    KVM_CAP_HLT,
-    KVM_CAP_USER_MEMORY,
-    KVM_CAP_SET_TSS_ADDR,
-    KVM_CAP_VAPIC,
-    KVM_CAP_EXT_CPUID,
-    KVM_CAP_CLOCKSOURCE,
-    KVM_CAP_NR_VCPUS,
-    KVM_CAP_NR_MEMSLOTS,
-    KVM_CAP_PIT,
-    KVM_CAP_MP_STATE,
-    KVM_CAP_COALESCED_MMIO,
-    KVM_CAP_SYNC_MMU,
-    KVM_CAP_USER_NMI,
-    KVM_CAP_SET_GUEST_DEBUG,
-    KVM_CAP_REINJECT_CONTROL,
-    KVM_CAP_IRQ_ROUTING,
-    KVM_CAP_IRQ_INJECT_STATUS,
-    KVM_CAP_MCE,
-    KVM_CAP_IRQFD,
-    KVM_CAP_PIT2,
-    KVM_CAP_SET_BOOT_CPU_ID,
-    KVM_CAP_PIT_STATE2,
-    KVM_CAP_IOEVENTFD,
-    KVM_CAP_SET_IDENTITY_MAP_ADDR,
-    KVM_CAP_XEN_HVM,
-    KVM_CAP_ADJUST_CLOCK,
-    KVM_CAP_INTERNAL_ERROR_DATA,
-    KVM_CAP_VCPU_EVENTS,
-    KVM_CAP_HYPERV,
-    KVM_CAP_HYPERV_VAPIC,
-    KVM_CAP_HYPERV_SPIN,
-    KVM_CAP_INTR_SHADOW,
-    KVM_CAP_DEBUGREGS,
-    KVM_CAP_X86_ROBUST_SINGLESTEP,
-    KVM_CAP_ENABLE_CAP,
-    KVM_CAP_XSAVE,
-    KVM_CAP_XCRS,
-    KVM_CAP_ASYNC_PF,
-    KVM_CAP_TSC_CONTROL,
-    KVM_CAP_GET_TSC_KHZ,
-    KVM_CAP_MAX_VCPUS,
-    KVM_CAP_TSC_DEADLINE_TIMER,
-    KVM_CAP_SYNC_REGS,
-    KVM_CAP_KVMCLOCK_CTRL,
-    KVM_CAP_SIGNAL_MSI,
-    KVM_CAP_READONLY_MEM,
-    KVM_CAP_IRQFD_RESAMPLE,
-    KVM_CAP_DEVICE_CTRL,
-    KVM_CAP_EXT_EMUL_CPUID,
-    KVM_CAP_HYPERV_TIME,
-    KVM_CAP_IOAPIC_POLARITY_IGNORED,
-    KVM_CAP_ENABLE_CAP_VM,
-    KVM_CAP_IOEVENTFD_NO_LENGTH,
-    KVM_CAP_VM_ATTRIBUTES,
-    KVM_CAP_CHECK_EXTENSION_VM,
-    KVM_CAP_DISABLE_QUIRKS,
-    KVM_CAP_X86_SMM,
-    KVM_CAP_GUEST_DEBUG_HW_BPS,
-    KVM_CAP_GUEST_DEBUG_HW_WPS,
-    KVM_CAP_SPLIT_IRQCHIP,
-    KVM_CAP_IOEVENTFD_ANY_LENGTH,
-    KVM_CAP_HYPERV_SYNIC,
-    KVM_CAP_VCPU_ATTRIBUTES,
-    KVM_CAP_MAX_VCPU_ID,
-    KVM_CAP_X2APIC_API,
-    KVM_CAP_IMMEDIATE_EXIT,
-    KVM_CAP_X86_DISABLE_EXITS,
-    KVM_CAP_HYPERV_SYNIC2,
-    KVM_CAP_HYPERV_VP_INDEX,
-    KVM_CAP_GET_MSR_FEATURES,
-    KVM_CAP_HYPERV_EVENTFD,
-    KVM_CAP_HYPERV_TLBFLUSH,
-    KVM_CAP_NESTED_STATE,
-    KVM_CAP_MSR_PLATFORM_INFO,
-    KVM_CAP_HYPERV_SEND_IPI,
-    KVM_CAP_COALESCED_PIO,
-    KVM_CAP_HYPERV_ENLIGHTENED_VMCS,
-    KVM_CAP_EXCEPTION_PAYLOAD,
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT,
-    KVM_CAP_HYPERV_CPUID,
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-    KVM_CAP_PMU_EVENT_FILTER,
-    KVM_CAP_HYPERV_DIRECT_TLBFLUSH,
-    KVM_CAP_HALT_POLL,
-    KVM_CAP_ASYNC_PF_INT,
-    KVM_CAP_SMALLER_MAXPHYADDR,
-    KVM_CAP_STEAL_TIME,
-    KVM_CAP_X86_USER_SPACE_MSR,
-    KVM_CAP_X86_MSR_FILTER,
-    KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
-    KVM_CAP_SYS_HYPERV_CPUID,
-    KVM_CAP_DIRTY_LOG_RING,
-    KVM_CAP_X86_BUS_LOCK_EXIT,
-    KVM_CAP_SET_GUEST_DEBUG2,
-    KVM_CAP_SGX_ATTRIBUTE,
-    KVM_CAP_VM_COPY_ENC_CONTEXT_FROM,
-    KVM_CAP_HYPERV_ENFORCE_CPUID,
-    KVM_CAP_SREGS2,
-    KVM_CAP_EXIT_HYPERCALL,
-    KVM_CAP_BINARY_STATS_FD,
-    KVM_CAP_EXIT_ON_EMULATION_FAILURE,
-    KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM,
-    KVM_CAP_VM_GPA_BITS,
-    KVM_CAP_XSAVE2,
-    KVM_CAP_SYS_ATTRIBUTES,
-    KVM_CAP_PMU_CAPABILITY,
-    KVM_CAP_DISABLE_QUIRKS2,
-    KVM_CAP_VM_TSC_CONTROL,
-    KVM_CAP_SYSTEM_EVENT_DATA,
-    KVM_CAP_X86_TRIPLE_FAULT_EVENT,
-    KVM_CAP_X86_NOTIFY_VMEXIT,
-    KVM_CAP_VM_DISABLE_NX_HUGE_PAGES,
-    KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
-    KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
-    KVM_CAP_PMU_EVENT_MASKED_EVENTS,
-    KVM_CAP_USER_MEMORY2,
-    KVM_CAP_MEMORY_FAULT_INFO,
-    KVM_CAP_MEMORY_ATTRIBUTES,
-    KVM_CAP_GUEST_MEMFD,
-    KVM_CAP_VM_TYPES,
-    KVM_CAP_PRE_FAULT_MEMORY,
-    KVM_CAP_X86_APIC_BUS_CYCLES_NS,
-    KVM_CAP_X86_GUEST_MODE,
-];
-
-/// Each capability with what KVM says of it.
-pub(super) fn all(kvm: &Kvm, vm: &VmFd) -> Vec<Capability> {
+/// Each capability of the list (names and numbers, ascending by number) with what KVM says of it.
+pub(super) fn all(list: &[(&str, u32)], kvm: &Kvm, vm: &VmFd) -> Vec<Capability> {
     let ask = |(name, number): &(&str, u32)| Capability {
         number: *number,
         name: (*name).to_owned(),
@@ -148,15 +22,10 @@ pub(super) fn all(kvm: &Kvm, vm: &VmFd) -> Vec<Capability> {
         vm: vm.check_extension_raw((*number).into()).into(),
         extra: Extra::new(),
     };
-    CAPABILITIES.iter().map(ask).collect()
+    list.iter().map(ask).collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_ascend() {
-        assert!(CAPABILITIES.is_sorted_by(|a, b| a.1 < b.1));
-    }
+/// What a VM says of a capability; 0 if it is absent.
+pub(super) fn check(vm: &VmFd, capability: u32) -> u64 {
+    u64::try_from(vm.check_extension_raw(capability.into())).unwrap_or(0)
 }

@@ -4,9 +4,11 @@ use std::io;
 use std::path::PathBuf;
 
 use ferry_contract::JsonError;
+use ferry_contract::arm64::RegisterIdError;
 use ferry_memory::{LayoutError, RamError};
 use vmm_sys_util::errno;
 
+#[cfg(target_arch = "x86_64")]
 use crate::x86::StateIoError;
 use crate::{KickError, MemoryError};
 
@@ -26,8 +28,12 @@ pub enum ProbeError {
         source: errno::Error,
     },
     /// A VM could not be prepared.
+    #[cfg(target_arch = "x86_64")]
     #[error("this host cannot be probed: its VM cannot be prepared")]
     Prepare(#[from] StateIoError),
+    /// KVM lists a register whose id this build cannot take apart.
+    #[error("this host cannot be probed: KVM lists what is no register")]
+    Register(#[source] RegisterIdError),
     /// The host's own files could not be read.
     #[error("this host cannot be probed: {} cannot be read", path.display())]
     File {

@@ -1,13 +1,12 @@
-//! The host beside KVM: kernel, processor, modules.
+//! The host beside KVM: kernel and modules.
 //!
-//! Facts from `uname(2)`, `proc_cpuinfo(5)` and the kernel's Documentation/ABI/stable/sysfs-module.
+//! Facts from `uname(2)` and the kernel's Documentation/ABI/stable/sysfs-module.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use ferry_contract::{Extra, KernelFacts, Module, Processor};
+use ferry_contract::{Extra, KernelFacts, Module};
 
 use super::ProbeError;
 
@@ -103,11 +102,6 @@ pub(super) fn modules() -> Result<Vec<Module>, ProbeError> {
     Ok(found)
 }
 
-/// A module's parameter as a number.
-pub(super) fn parameter<T: FromStr>(modules: &[Module], module: &str, name: &str) -> Option<T> {
-    modules.iter().find(|known| known.name == module)?.parameters.get(name)?.parse().ok()
-}
-
 /// A parameter's value; none if this kernel has none of that name, or shows it to nobody.
 fn value(path: &PathBuf) -> Result<Option<String>, ProbeError> {
     use std::io::ErrorKind::{NotFound, PermissionDenied};
@@ -118,49 +112,9 @@ fn value(path: &PathBuf) -> Result<Option<String>, ProbeError> {
     }
 }
 
-pub(super) fn processor() -> Result<Processor, ProbeError> {
-    let path = PathBuf::from("/proc/cpuinfo");
-    let text = fs::read_to_string(&path).map_err(|source| ProbeError::File { path, source })?;
-    Ok(identity(&text))
-}
-
-/// The first processor of `proc_cpuinfo(5)`; what it does not say is empty or 0.
-fn identity(cpuinfo: &str) -> Processor {
-    let of = |name: &str| {
-        let pairs = cpuinfo.lines().filter_map(|line| line.split_once(':'));
-        pairs
-            .map(|(name, value)| (name.trim(), value.trim()))
-            .find(|(known, _)| *known == name)
-            .map_or("", |pair| pair.1)
-    };
-    let number = |name: &str| of(name).parse().unwrap_or(0);
-    Processor {
-        vendor: of("vendor_id").to_owned(),
-        family: number("cpu family"),
-        model: number("model"),
-        stepping: number("stepping"),
-        brand: of("model name").to_owned(),
-        microcode: of("microcode")
-            .strip_prefix("0x")
-            .and_then(|hex| u64::from_str_radix(hex, 16).ok())
-            .unwrap_or(0),
-        extra: Extra::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_processor_is_read() {
-        let text = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: A: B\nstepping\t: 8\nmicrocode\t: 0x2b000603\n\nprocessor\t: 1\nmodel\t\t: 1\n";
-        let processor = identity(text);
-        assert_eq!((processor.family, processor.model, processor.stepping), (6, 143, 8));
-        assert_eq!((processor.vendor.as_str(), processor.brand.as_str()), ("GenuineIntel", "A: B"));
-        assert_eq!(processor.microcode, 0x2b00_0603);
-        assert_eq!(identity(""), Processor::default());
-    }
 
     #[test]
     fn modules_are_sorted_as_a_profile_wants_them() {

@@ -15,10 +15,12 @@
 
 mod caps;
 mod capture;
+mod contract;
 mod convert;
 mod error;
 mod forced;
 mod ioctls;
+mod machine_state;
 mod msrs;
 mod nested;
 mod restore;
@@ -30,8 +32,10 @@ mod tests;
 
 pub use caps::X86Caps;
 pub use capture::{VcpuBaseline, capture_vcpu};
+pub use contract::{ContractApplyError, apply_contract, judge_contract};
 pub use error::{Notice, StateIoError};
 pub use forced::{force_vcpu, force_vm};
+pub(crate) use machine_state::KvmState;
 pub use restore::{check_sections, note_pause, restore_vcpu};
 pub use tsc::FirstTsc;
 pub use vm::{VmBaseline, capture_vm, restore_vm};

@@ -10,8 +10,9 @@ mod registers;
 mod vcpu;
 
 pub use counter::Counter;
+pub use ferry_contract::arm64::RegisterValue;
 pub use gic::{GicCpuInterface, GicDistributor, GicLines, GicRedistributor};
-pub use registers::{RegisterValue, Registers};
+pub use registers::Registers;
 pub use vcpu::{MpState, VcpuEvents};
 
 crate::known::parts!(

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ferry_contract::arm64::{MAX_REGISTER_BYTES, RegisterId};
+use ferry_contract::arm64::{RegisterId, RegisterValue};
 use minicbor::decode::Error as DecodeError;
 use minicbor::encode::{Error as EncodeError, Write};
 use minicbor::{Decode, Decoder, Encode, Encoder};
@@ -20,41 +20,6 @@ use crate::{Fields, Part};
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Registers {
     values: BTreeMap<u32, RegisterValue>,
-}
-
-/// What a register holds: its bytes, the least significant first.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct RegisterValue(Vec<u8>);
-
-impl RegisterValue {
-    /// These bytes; `None` if no register has as many.
-    pub fn new(bytes: Vec<u8>) -> Option<Self> {
-        (bytes.len().is_power_of_two() && bytes.len() <= MAX_REGISTER_BYTES).then_some(Self(bytes))
-    }
-
-    /// The bytes, the least significant first.
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// The value of a register of at most 64 bits.
-    pub fn number(&self) -> Option<u64> {
-        (self.0.len() <= 8).then(|| self.0.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-    }
-}
-
-impl From<u64> for RegisterValue {
-    fn from(value: u64) -> Self {
-        Self(value.to_le_bytes().to_vec())
-    }
-}
-
-/// As a number: `0x` and two digits for each byte.
-impl fmt::Debug for RegisterValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("0x")?;
-        self.0.iter().rev().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }
 
 impl Registers {
@@ -88,24 +53,6 @@ impl fmt::Debug for Registers {
             fields.field(&id.name(), value);
         }
         fields.finish()
-    }
-}
-
-impl<C> Encode<C> for RegisterValue {
-    fn encode<W: Write>(&self, encoder: &mut Encoder<W>, _: &mut C) -> Result<(), EncodeError<W::Error>> {
-        encoder.bytes(&self.0)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for RegisterValue {
-    fn decode(decoder: &mut Decoder<'b>, _: &mut C) -> Result<Self, DecodeError> {
-        let at = decoder.position();
-        let bytes = decoder.bytes()?;
-        let problem = || DecodeError::message(format!("no register has {} bytes", bytes.len())).at(at);
-        if bytes.len() > MAX_REGISTER_BYTES {
-            return Err(problem());
-        }
-        Self::new(bytes.to_vec()).ok_or_else(problem)
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod demo;
+pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod migrate;
 pub(crate) mod probe;

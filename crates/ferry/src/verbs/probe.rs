@@ -2,21 +2,28 @@
 
 use std::path::Path;
 
-use ferry_contract::{CpuidEntry, Profile, Register};
+use ferry_contract::{CpuidEntry, Profile, Register, X86Profile};
 
 use crate::cli::{Format, ProbeArgs};
 use crate::error::CliError;
 use crate::output;
 
+mod arm64;
+
 pub(crate) fn probe(args: &ProbeArgs, format: Format) -> Result<u8, CliError> {
     let kvm = ferry_kvm::open().map_err(|error| CliError::of(&error))?;
     let profile = ferry_kvm::probe::probe(&kvm).map_err(|error| CliError::of(&error))?;
-    if let Some(path) = &args.file {
+    tell(&profile, args.file.as_deref(), format)
+}
+
+/// Writes a profile down where it was asked for, and says it.
+pub(crate) fn tell(profile: &Profile, into: Option<&Path>, format: Format) -> Result<u8, CliError> {
+    if let Some(path) = into {
         write(path, &profile.to_json())?;
     }
     match format {
         Format::Json => output::line(profile.to_json().trim_end()),
-        Format::Text => summary(&profile).iter().for_each(|line| output::line(line)),
+        Format::Text => summary(profile).iter().for_each(|line| output::line(line)),
     }
     Ok(0)
 }
@@ -28,11 +35,22 @@ fn write(path: &Path, text: &str) -> Result<(), CliError> {
 
 /// A profile for people: a line a subject.
 pub(crate) fn summary(profile: &Profile) -> Vec<String> {
+    let rows = match profile {
+        Profile::X86(profile) => x86(profile),
+        Profile::Arm64(profile) => arm64::rows(profile),
+    };
+    rows.into_iter().map(|(name, value)| format!("{name:<13}{value}")).collect()
+}
+
+/// Subjects and what is to be said of each.
+type Rows = Vec<(&'static str, String)>;
+
+fn x86(profile: &X86Profile) -> Rows {
     let processor = &profile.processor;
     let (tsc, limits, xsave) = (&profile.tsc, &profile.limits, &profile.xsave);
     let there = profile.capabilities.iter().filter(|capability| capability.vm > 0).count();
     let modules: Vec<&str> = profile.modules.iter().map(|module| module.name.as_str()).collect();
-    let rows = [
+    vec![
         ("kernel", format!("{} {}", profile.kernel.release, profile.kernel.version)),
         (
             "processor",
@@ -96,11 +114,10 @@ pub(crate) fn summary(profile: &Profile) -> Vec<String> {
             },
         ),
         ("probe guest", probe_guest(profile)),
-    ];
-    rows.into_iter().map(|(name, value)| format!("{name:<13}{value}")).collect()
+    ]
 }
 
-fn probe_guest(profile: &Profile) -> String {
+fn probe_guest(profile: &X86Profile) -> String {
     let guest = &profile.probe_guest;
     let cpuid = if guest.cpuid_settings_reach {
         "CPUID settings reach a guest".to_owned()
@@ -112,7 +129,7 @@ fn probe_guest(profile: &Profile) -> String {
 }
 
 /// Registers that the guest read otherwise than KVM was told.
-fn differing(profile: &Profile) -> usize {
+fn differing(profile: &X86Profile) -> usize {
     let registers = |entry: &CpuidEntry| Register::ALL.map(|register| entry.register(register));
     let seen = &profile.probe_guest.cpuid;
     let differ = profile.cpuid.supported.iter().map(|told| {

@@ -133,3 +133,32 @@ fn bad_files_are_said_in_a_sentence() {
         house.json(&["check", file, file]).failed(1, &told);
     }
 }
+
+#[test]
+fn a_dump_of_an_arm64_host_becomes_a_profile_that_can_be_looked_at_and_checked_against() {
+    let house = House::new("sim");
+    let dump = include_str!("../../../ferry-contract/tests/data/kvm-registers.json");
+    let (file, profile) = (house.path("dump.json"), house.path("arm64.json"));
+    std::fs::write(&file, dump).unwrap();
+    let [file, profile] = [&file, &profile].map(|path| path.to_str().unwrap().to_owned());
+    let done = house.ferry(&["import", "--from", "kvm-registers", &file, "-o", &profile]);
+    assert!(done.status == 0 && done.output.contains("psci_0_2 pmu_v3: 2 registers"), "{done:?}");
+    let inspected = house.ferry(&["inspect", &profile]);
+    assert!(inspected.status == 0 && inspected.output.contains("MIDR 0x414fd0b1"), "{inspected:?}");
+
+    // A guest of x86-64 cannot go there, whatever it counts on.
+    let born = house.path("born.json");
+    std::fs::write(&born, include_str!("../../../ferry-contract/tests/data/kvm_pvm.profile.json")).unwrap();
+    let done = house.json(&["check", born.to_str().unwrap(), &profile]);
+    assert_eq!(done.status, 3, "{done:?}");
+    let verdict: Value = serde_json::from_str(&done.output).unwrap();
+    assert_eq!(verdict["findings"][0]["subject"], "kind of machine", "{verdict}");
+    let done = house.ferry(&["check", &profile, &profile]);
+    assert!(done.status == 1 && done.errors.contains("stands for no guest"), "{done:?}");
+
+    // What KVM cannot have said is refused with the register.
+    std::fs::write(&file, dump.replacen("0x60200000001000d5", "0x20200000001000d5", 1)).unwrap();
+    let done = house.ferry(&["import", "--from", "kvm-registers", &file]);
+    assert_eq!(done.status, 1, "{done:?}");
+    assert!(done.errors.contains("base[1]: 0x20200000001000d5 is no id of an arm64 register"), "{done:?}");
+}

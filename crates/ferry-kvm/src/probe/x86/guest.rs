@@ -21,8 +21,9 @@ use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};
 use vmm_sys_util::errno;
 
-use super::error::failed;
-use super::{ProbeError, guest_code};
+use super::guest_code;
+use crate::probe::ProbeError;
+use crate::probe::error::failed;
 use crate::{Kick, MemorySlots};
 
 /// How long the guest may take; it needs milliseconds.

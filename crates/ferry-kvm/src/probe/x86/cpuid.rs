@@ -11,8 +11,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::error::failed;
-use super::{ProbeError, ioctls};
+use super::ioctls;
+use crate::probe::ProbeError;
+use crate::probe::error::failed;
 
 pub(super) fn facts(kvm: &Kvm, vcpu: &VcpuFd) -> Result<CpuidFacts, ProbeError> {
     let has = |capability: u32| kvm.check_extension_raw(capability.into()) > 0;

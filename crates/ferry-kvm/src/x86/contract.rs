@@ -8,16 +8,16 @@
 //! 3. feature MSRs, which KVM takes only with the CPUID bits that show them.
 //!
 //! KVM takes CPUID that it cannot keep (Documentation/virt/kvm/api.rst, 4.20), and MSRs that it then
-//! drops; so [`compare`](ferry_contract::compare) comes first and reading back last.
+//! drops; so [`compare_x86`] comes first and reading back last.
 
 use ferry_contract::{
-    Contract, CpuidEntry, FeatureMsr, Finding, FindingKind, Layer, Profile, Register, compare,
+    Contract, CpuidEntry, FeatureMsr, Finding, FindingKind, Layer, Register, X86Profile, compare_x86,
 };
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
-use crate::probe;
+use crate::probe::x86 as probe;
 
 /// A vCPU did not become what its contract says.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ impl ContractApplyError {
 pub fn judge_contract(
     bytes: &[u8],
     vcpus: u32,
-    profile: &Profile,
+    profile: &X86Profile,
 ) -> Result<(Contract, Vec<Finding>), Vec<Finding>> {
     let unusable = |guest: String, target: String| {
         vec![Finding {
@@ -93,7 +93,7 @@ pub fn judge_contract(
         let says = format!("one for {} vCPUs", contract.vcpus);
         return Err(unusable(says, format!("would build {vcpus}")));
     }
-    let verdict = compare(&contract, profile);
+    let verdict = compare_x86(&contract, profile);
     if verdict.is_refusal() { Err(verdict.findings) } else { Ok((contract, verdict.findings)) }
 }
 
@@ -103,7 +103,7 @@ pub fn apply_contract(
     vcpu: &VcpuFd,
     index: u32,
     contract: &Contract,
-    profile: &Profile,
+    profile: &X86Profile,
 ) -> Result<(), ContractApplyError> {
     set_tsc_frequency(vcpu, contract.tsc_frequency_khz, profile)?;
     let reach = profile.probe_guest.cpuid_settings_reach;
@@ -111,7 +111,7 @@ pub fn apply_contract(
     contract.msrs_to_set().try_for_each(|msr| set_msr(vcpu, msr))
 }
 
-fn set_tsc_frequency(vcpu: &VcpuFd, khz: u32, profile: &Profile) -> Result<(), ContractApplyError> {
+fn set_tsc_frequency(vcpu: &VcpuFd, khz: u32, profile: &X86Profile) -> Result<(), ContractApplyError> {
     let refused = |ioctl| {
         move |source| ContractApplyError::Refused { ioctl, what: format!("a TSC of {khz} kHz"), source }
     };
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use ferry_contract::{BirthRequest, Features};
 
-    fn born() -> Option<(kvm_ioctls::Kvm, Profile, Contract)> {
+    fn born() -> Option<(kvm_ioctls::Kvm, X86Profile, Contract)> {
         let kvm = match crate::open() {
             Ok(kvm) => kvm,
             Err(error) => {

@@ -1,31 +1,21 @@
-//! A host's profile: everything that its KVM can offer a guest, as probed. Values, never names of
-//! models.
-//!
-//! [`Profile::from_json`] reads a file with bounds on everything and says where something is wrong;
-//! [`Profile::to_json`] writes it. Reading and writing back changes nothing: there is one form, and
-//! fields that this build does not know are kept in `extra`. `docs/profile.md` describes each field,
-//! `docs/profile.schema.json` holds for every file.
-
-use std::collections::BTreeMap;
+//! The profile of an x86-64 host: CPUID, model-specific registers, extended state, the time stamp counter.
 
 use serde::{Deserialize, Serialize};
 
+use super::{Capability, Extra, KernelFacts, Module};
 use crate::cpuid::{self, CpuidEntry, MAX_CPUID_ENTRIES, Register};
 use crate::hex;
 use crate::json::{self, JsonError};
 
-/// What the field `format` of a profile says.
-pub const PROFILE_FORMAT: &str = "ferry.profile";
+/// The architecture's name in a profile, as `uname -m` prints it.
+pub(super) const ARCHITECTURE: &str = "x86_64";
 
-/// Fields of a newer build, kept as they are.
-pub type Extra = BTreeMap<String, serde_json::Value>;
-
-/// Everything that one host's KVM can offer a guest.
+/// Everything that the KVM of one x86-64 host can offer a guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Profile {
-    /// [`PROFILE_FORMAT`].
+pub struct X86Profile {
+    /// [`PROFILE_FORMAT`](super::PROFILE_FORMAT).
     pub format: String,
-    /// The architecture's name as `uname -m` prints it; so far `x86_64`.
+    /// `x86_64`.
     pub architecture: String,
     /// The kernel.
     pub kernel: KernelFacts,
@@ -64,18 +54,6 @@ pub struct Profile {
     pub extra: Extra,
 }
 
-/// The kernel that runs KVM.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct KernelFacts {
-    /// `uname -r`.
-    pub release: String,
-    /// `uname -v`.
-    pub version: String,
-    /// Fields of a newer build.
-    #[serde(flatten)]
-    pub extra: Extra,
-}
-
 /// The host processor's identity.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Processor {
@@ -92,34 +70,6 @@ pub struct Processor {
     /// The microcode's revision.
     #[serde(with = "hex::u64")]
     pub microcode: u64,
-    /// Fields of a newer build.
-    #[serde(flatten)]
-    pub extra: Extra,
-}
-
-/// One kernel module and its parameters, as /sys/module shows them.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Module {
-    /// `kvm`, `kvm_intel`, `kvm_amd`, `kvm_pvm`.
-    pub name: String,
-    /// Parameters that a guest can notice, with their values as text.
-    pub parameters: BTreeMap<String, String>,
-    /// Fields of a newer build.
-    #[serde(flatten)]
-    pub extra: Extra,
-}
-
-/// One capability of KVM.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Capability {
-    /// Its number in linux/kvm.h.
-    pub number: u32,
-    /// Its name there.
-    pub name: String,
-    /// What `KVM_CHECK_EXTENSION` answers on `/dev/kvm`; 0 is absent.
-    pub system: i64,
-    /// What it answers on a VM.
-    pub vm: i64,
     /// Fields of a newer build.
     #[serde(flatten)]
     pub extra: Extra,
@@ -256,23 +206,10 @@ pub struct ProbeGuest {
     pub extra: Extra,
 }
 
-impl Profile {
-    /// Reads a file.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, JsonError> {
-        let profile: Self = json::read(bytes)?;
-        profile.check()?;
-        Ok(profile)
-    }
-
-    /// The one form as a file.
-    pub fn to_json(&self) -> String {
-        json::write(self)
-    }
-
+impl X86Profile {
     /// The value of a capability on a VM; 0 if it is absent or was not asked for.
     pub fn capability(&self, number: u32) -> i64 {
-        let place = self.capabilities.binary_search_by_key(&number, |capability| capability.number);
-        place.ok().and_then(|place| self.capabilities.get(place)).map_or(0, |capability| capability.vm)
+        super::capability(&self.capabilities, number)
     }
 
     /// The value of a feature MSR; none if KVM does not list it.
@@ -288,12 +225,7 @@ impl Profile {
 
     /// Whether this profile contradicts itself.
     pub fn check(&self) -> Result<(), JsonError> {
-        if self.format != PROFILE_FORMAT {
-            return Err(JsonError::sense("$.format", format!("not `{PROFILE_FORMAT}`: this is no profile")));
-        }
-        if self.architecture != "x86_64" {
-            return Err(JsonError::sense("$.architecture", "not `x86_64`: this build reads no other"));
-        }
+        super::check_head(&self.format, &self.architecture, ARCHITECTURE)?;
         for (path, list) in [
             ("$.cpuid.supported", &self.cpuid.supported),
             ("$.cpuid.emulated", &self.cpuid.emulated),
@@ -302,8 +234,7 @@ impl Profile {
         ] {
             check_cpuid(path, list)?;
         }
-        json::ascends("$.modules", &self.modules, |a, b| a.name < b.name)?;
-        json::ascends("$.capabilities", &self.capabilities, |a, b| a.number < b.number)?;
+        super::check_lists(&self.modules, &self.capabilities)?;
         json::ascends("$.enabled_capabilities", &self.enabled_capabilities, |a, b| a < b)?;
         json::ascends("$.msrs.features", &self.msrs.features, |a, b| a.index < b.index)?;
         json::ascends("$.msrs.listed", &self.msrs.listed, |a, b| a < b)?;

@@ -9,8 +9,8 @@ use kvm_bindings::{KVM_CAP_GET_MSR_FEATURES, Msrs, kvm_msr_entry};
 use kvm_ioctls::Kvm;
 use vmm_sys_util::errno;
 
-use super::ProbeError;
-use super::error::failed;
+use crate::probe::ProbeError;
+use crate::probe::error::failed;
 
 pub(super) fn facts(kvm: &Kvm) -> Result<MsrFacts, ProbeError> {
     let list = kvm.get_msr_index_list().map_err(failed("KVM_GET_MSR_INDEX_LIST", "the list of MSRs"))?;

@@ -1,0 +1,92 @@
+//! Every capability that bears on what a guest of arm64 sees, or on how it is run and moved.
+
+use crate::probe::capabilities::capabilities;
+
+/// Whether vCPUs may have EL2, and have it without the E2H0 form: numbers that kvm-bindings lacks.
+pub(super) const KVM_CAP_ARM_EL2: u32 = 240;
+pub(super) const KVM_CAP_ARM_EL2_E2H0: u32 = 241;
+
+/// Those that kvm-bindings lacks, ascending by number, after all others.
+pub(super) const NEWER: &[(&str, u32)] = &[
+    ("KVM_CAP_ARM_EL2", KVM_CAP_ARM_EL2),
+    ("KVM_CAP_ARM_EL2_E2H0", KVM_CAP_ARM_EL2_E2H0),
+    ("KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED", 243),
+    ("KVM_CAP_GUEST_MEMFD_FLAGS", 244),
+    ("KVM_CAP_ARM_SEA_TO_USER", 245),
+];
+
+/// Names and numbers, ascending by number.
+pub(super) const CAPABILITIES: &[(&str, u32)] = &capabilities![
+    KVM_CAP_IRQCHIP,
+    KVM_CAP_USER_MEMORY,
+    KVM_CAP_NR_VCPUS,
+    KVM_CAP_NR_MEMSLOTS,
+    KVM_CAP_MP_STATE,
+    KVM_CAP_COALESCED_MMIO,
+    KVM_CAP_SYNC_MMU,
+    KVM_CAP_SET_GUEST_DEBUG,
+    KVM_CAP_IRQ_ROUTING,
+    KVM_CAP_IRQFD,
+    KVM_CAP_IOEVENTFD,
+    KVM_CAP_VCPU_EVENTS,
+    KVM_CAP_MAX_VCPUS,
+    KVM_CAP_ONE_REG,
+    KVM_CAP_SIGNAL_MSI,
+    KVM_CAP_READONLY_MEM,
+    KVM_CAP_ARM_PSCI,
+    KVM_CAP_ARM_SET_DEVICE_ADDR,
+    KVM_CAP_DEVICE_CTRL,
+    KVM_CAP_ARM_EL1_32BIT,
+    KVM_CAP_ENABLE_CAP_VM,
+    KVM_CAP_VM_ATTRIBUTES,
+    KVM_CAP_ARM_PSCI_0_2,
+    KVM_CAP_CHECK_EXTENSION_VM,
+    KVM_CAP_GUEST_DEBUG_HW_BPS,
+    KVM_CAP_GUEST_DEBUG_HW_WPS,
+    KVM_CAP_ARM_PMU_V3,
+    KVM_CAP_VCPU_ATTRIBUTES,
+    KVM_CAP_MAX_VCPU_ID,
+    KVM_CAP_MSI_DEVID,
+    KVM_CAP_IMMEDIATE_EXIT,
+    KVM_CAP_ARM_USER_IRQ,
+    KVM_CAP_ARM_INJECT_SERROR_ESR,
+    KVM_CAP_ARM_VM_IPA_SIZE,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+    KVM_CAP_ARM_SVE,
+    KVM_CAP_ARM_PTRAUTH_ADDRESS,
+    KVM_CAP_ARM_PTRAUTH_GENERIC,
+    KVM_CAP_ARM_IRQ_LINE_LAYOUT_2,
+    KVM_CAP_ARM_NISV_TO_USER,
+    KVM_CAP_ARM_INJECT_EXT_DABT,
+    KVM_CAP_STEAL_TIME,
+    KVM_CAP_DIRTY_LOG_RING,
+    KVM_CAP_SET_GUEST_DEBUG2,
+    KVM_CAP_PTP_KVM,
+    KVM_CAP_BINARY_STATS_FD,
+    KVM_CAP_ARM_MTE,
+    KVM_CAP_SYSTEM_EVENT_DATA,
+    KVM_CAP_ARM_SYSTEM_SUSPEND,
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+    KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
+    KVM_CAP_COUNTER_OFFSET,
+    KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE,
+    KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES,
+    KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES,
+    KVM_CAP_USER_MEMORY2,
+    KVM_CAP_MEMORY_FAULT_INFO,
+    KVM_CAP_MEMORY_ATTRIBUTES,
+    KVM_CAP_GUEST_MEMFD,
+    KVM_CAP_PRE_FAULT_MEMORY,
+    KVM_CAP_ARM_WRITABLE_IMP_ID_REGS,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_ascend() {
+        assert!([CAPABILITIES, NEWER].concat().is_sorted_by(|a, b| a.1 < b.1));
+    }
+}
