@@ -106,6 +106,16 @@ pub enum Error {
         /// The program.
         path: PathBuf,
     },
+    /// No compiler here builds for that architecture.
+    #[error(
+        "no compiler here builds for {target}: rustup could not add it (`rustup target add {target}` says why), and Debian's own compiler cannot be had: {reason}"
+    )]
+    NoTarget {
+        /// The target's name.
+        target: String,
+        /// Why not the distribution's.
+        reason: Box<Error>,
+    },
     /// A host did not come up, or went away by itself.
     #[error("{host}: {what}; the last of its console:\n{console}")]
     Gone {

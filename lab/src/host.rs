@@ -15,25 +15,38 @@ pub enum Vendor {
     Amd,
     /// VMX, emulated by Bochs.
     Intel,
+    /// EL2 of arm64, emulated by QEMU.
+    Arm64,
 }
 
 impl Vendor {
-    /// Both.
-    pub const ALL: &[Self] = &[Self::Amd, Self::Intel];
+    /// All.
+    pub const ALL: &[Self] = &[Self::Amd, Self::Intel, Self::Arm64];
 
     /// As it is written in a host's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Amd => "amd",
             Self::Intel => "intel",
+            Self::Arm64 => "arm64",
         }
     }
 
-    /// The module of KVM that this vendor's processors need.
-    pub const fn module(self) -> &'static str {
+    /// The architecture of its processors.
+    pub const fn architecture(self) -> Architecture {
         match self {
-            Self::Amd => "kvm-amd",
-            Self::Intel => "kvm-intel",
+            Self::Amd | Self::Intel => Architecture::X86_64,
+            Self::Arm64 => Architecture::Arm64,
+        }
+    }
+
+    /// The modules that a host of this vendor loads, what they need aside: its devices, and KVM where that
+    /// is not built in.
+    pub const fn modules(self) -> &'static [&'static str] {
+        match self {
+            Self::Amd => &["virtio_pci", "virtio_console", "virtio_net", "kvm_amd"],
+            Self::Intel => &["ata_piix", "sd_mod", "kvm_intel"],
+            Self::Arm64 => &["virtio_pci", "virtio_console", "virtio_net"],
         }
     }
 
@@ -41,7 +54,7 @@ impl Vendor {
     /// highest version that the suites have.
     pub const fn kernels(self) -> &'static [&'static str] {
         match self {
-            Self::Amd => {
+            Self::Amd | Self::Arm64 => {
                 &["5.10", "6.1", "6.12", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "newest"]
             }
             // Later ones panic on Bochs 2.7.
@@ -54,6 +67,37 @@ impl Vendor {
         match self {
             Self::Amd => &["EPYC", "EPYC-Rome", "EPYC-Milan", "EPYC-Genoa", "max", "phenom", "qemu64"],
             Self::Intel => &["corei5_lynnfield_750", "corei7_haswell_4770", "corei7_skylake_x"],
+            Self::Arm64 => &["cortex-a57", "cortex-a76", "neoverse-n1", "neoverse-n2", "max"],
+        }
+    }
+}
+
+/// What a host's programs are built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Architecture {
+    /// x86-64.
+    X86_64,
+    /// arm64.
+    Arm64,
+}
+
+impl Architecture {
+    /// This machine's.
+    pub const NATIVE: Self = if cfg!(target_arch = "aarch64") { Self::Arm64 } else { Self::X86_64 };
+
+    /// As Debian calls it.
+    pub const fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As the first word of a target's name has it, and `uname -m`.
+    pub const fn machine(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "aarch64",
         }
     }
 }
@@ -79,7 +123,7 @@ impl Host {
         let (vendor, kernel, model) = (parts.next(), parts.next(), parts.next());
         let vendors: Vec<&str> = Vendor::ALL.iter().map(|vendor| vendor.name()).collect();
         let vendor = known(name, "vendor", vendor, &vendors)?;
-        let vendor = if vendor == "amd" { Vendor::Amd } else { Vendor::Intel };
+        let vendor = Vendor::ALL.iter().copied().find(|known| known.name() == vendor).unwrap_or(Vendor::Amd);
         let kernel = known(name, "kernel", kernel, vendor.kernels())?;
         let model = known(name, "processor model", model, vendor.models())?;
         Ok(Self { vendor, kernel, model })
@@ -96,13 +140,19 @@ impl Host {
         hosts
     }
 
-    /// The two hosts that quick tests use, with unlike kernels; what they need serves every processor model.
+    /// The hosts that quick tests use, two of each architecture, with unlike kernels; what they need serves
+    /// every processor model.
     pub fn smoke() -> Vec<Self> {
-        let host = |kernel, model| Self { vendor: Vendor::Amd, kernel, model };
-        vec![host("5.10", "EPYC"), host("6.12", "EPYC")]
+        let host = |vendor, kernel, model| Self { vendor, kernel, model };
+        vec![
+            host(Vendor::Amd, "5.10", "EPYC"),
+            host(Vendor::Amd, "6.12", "EPYC"),
+            host(Vendor::Arm64, "5.10", "cortex-a57"),
+            host(Vendor::Arm64, "6.12", "cortex-a76"),
+        ]
     }
 
-    /// The hosts between which all verdicts are tested; the smoke's are among them.
+    /// The hosts between which all verdicts are tested; the smoke's are among them, but for those of arm64.
     pub fn tested() -> Vec<Self> {
         let mut hosts = Vec::new();
         for &(vendor, kernel, models) in TESTED {
@@ -208,7 +258,8 @@ mod tests {
         }
         assert!(Host::all().len() > 80);
         assert!(Host::tested().iter().all(|host| Host::all().contains(host)));
-        assert!(Host::smoke().iter().all(|host| Host::tested().contains(host)));
+        let is_judged = |host: &Host| host.vendor == Vendor::Arm64 || Host::tested().contains(host);
+        assert!(Host::smoke().iter().all(is_judged));
     }
 
     #[test]
@@ -220,6 +271,7 @@ mod tests {
         let model = said("amd/6.12/EPYC-Rom");
         assert!(model.contains("EPYC-Rome"), "{model}");
         assert!(said("intel/6.12/haswell").contains("corei7_haswell_4770"));
+        assert!(said("arm64/6.12/neoverse").contains("neoverse-n1"));
         assert!(said("ibm/6.12/EPYC").contains("amd"));
         assert!(said("amd/6.12").contains("says no processor model") && said("amd/6.12").contains("phenom"));
         assert!(said("").contains("says no vendor"));

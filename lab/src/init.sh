@@ -31,7 +31,8 @@ fi >>/tmp/lab-setup 2>&1
 if [ "$(parameter mode)" = shell ]; then
     [ -z "$failed" ] || cat /tmp/lab-setup >/dev/console
     cd /files
-    setsid cttyhack sh -l </dev/ttyS0 >/dev/ttyS0 2>&1
+    terminal=/dev/$(sed -n "s/.*\bconsole=\([^ ,]*\).*/\1/p" /proc/cmdline)
+    setsid cttyhack sh -l <"$terminal" >"$terminal" 2>&1
     poweroff -f
 fi
 

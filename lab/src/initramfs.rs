@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cpio::Writer;
 use crate::error::Error;
-use crate::host::{Host, Vendor};
+use crate::host::Host;
 use crate::kernel;
 
 /// The first process; see there.
@@ -39,7 +39,7 @@ impl Root<'_> {
         let file = File::create(to).map_err(Error::file("create", to))?;
         let mut files: Vec<(String, PathBuf)> = vec![("bin/busybox".to_owned(), self.busybox.to_owned())];
         let mut order = String::new();
-        for path in kernel::load_order(self.modules, &self.roots())? {
+        for path in kernel::load_order(self.modules, self.host.vendor.modules())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             order.extend([&name, " ", &self.parameters(&name), "\n"]);
             files.push((format!("lab/modules/{name}"), path));
@@ -65,15 +65,6 @@ impl Root<'_> {
             writer.finish().map(drop)
         })()
         .map_err(write)
-    }
-
-    fn roots(&self) -> Vec<&'static str> {
-        let mut roots = match self.host.vendor {
-            Vendor::Amd => vec!["virtio_pci", "virtio_console", "virtio_net"],
-            Vendor::Intel => vec!["ata_piix", "sd_mod"],
-        };
-        roots.push(self.host.vendor.module());
-        roots
     }
 
     fn parameters(&self, module: &str) -> String {

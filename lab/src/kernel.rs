@@ -13,10 +13,7 @@ use crate::apt::Suite;
 use crate::cache::Cache;
 use crate::error::Error;
 use crate::files::walk;
-
-/// The modules that hosts load, what they need aside; one that is not there is built in.
-const ROOTS: &[&str] =
-    &["virtio_pci", "virtio_console", "virtio_net", "ata_piix", "sd_mod", "kvm_amd", "kvm_intel"];
+use crate::host::{Architecture, Vendor};
 
 /// The packages that together hold a kernel; not every version has all of them.
 const PARTS: &[&str] = &["image", "binary", "modules"];
@@ -32,22 +29,28 @@ fn suites(series: &str) -> &'static [&'static str] {
 }
 
 /// The name of a kernel's item in the cache.
-pub(crate) fn item(series: &str) -> String {
-    format!("kernels/{series}")
+pub(crate) fn item(architecture: Architecture, series: &str) -> String {
+    match architecture {
+        Architecture::X86_64 => format!("kernels/{series}"),
+        Architecture::Arm64 => format!("kernels-arm64/{series}"),
+    }
 }
 
 /// Fetches the kernel of that series into the folder: `vmlinuz`, `modules/NAME.ko`, and `release`, the
 /// version that it is. `busybox` is the program that unpacks compressed modules.
 pub(crate) fn fetch(
     cache: &Cache,
+    architecture: Architecture,
     series: &str,
     busybox: &Path,
     into: &Path,
     say: &dyn Fn(&str),
 ) -> Result<(), Error> {
-    let (suite, version) = find(cache, series, say)?;
-    let names: Vec<String> = PARTS.iter().map(|part| format!("linux-{part}-{version}-cloud-amd64")).collect();
-    let there = suite.packages(&format!("^linux-.*-{}-cloud-amd64$", version.replace('+', "[+]")))?;
+    let (suite, version) = find(cache, architecture, series, say)?;
+    let debian = architecture.debian();
+    let names: Vec<String> =
+        PARTS.iter().map(|part| format!("linux-{part}-{version}-cloud-{debian}")).collect();
+    let there = suite.packages(&format!("^linux-.*-{}-cloud-{debian}$", version.replace('+', "[+]")))?;
     let packages: Vec<String> = names.into_iter().filter(|name| there.contains(name)).collect();
     say(&format!("kernel {version}: fetching from {}", suite.name()));
     let tree = into.join("tree");
@@ -65,17 +68,23 @@ pub(crate) fn fetch(
 }
 
 /// The suite and the highest version of a series, over all suites that may have it.
-fn find(cache: &Cache, series: &str, say: &dyn Fn(&str)) -> Result<(Suite, String), Error> {
+fn find(
+    cache: &Cache,
+    architecture: Architecture,
+    series: &str,
+    say: &dyn Fn(&str),
+) -> Result<(Suite, String), Error> {
+    let flavour = format!("-cloud-{}", architecture.debian());
     let mut best: Option<(Suite, String)> = None;
     let mut known = Vec::new();
     for name in suites(series) {
         say(&format!("kernel {series}: reading the list of {name}"));
-        let suite = Suite::open(cache, name, "amd64")?;
+        let suite = Suite::open(cache, name, architecture.debian())?;
         let versions: Vec<String> = suite
-            .packages("^linux-image-[0-9].*-cloud-amd64$")?
+            .packages(&format!("^linux-image-[0-9].*{flavour}$"))?
             .iter()
             .filter_map(|package| {
-                Some(package.strip_prefix("linux-image-")?.strip_suffix("-cloud-amd64")?.to_owned())
+                Some(package.strip_prefix("linux-image-")?.strip_suffix(&flavour)?.to_owned())
             })
             .collect();
         known.extend(versions.iter().map(|version| series_of(version)));
@@ -120,7 +129,9 @@ fn take_modules(tree: &Path, busybox: &Path, into: &Path) -> Result<(), Error> {
             paths.insert(name, path.to_owned());
         }
     })?;
-    let mut open: Vec<String> = ROOTS.iter().map(|&root| root.to_owned()).collect();
+    // One that is not there is built in, or another architecture's.
+    let mut open: Vec<String> =
+        Vendor::ALL.iter().flat_map(|vendor| vendor.modules()).map(|&root| root.to_owned()).collect();
     while let Some(name) = open.pop() {
         let to = into.join(format!("{name}.ko"));
         let Some(from) = paths.get(&name).filter(|_| !to.exists()) else { continue };

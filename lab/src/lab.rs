@@ -13,7 +13,7 @@ use crate::bochs;
 use crate::cache::{Cache, Scratch};
 use crate::error::Error;
 use crate::files::{self, Way};
-use crate::host::{Host, Vendor};
+use crate::host::{Architecture, Host, Vendor};
 use crate::initramfs::Root;
 use crate::kernel;
 use crate::machine::{Listener, Machine, Start};
@@ -25,6 +25,9 @@ const TOOLS: &str = "trixie";
 
 /// An AMD host is up within this time, or it hangs. A quiet machine needs 3 to 8 seconds.
 const AMD_BOOT_MAX: Duration = Duration::from_secs(120);
+
+/// The same for arm64, whose boot QEMU emulates more slowly. A quiet machine needs 3 to 10 seconds.
+const ARM64_BOOT_MAX: Duration = Duration::from_secs(180);
 
 /// The same for Intel: Bochs executes one instruction after another.
 const INTEL_BOOT_MAX: Duration = Duration::from_secs(900);
@@ -140,7 +143,7 @@ impl Lab {
 
     /// The version of a prepared kernel.
     pub fn release(&self, host: &Host) -> Option<String> {
-        fs::read_to_string(self.cache.item(&kernel::item(host.kernel)).join("release")).ok()
+        fs::read_to_string(self.kernel(host).join("release")).ok()
     }
 
     /// A prepared host by its kernel's series: `amd/7.2/max` for `amd/newest/max`.
@@ -159,21 +162,28 @@ impl Lab {
     /// No apt, no network, no space, no such kernel at present: each says so. What was complete stays.
     pub fn prepare(&self, hosts: &[Host], say: &dyn Fn(&str)) -> Result<(), Error> {
         for host in hosts {
-            let busybox = self.tool("busybox-static", "amd64", say)?;
-            let unpacker =
-                if native() == "amd64" { busybox } else { self.tool("busybox-static", native(), say)? };
-            let item = kernel::item(host.kernel);
-            self.cache.make(&item, |into| {
-                kernel::fetch(&self.cache, host.kernel, &unpacker.join("usr/bin/busybox"), into, say)
+            let architecture = host.vendor.architecture();
+            self.tool("busybox-static", architecture.debian(), say)?;
+            let unpacker = self.tool("busybox-static", native(), say)?.join("usr/bin/busybox");
+            self.cache.make(&kernel::item(architecture, host.kernel), |into| {
+                kernel::fetch(&self.cache, architecture, host.kernel, &unpacker, into, say)
             })?;
-            match host.vendor {
-                Vendor::Amd => {
-                    self.tool("qemu-system-x86", native(), say)?;
-                }
-                Vendor::Intel => bochs::prepare(&self.cache, say)?,
+            match emulator(host.vendor) {
+                Some(package) => drop(self.tool(package, native(), say)?),
+                None => bochs::prepare(&self.cache, say)?,
             }
         }
         Ok(())
+    }
+
+    /// Where a host's kernel lies.
+    fn kernel(&self, host: &Host) -> PathBuf {
+        self.cache.item(&kernel::item(host.vendor.architecture(), host.kernel))
+    }
+
+    /// Where the busybox of a host lies.
+    fn busybox(&self, host: &Host) -> PathBuf {
+        self.cache.item(&tool_item("busybox-static", host.vendor.architecture().debian()))
     }
 
     /// An unpacked program of Debian's with all its libraries.
@@ -234,13 +244,13 @@ impl Lab {
         let scratch = self.root(host, job)?;
         let mark = word()?;
         let (command, listeners, way) = match host.vendor {
-            Vendor::Amd => {
+            Vendor::Amd | Vendor::Arm64 => {
                 let listeners = [unix(scratch.path(), "out")?, unix(scratch.path(), "err")?];
                 (self.qemu(host, job, scratch.path(), Some(&mark), network), listeners, Way::Stream)
             }
             Vendor::Intel => {
                 let sockets = [tcp()?, tcp()?];
-                let kernel = self.cache.item(&kernel::item(host.kernel)).join("vmlinuz");
+                let kernel = self.kernel(host).join("vmlinuz");
                 let boot = bochs::Boot {
                     cache: &self.cache,
                     model: host.model,
@@ -264,8 +274,8 @@ impl Lab {
         let scratch = self.cache.scratch()?;
         let root = Root {
             host,
-            busybox: &self.cache.item(&tool_item("busybox-static", "amd64")).join("usr/bin/busybox"),
-            modules: &self.cache.item(&kernel::item(host.kernel)).join("modules"),
+            busybox: &self.busybox(host).join("usr/bin/busybox"),
+            modules: &self.kernel(host).join("modules"),
             kvm_parameters: &job.kvm_parameters,
             strict_tsc: job.strict_tsc,
             files: &job.files,
@@ -282,10 +292,13 @@ impl Lab {
         mark: Option<&str>,
         network: Option<&Network>,
     ) -> std::process::Command {
+        let package = emulator(host.vendor).unwrap_or_default();
         let boot = qemu::Boot {
-            emulator: &self.cache.item(&tool_item("qemu-system-x86", native())),
+            emulator: &self.cache.item(&tool_item(package, native())),
+            architecture: host.vendor.architecture(),
             model: host.model,
-            kernel: &self.cache.item(&kernel::item(host.kernel)).join("vmlinuz"),
+            kernel: &self.kernel(host).join("vmlinuz"),
+            kvm_parameters: &job.kvm_parameters,
             folder,
             mark,
             memory_mib: job.memory_mib,
@@ -318,12 +331,23 @@ pub(crate) fn fetch_tool(
 
 /// The items of the cache that a host needs.
 fn items(host: &Host) -> Vec<String> {
-    let mut items = vec![kernel::item(host.kernel), tool_item("busybox-static", "amd64")];
-    match host.vendor {
-        Vendor::Amd => items.push(tool_item("qemu-system-x86", native())),
-        Vendor::Intel => items.extend(bochs::items()),
+    let architecture = host.vendor.architecture();
+    let mut items =
+        vec![kernel::item(architecture, host.kernel), tool_item("busybox-static", architecture.debian())];
+    match emulator(host.vendor) {
+        Some(package) => items.push(tool_item(package, native())),
+        None => items.extend(bochs::items()),
     }
     items
+}
+
+/// The package of the emulator, unless it is Bochs.
+const fn emulator(vendor: Vendor) -> Option<&'static str> {
+    match vendor {
+        Vendor::Amd => Some("qemu-system-x86"),
+        Vendor::Arm64 => Some("qemu-system-arm"),
+        Vendor::Intel => None,
+    }
 }
 
 /// The name of a program's item in the cache.
@@ -333,12 +357,13 @@ pub(crate) fn tool_item(package: &str, architecture: &str) -> String {
 
 /// This machine's architecture, as Debian calls it.
 pub(crate) const fn native() -> &'static str {
-    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+    Architecture::NATIVE.debian()
 }
 
 fn limit(host: &Host, job: &Job) -> Duration {
     job.boot_within.unwrap_or(match host.vendor {
         Vendor::Amd => AMD_BOOT_MAX,
+        Vendor::Arm64 => ARM64_BOOT_MAX,
         Vendor::Intel => INTEL_BOOT_MAX,
     })
 }

@@ -1,7 +1,7 @@
 //! Real KVM hosts on any machine: a real Linux kernel with its real KVM inside an emulated machine.
 //!
-//! QEMU's TCG emulates AMD's SVM and Bochs emulates Intel's VMX, so `/dev/kvm` in there is the kernel's
-//! own. A [`Host`] names one: `amd/6.12/EPYC-Rome`. [`Lab::prepare`] fetches what it needs once,
+//! QEMU's TCG emulates AMD's SVM and EL2 of arm64, Bochs emulates Intel's VMX, so `/dev/kvm` in there is the
+//! kernel's own. A [`Host`] names one: `amd/6.12/EPYC-Rome`. [`Lab::prepare`] fetches what it needs once,
 //! [`Lab::boot`] keeps it running for as many programs as are wanted, and [`Lab::pair`] boots two with a
 //! network between them. `cargo xtask lab` is the same for the command line;
 //! `docs/lab.md` says how it works and what it can not show.
@@ -29,9 +29,10 @@ mod process;
 mod program;
 mod qemu;
 mod stream;
+mod toolchain;
 
 pub use crate::error::Error;
-pub use crate::host::{Host, Vendor};
+pub use crate::host::{Architecture, Host, Vendor};
 pub use crate::lab::{Job, Lab};
 pub use crate::machine::{Machine, Output, Side};
 pub use crate::pair::Pair;

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::cache::Cache;
 use crate::error::Error;
+use crate::host::Architecture;
+use crate::toolchain::Toolchain;
 
-/// The target whose programs are static by themselves.
-const MUSL: &str = "x86_64-unknown-linux-musl";
-
-/// The usual target, which links statically when asked.
-const GNU: &str = "x86_64-unknown-linux-gnu";
+/// `distribution` in it has Debian's compiler build, also where rustup could add the target.
+const COMPILER_VARIABLE: &str = "FERRY_LAB_COMPILER";
 
 /// Builds static programs of this tree. They have a build folder of their own, `lab` in `target`, so no other
 /// build waits for them or is thrown away by them.
@@ -30,47 +30,48 @@ impl std::fmt::Debug for Programs<'_> {
 }
 
 impl Programs<'_> {
-    /// This tree's `ferry`; answers with its path.
+    /// This tree's `ferry` for hosts of an architecture; answers with its path.
     ///
     /// # Errors
-    /// [`Error::Command`] if the build fails; cargo has said why on standard error.
-    pub fn ferry(&self) -> Result<PathBuf, Error> {
-        self.program("ferry")
+    /// [`Error::Command`] if the build fails; cargo has said why on standard error. [`Error::NoTarget`] if
+    /// nothing here can build for the architecture.
+    pub fn ferry(&self, architecture: Architecture) -> Result<PathBuf, Error> {
+        self.program(architecture, "ferry")
     }
 
-    /// This tree's `ferry-truth`, which tells what a verdict was worth.
+    /// This tree's `ferry-truth` for x86-64 hosts, which tells what a verdict was worth.
     ///
     /// # Errors
     /// As [`Programs::ferry`].
     pub fn truth(&self) -> Result<PathBuf, Error> {
-        self.program("ferry-truth")
+        self.program(Architecture::X86_64, "ferry-truth")
     }
 
-    /// The tests of a package, one program for each of its test targets.
+    /// The tests of a package for x86-64 hosts, one program for each of its test targets.
     ///
     /// # Errors
     /// As [`Programs::ferry`].
     pub fn tests(&self, package: &str) -> Result<Vec<PathBuf>, Error> {
         let form = "--message-format=json-render-diagnostics";
-        let said = self.cargo(&["test", "--no-run", form, "--package", package])?.1;
+        let said = self.cargo(Architecture::X86_64, &["test", "--no-run", form, "--package", package])?.1;
         let said = String::from_utf8_lossy(&said).into_owned();
         let messages = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         Ok(messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).collect())
     }
 
-    fn program(&self, name: &str) -> Result<PathBuf, Error> {
-        let folder = self.cargo(&["build", "--package", name, "--bin", name])?.0;
+    fn program(&self, architecture: Architecture, name: &str) -> Result<PathBuf, Error> {
+        let folder = self.cargo(architecture, &["build", "--package", name, "--bin", name])?.0;
         Ok(folder.join(name))
     }
 
     /// Runs cargo for a target whose programs are static; answers with the folder of its programs, and with what it said.
-    fn cargo(&self, arguments: &[&str]) -> Result<(PathBuf, Vec<u8>), Error> {
-        let musl = has_target(MUSL) || add_target(MUSL, self.say);
-        let triple = if musl { MUSL } else { GNU };
+    fn cargo(&self, architecture: Architecture, arguments: &[&str]) -> Result<(PathBuf, Vec<u8>), Error> {
+        let compiler = Compiler::choose(architecture, self.say)?;
+        let triple = compiler.triple();
         let folder = self.target.join("lab");
         let shown = format!("cargo {} --target {triple}", arguments.join(" "));
         (self.say)(&shown);
-        let output = command(self.root, &folder, triple, arguments)
+        let output = command(self.root, &folder, &compiler, arguments)
             .stderr(Stdio::inherit())
             .output()
             .map_err(|error| Error::Command { command: shown.clone(), reason: error.to_string() })?;
@@ -84,23 +85,58 @@ impl Programs<'_> {
     }
 }
 
-fn command(root: &Path, folder: &Path, triple: &str, arguments: &[&str]) -> Command {
+fn command(root: &Path, folder: &Path, compiler: &Compiler, arguments: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root).args(arguments).arg("--quiet");
-    command.args(["--target", triple, "--target-dir"]).arg(folder);
+    command.args(["--target", compiler.triple(), "--target-dir"]).arg(folder);
     // It goes into the host's memory at every boot: without symbols it is a tenth.
     command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_DEV_STRIP", "symbols");
-    if triple == GNU {
-        command.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    }
     // Cargo tells its children about the crate under test; another cargo must not take it as its own.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_ENCODED_RUSTFLAGS" {
             command.env_remove(name);
         }
     }
+    match compiler {
+        Compiler::Musl(_) => {}
+        Compiler::Own(_) => drop(command.env("RUSTFLAGS", "-C target-feature=+crt-static")),
+        Compiler::Distribution(toolchain) => toolchain.apply(&mut command),
+    }
     command
+}
+
+/// What builds static programs.
+enum Compiler {
+    /// This machine's, for musl: such programs are static by themselves, and need no C compiler.
+    Musl(String),
+    /// This machine's, for its own architecture.
+    Own(String),
+    /// The distribution's.
+    Distribution(Toolchain),
+}
+
+impl Compiler {
+    fn choose(architecture: Architecture, say: &dyn Fn(&str)) -> Result<Self, Error> {
+        let musl = format!("{}-unknown-linux-musl", architecture.machine());
+        let distribution = std::env::var_os(COMPILER_VARIABLE).is_some_and(|wish| wish == "distribution");
+        if !distribution && (has_target(&musl) || add_target(&musl, say)) {
+            return Ok(Self::Musl(musl));
+        }
+        if !distribution && architecture == Architecture::NATIVE {
+            return Ok(Self::Own(format!("{}-unknown-linux-gnu", architecture.machine())));
+        }
+        Toolchain::prepare(&Cache::from_environment(), architecture, say)
+            .map(Self::Distribution)
+            .map_err(|reason| Error::NoTarget { target: musl, reason: Box::new(reason) })
+    }
+
+    fn triple(&self) -> &str {
+        match self {
+            Self::Musl(triple) | Self::Own(triple) => triple,
+            Self::Distribution(toolchain) => toolchain.triple(),
+        }
+    }
 }
 
 /// Whether the compiler has the target's library.

@@ -1,12 +1,13 @@
-//! The command line of QEMU for an AMD host.
+//! The command line of QEMU for an AMD or an arm64 host.
 //!
-//! `q35` with nothing else in it: one processor with SVM, one virtio port for each stream, and a virtio
-//! network card if there is another host to talk to. The foreign QEMU runs through its own C library's
+//! `q35` or `virt` with nothing else in it: one processor with SVM or EL2, one virtio port for each stream,
+//! and a virtio network card if there is another host to talk to. The foreign QEMU runs through its own C library's
 //! loader. `-no-reboot` with `panic=-1` makes a kernel's panic the emulator's end.
 
 use std::path::Path;
 use std::process::Command;
 
+use crate::host::Architecture;
 use crate::process::tied;
 
 /// The folder of a Debian architecture's libraries, and its loader.
@@ -41,10 +42,14 @@ impl Network {
 pub(crate) struct Boot<'a> {
     /// Where QEMU was unpacked.
     pub(crate) emulator: &'a Path,
+    /// The host's architecture.
+    pub(crate) architecture: Architecture,
     /// The processor's model.
     pub(crate) model: &'a str,
     /// The kernel's image.
     pub(crate) kernel: &'a Path,
+    /// Parameters of KVM where it is built into the kernel, as `name=value`.
+    pub(crate) kvm_parameters: &'a [String],
     /// The folder of this run, with `root`, and where sockets and the console's log go.
     pub(crate) folder: &'a Path,
     /// The word in the streams' marks; none for an interactive shell.
@@ -61,13 +66,17 @@ impl Boot<'_> {
         let at = |path: &str| self.emulator.join(path);
         let (libraries, loader) = loader();
         let mut command = tied(at(loader).as_os_str());
-        command.arg("--library-path").arg(at(libraries)).arg(at("usr/bin/qemu-system-x86_64"));
+        command.arg("--library-path").arg(at(libraries)).arg(at(&program(self.architecture)));
         for folder in ["usr/share/seabios", "usr/share/qemu"] {
             command.arg("-L").arg(at(folder));
         }
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.args(["-accel", "tcg,thread=multi", "-machine", "q35", "-smp", "1"]);
-        command.args(["-cpu", cpu(self.model), "-m", &self.memory_mib.to_string()]);
+        let machine = match self.architecture {
+            Architecture::X86_64 => "q35",
+            Architecture::Arm64 => "virt,virtualization=on,gic-version=3",
+        };
+        command.args(["-accel", "tcg,thread=multi", "-machine", machine, "-smp", "1"]);
+        command.args(["-cpu", cpu(self.architecture, self.model), "-m", &self.memory_mib.to_string()]);
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.folder.join("root"));
         command.args(["-append", &self.kernel_line()]);
         // Keys and addresses must not wait for randomness that an idle machine does not gather.
@@ -98,20 +107,39 @@ impl Boot<'_> {
         command
     }
 
+    /// What the kernel's line says to a KVM that is built in. `max` is the model that can nest
+    /// (Documentation/admin-guide/kernel-parameters.txt, `kvm-arm.mode`).
+    fn built_in_kvm(&self) -> String {
+        let nested = if self.model == "max" { " kvm-arm.mode=nested" } else { "" };
+        let parameters = self.kvm_parameters.iter().map(|parameter| format!(" kvm.{parameter}"));
+        parameters.fold(nested.to_owned(), |line, parameter| line + &parameter)
+    }
+
     fn kernel_line(&self) -> String {
         let what = self.mark.map_or_else(|| "lab.mode=shell".to_owned(), |mark| format!("lab.mark={mark}"));
         let address = self.network.map(|network| Network::address(network.number));
         let address = address.map(|address| format!(" lab.address={address}")).unwrap_or_default();
-        // On a loaded machine an emulated timer may come too late for the kernel, which would panic for it.
-        format!("console=ttyS0 panic=-1 loglevel=4 no_timer_check net.ifnames=0 {what}{address}")
+        let (console, own) = match self.architecture {
+            // On a loaded machine an emulated timer may come too late for the kernel, which would panic for it.
+            Architecture::X86_64 => ("ttyS0", " no_timer_check".to_owned()),
+            Architecture::Arm64 => ("ttyAMA0", self.built_in_kvm()),
+        };
+        format!("console={console} panic=-1 loglevel=4 net.ifnames=0{own} {what}{address}")
     }
 }
 
-/// The models whose SVM is off by default.
-fn cpu(model: &str) -> &str {
-    match model {
-        "qemu64" => "qemu64,+svm,+npt",
-        model => model,
+/// The emulator's program.
+fn program(architecture: Architecture) -> String {
+    format!("usr/bin/qemu-system-{}", architecture.machine())
+}
+
+/// The models whose SVM is off by default, and the one whose pointer authentication takes most of the time
+/// where it is done as the architecture says.
+fn cpu(architecture: Architecture, model: &str) -> &str {
+    match (architecture, model) {
+        (Architecture::X86_64, "qemu64") => "qemu64,+svm,+npt",
+        (Architecture::Arm64, "max") => "max,pauth-impdef=on",
+        (_, model) => model,
     }
 }
 
@@ -124,7 +152,9 @@ mod tests {
         let network = Network { socket: "/run/net".into(), listens: false, number: 2 };
         let boot = Boot {
             emulator: Path::new("/q"),
+            architecture: Architecture::X86_64,
             model: "qemu64",
+            kvm_parameters: &[],
             kernel: Path::new("/k/vmlinuz"),
             folder: Path::new("/r"),
             mark: Some("word"),
@@ -143,7 +173,21 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part} in {line}");
         }
-        let shell = format!("{:?}", Boot { mark: None, network: None, ..boot }.command());
-        assert!(shell.contains("lab.mode=shell") && !shell.contains("netdev"));
+        let shell = Boot { mark: None, network: None, ..boot };
+        let line = format!("{:?}", shell.command());
+        assert!(line.contains("lab.mode=shell") && !line.contains("netdev"));
+        let parameters = ["halt_poll_ns=0".to_owned()];
+        let arm =
+            Boot { architecture: Architecture::Arm64, model: "max", kvm_parameters: &parameters, ..shell };
+        let line = format!("{:?}", arm.command());
+        for part in [
+            "qemu-system-aarch64",
+            "virtualization=on",
+            "max,pauth-impdef=on",
+            "console=ttyAMA0",
+            "kvm-arm.mode=nested kvm.halt_poll_ns=0 lab.mode=shell",
+        ] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
     }
 }

@@ -160,7 +160,7 @@ pub(crate) fn run(tree: &Tree, command: Command) -> Result<ExitCode, Failure> {
         Command::Shell { host, options } => {
             let host = Host::parse(&host)?;
             prepare(&lab, std::slice::from_ref(&host))?;
-            lab.shell(&host, &with_ferry(tree, options.job()?)?)?;
+            lab.shell(&host, &with_ferry(tree, &host, options.job()?)?)?;
             Ok(())
         }
         Command::Probe { hosts, check } => probe::run(tree, &lab, &hosts, check),
@@ -206,9 +206,9 @@ fn prepare(lab: &Lab, hosts: &[Host]) -> Result<(), Failure> {
 }
 
 /// The job with this tree's `ferry`.
-fn with_ferry(tree: &Tree, job: Job) -> Result<Job, Failure> {
+fn with_ferry(tree: &Tree, host: &Host, job: Job) -> Result<Job, Failure> {
     let programs = Programs { root: &tree.root, target: &tree.target, say: &progress };
-    Ok(job.program("ferry", &programs.ferry()?))
+    Ok(job.program("ferry", &programs.ferry(host.vendor.architecture())?))
 }
 
 /// A program for one host.
@@ -225,7 +225,7 @@ impl Run {
         let Self { host, mut job, within, files, program } = self;
         prepare(lab, std::slice::from_ref(&host))?;
         // A script may call `ferry` as well.
-        job = with_ferry(tree, job)?;
+        job = with_ferry(tree, &host, job)?;
         let mut words = program.clone();
         let named = Path::new(&program[0]);
         if program[0] != "ferry" && named.is_file() {
@@ -261,8 +261,9 @@ fn pair(
 ) -> Result<ExitCode, Failure> {
     let steps = steps.iter().map(|step| Step::parse(step)).collect::<Result<Vec<_>, _>>()?;
     prepare(lab, hosts)?;
-    let job = with_ferry(tree, options.job()?)?;
-    let mut pair = lab.pair((&hosts[0], &job), (&hosts[1], &job))?;
+    let job = |host| with_ferry(tree, host, options.job()?);
+    let (source, target) = (job(&hosts[0])?, job(&hosts[1])?);
+    let mut pair = lab.pair((&hosts[0], &source), (&hosts[1], &target))?;
     for step in &steps {
         let side = if step.on_target { "target" } else { "source" };
         progress(&format!("{side}: {}", step.script));

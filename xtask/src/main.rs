@@ -1,10 +1,11 @@
-//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `bench`, `fuzz`, `simulate`, `lab`.
+//! What a developer of Ferry runs: `cargo xtask lint`, `test`, `build`, `bench`, `fuzz`, `simulate`, `lab`.
 //!
 //! Continuous integration runs these very commands (`.ci/run`) and knows nothing beyond them.
 
 #![forbid(unsafe_code)]
 
 mod bench;
+mod build;
 mod fuzz;
 mod lab;
 mod lint;
@@ -42,6 +43,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Builds `ferry` as one static file, for hosts without libraries or of another architecture
+    Build {
+        /// The architecture
+        #[arg(long, value_enum)]
+        target: build::Target,
+    },
     /// Runs the benchmarks: one by name, `move` for a whole migration, or all of them
     Bench {
         /// A bench of a crate, or `move`
@@ -77,6 +84,7 @@ fn perform(task: Task) -> Result<ExitCode, Failure> {
     match task {
         Task::Lint => lint::run(&tree),
         Task::Test { lab, arguments } => test::run(&tree, lab, &arguments),
+        Task::Build { target } => build::run(&tree, target),
         Task::Bench { name } => bench::run(&tree, name.as_deref()),
         Task::Fuzz(arguments) => fuzz::run(&tree, &arguments),
         Task::Simulate { arguments } => simulate::run(&tree, &arguments),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use ferry_lab::{Host, Lab, Programs};
+use ferry_lab::{Architecture, Host, Lab, Programs};
 
 use crate::run::{self, Failure};
 use crate::say;
@@ -20,6 +20,7 @@ const KVM: &str = "/dev/kvm";
 
 /// What the tests in the lab are told; see `lab/tests`.
 const LAB_PROGRAM: &str = "FERRY_LAB_PROGRAM";
+const LAB_PROGRAM_ARM64: &str = "FERRY_LAB_PROGRAM_ARM64";
 const LAB_TRUTH: &str = "FERRY_LAB_TRUTH";
 const LAB_TESTS: &str = "FERRY_LAB_TESTS";
 const LAB_REPORT: &str = "FERRY_LAB_REPORT";
@@ -27,7 +28,7 @@ const LAB_REPORT: &str = "FERRY_LAB_REPORT";
 /// Which tests run in the lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum InLab {
-    /// Those that two AMD hosts serve
+    /// Those that two AMD and two arm64 hosts serve
     Smoke,
     /// The matrix of verdicts, moves between unlike hosts, Intel: about half an hour
     All,
@@ -43,12 +44,15 @@ pub(crate) fn run(tree: &Tree, lab: InLab, arguments: &[String]) -> Result<(), F
         ));
     }
     let mut command = run::cargo(tree, &["test", "--no-fail-fast"]);
-    for variable in [LAB_PROGRAM, LAB_TRUTH, LAB_TESTS, LAB_REPORT] {
+    for variable in [LAB_PROGRAM, LAB_PROGRAM_ARM64, LAB_TRUTH, LAB_TESTS, LAB_REPORT] {
         command.env_remove(variable);
     }
     let report = tree.target.join("lab/matrix.txt");
-    if is_ready(lab)? {
+    if is_ready(lab, Architecture::X86_64)? {
         arm(tree, lab, &report, &mut command)?;
+    }
+    if is_ready(lab, Architecture::Arm64)? {
+        arm_arm64(tree, &mut command)?;
     }
     if !names_a_crate(arguments) {
         command.arg("--workspace");
@@ -65,24 +69,28 @@ pub(crate) fn run(tree: &Tree, lab: InLab, arguments: &[String]) -> Result<(), F
     Ok(())
 }
 
-/// Whether the lab has the hosts; else says what is left out. For all of its tests it fetches them.
-fn is_ready(lab: InLab) -> Result<bool, Failure> {
-    let hosts = Lab::open();
+/// Whether the lab has the hosts of an architecture; else says what is left out. For all of its tests it
+/// fetches them.
+fn is_ready(lab: InLab, architecture: Architecture) -> Result<bool, Failure> {
+    let (hosts, name) = (Lab::open(), architecture.machine());
+    let of = |hosts: Vec<Host>| -> Vec<Host> {
+        hosts.into_iter().filter(|host| host.vendor.architecture() == architecture).collect()
+    };
     match lab {
         InLab::Off => {
-            say::notice(&"the lab is off: tests on and between unlike KVM hosts will be skipped");
+            say::notice(&format!("the lab is off: tests on and between {name} hosts will be skipped"));
             Ok(false)
         }
         InLab::All => {
-            hosts.prepare(&Host::tested(), &|text| say::step(&text))?;
+            hosts.prepare(&of([Host::tested(), Host::smoke()].concat()), &|text| say::step(&text))?;
             Ok(true)
         }
-        InLab::Smoke if Host::smoke().iter().all(|host| hosts.is_prepared(host)) => Ok(true),
+        InLab::Smoke if of(Host::smoke()).iter().all(|host| hosts.is_prepared(host)) => Ok(true),
         InLab::Smoke => {
-            say::notice(
-                &"the lab is not prepared (`cargo xtask lab prepare --smoke` does so): tests on and between \
-                  unlike KVM hosts will be skipped",
-            );
+            say::notice(&format!(
+                "the lab is not prepared (`cargo xtask lab prepare --smoke` does so): tests on and between \
+                 {name} hosts will be skipped"
+            ));
             Ok(false)
         }
     }
@@ -91,7 +99,7 @@ fn is_ready(lab: InLab) -> Result<bool, Failure> {
 /// Builds what the hosts run, and tells the tests where it is.
 fn arm(tree: &Tree, lab: InLab, report: &Path, command: &mut Command) -> Result<(), Failure> {
     let programs = Programs { root: &tree.root, target: &tree.target, say: &|text| say::step(&text) };
-    command.env(LAB_PROGRAM, programs.ferry()?);
+    command.env(LAB_PROGRAM, programs.ferry(Architecture::X86_64)?);
     let mut packages = vec!["ferry-kvm"];
     if lab == InLab::All {
         packages.push("ferry-vmm");
@@ -105,6 +113,18 @@ fn arm(tree: &Tree, lab: InLab, report: &Path, command: &mut Command) -> Result<
         tests.extend(paths.iter().map(|path| format!("{package}={}", path.display())));
     }
     command.env(LAB_TESTS, tests.join(":"));
+    Ok(())
+}
+
+/// The same for arm64 hosts, unless nothing here can build for them.
+fn arm_arm64(tree: &Tree, command: &mut Command) -> Result<(), Failure> {
+    let programs = Programs { root: &tree.root, target: &tree.target, say: &|text| say::step(&text) };
+    match programs.ferry(Architecture::Arm64) {
+        Err(error @ ferry_lab::Error::NoTarget { .. }) => {
+            say::notice(&format!("{error}; tests on aarch64 hosts will be skipped"));
+        }
+        built => drop(command.env(LAB_PROGRAM_ARM64, built?)),
+    }
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use ferry_contract::{Contract, CpuidEntry, Register};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use crate::probe;
+use crate::probe::x86::{cpuid_entry, cpuid_value};
 
 /// Something that is not on this host as the guest had it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub fn force_contract(vcpu: &VcpuFd, index: u32, contract: &Contract, reach: boo
         refused(&mut found, &format!("KVM_SET_TSC_KHZ {khz}"), set);
     }
     let told = contract.cpuid_of_vcpu(index, reach);
-    let entries: Vec<_> = told.iter().map(probe::cpuid_entry).collect();
+    let entries: Vec<_> = told.iter().map(cpuid_entry).collect();
     match CpuId::from_entries(&entries) {
         Ok(list) => refused(&mut found, "KVM_SET_CPUID2", vcpu.set_cpuid2(&list)),
         Err(error) => refused(&mut found, "KVM_SET_CPUID2", Err(format!("{error:?}"))),
@@ -81,7 +81,7 @@ fn cpuid_changes(vcpu: &VcpuFd, told: &[CpuidEntry]) -> Vec<Deviation> {
             return vec![Deviation::Refused { what: "KVM_GET_CPUID2".to_owned(), error: error.to_string() }];
         }
     };
-    let kept: Vec<CpuidEntry> = kept.as_slice().iter().map(probe::cpuid_value).collect();
+    let kept: Vec<CpuidEntry> = kept.as_slice().iter().map(cpuid_value).collect();
     let mut found = Vec::new();
     for set in told {
         let there = kept.iter().find(|entry| entry.key() == set.key()).copied().unwrap_or_default();

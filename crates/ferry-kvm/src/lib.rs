@@ -28,6 +28,7 @@ mod dirty;
 #[cfg(target_arch = "x86_64")]
 mod dirty_log;
 mod dirty_ring;
+#[cfg(target_arch = "x86_64")]
 mod forced;
 mod host;
 mod huge_pages;
@@ -44,6 +45,7 @@ pub mod x86;
 
 pub use adopt::adopt;
 pub use dirty_ring::{DirtyRing, DirtyRingError};
+#[cfg(target_arch = "x86_64")]
 pub use forced::{Deviation, force_contract};
 pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};
 pub use huge_pages::{HugePages, HugePagesError, Pages, allocate_in};

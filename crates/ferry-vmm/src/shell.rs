@@ -77,7 +77,12 @@ impl Shell {
         Ok((Self { vm, vcpus, contract, ring: None }, found))
     }
 
-    fn build(kvm: &Kvm, contract: Contract, profile: &X86Profile, dirty: DirtyKind) -> Result<Self, VmmError> {
+    fn build(
+        kvm: &Kvm,
+        contract: Contract,
+        profile: &X86Profile,
+        dirty: DirtyKind,
+    ) -> Result<Self, VmmError> {
         let vm = Arc::new(create_vm(kvm)?);
         let ring = match dirty {
             DirtyKind::Log => None,

@@ -11,6 +11,7 @@
     reason = "this crate is nothing but tests; clippy exempts only functions marked so"
 )]
 
+mod arm64;
 mod carried;
 mod matrix;
 mod moves;

@@ -126,7 +126,7 @@ fn boot(lab: &Ready, host: &Host, job: &Job) -> Result<Machine, Error> {
 /// How much longer everything takes under Bochs.
 fn slowness(host: &Host) -> u32 {
     match host.vendor {
-        Vendor::Amd => 1,
+        Vendor::Amd | Vendor::Arm64 => 1,
         Vendor::Intel => 20,
     }
 }

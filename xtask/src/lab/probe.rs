@@ -38,10 +38,9 @@ enum Told {
 pub(super) fn run(tree: &Tree, lab: &Lab, names: &[String], check: bool) -> Result<(), Failure> {
     let catalog = tree.root.join("catalog");
     let hosts = if names.is_empty() { all(&catalog)? } else { super::parse_all(names)? };
-    let job = with_ferry(tree, Job::new())?;
     let (mut changed, mut failed) = (0, 0);
     for host in &hosts {
-        match one(&catalog, lab, host, &job, check) {
+        match one(tree, &catalog, lab, host, check) {
             Ok(Told::Same) => {}
             Ok(Told::Changed) => changed += 1,
             // The other hosts can be looked at all the same.
@@ -65,10 +64,11 @@ pub(super) fn run(tree: &Tree, lab: &Lab, names: &[String], check: bool) -> Resu
 }
 
 /// Takes one profile, and holds it against the file that is there.
-fn one(catalog: &Path, lab: &Lab, host: &Host, job: &Job, check: bool) -> Result<Told, Failure> {
+fn one(tree: &Tree, catalog: &Path, lab: &Lab, host: &Host, check: bool) -> Result<Told, Failure> {
     let host = prepared(lab, host)?;
     let named = lab.numbered(&host)?;
-    let new = take(lab, &host, job, &named)?;
+    let job = with_ferry(tree, &host, Job::new())?;
+    let new = take(lab, &host, &job, &named)?;
     let path = catalog.join(format!("{named}.json"));
     let old = read(&path)?;
     let lines = old.as_ref().map(|old| changes(old, &new));

@@ -14,7 +14,7 @@ pub(crate) fn import(args: &ImportArgs, format: Format) -> Result<u8, CliError> 
     let profile = match args.from {
         ImportFormat::KvmRegisters => import::kvm_registers(&bytes).map(Profile::from),
     };
-    let profile = profile
-        .map_err(|error| CliError::plain(format!("the file {file} cannot be imported: {error}")))?;
+    let profile =
+        profile.map_err(|error| CliError::plain(format!("the file {file} cannot be imported: {error}")))?;
     tell(&profile, args.into.as_deref(), format)
 }

@@ -97,6 +97,7 @@ pub(super) fn checked(born: &[Born]) -> Vec<Vec<Vec<String>>> {
 }
 
 fn offered(profile: &Profile) -> Contract {
+    let Profile::X86(profile) = profile else { panic!("the hosts of the matrix are of x86-64") };
     let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: false } };
     Contract::birth(profile, &request).unwrap()
 }
