@@ -242,6 +242,7 @@ fn follows(took: bool) -> (Doubt, Waiting, Arc<Runs>, tempfile::TempDir) {
     let (folder, runs) = (tempfile::tempdir().unwrap(), Arc::new(Runs::default()));
     let state = StateFolder::open(&folder.path().join("state")).unwrap();
     let first = Arc::new(state.begin(InstanceId(unique())).unwrap());
+    let its_life = Arc::downgrade(&first);
     let source = running(CHURN, runs.options());
     let elsewhere = Arc::new(Runs::default());
     let its_runs = if took { &runs } else { &elsewhere };
@@ -259,6 +260,8 @@ fn follows(took: bool) -> (Doubt, Waiting, Arc<Runs>, tempfile::TempDir) {
         move_to(&mut other, &waiting.address, 9);
         drop(waiting.arrived());
     }
+    // As long as it holds its journal it lives, and others say so.
+    until("the first one's end", || its_life.strong_count() == 0);
     let second = Arc::new(state.begin(InstanceId(unique())).unwrap());
     let waiting = receives(&fresh_address(Transport::Unix, folder.path()), second, &runs);
     doubt.proxy.lead_to(&waiting.address);

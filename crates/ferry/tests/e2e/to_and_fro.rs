@@ -240,7 +240,7 @@ impl Walk {
                 let words = ["recover", "g", "--abandon", "--reason", "both were killed by this test"];
                 assert_eq!(self.house.json(&words).status, 0);
             }
-            self.at = self.house.guest("g", GUEST);
+            self.at = self.house.guest_again("g", GUEST);
         }
         assert!(self.at.check() > 0);
     }

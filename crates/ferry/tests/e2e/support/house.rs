@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::journal;
 use super::process::{Deaths, Done, Process};
+use super::{journal, wait_until};
 
 /// Flags of a guest that is quick to move.
 pub(crate) const CHURN: &[&str] = &["--memory=16M", "--payload=churn", "--rate=8M", "--working-set=2M"];
@@ -111,6 +111,22 @@ impl House {
     /// The same for a second guest: the journal is of one alone.
     pub(crate) fn guest_without_journal(&self, id: &str, flags: &[&str]) -> Process {
         self.born(id, flags, false)
+    }
+
+    /// A guest that works, as soon as no other process of this machine has one of its name: who waited for it
+    /// may still be writing down that it does not come.
+    pub(crate) fn guest_again(&self, id: &str, flags: &[&str]) -> Process {
+        let words = [&["run", "--id", id], flags].concat();
+        let mut born = None;
+        wait_until("its name is free", || {
+            let process = self.with_hooks(&words, true);
+            let document = process.first_word();
+            born = document.map(|document| process.found_by("running", &document));
+            born.is_some()
+        });
+        let guest = born.unwrap();
+        guest.await_work();
+        guest
     }
 
     fn born(&self, id: &str, flags: &[&str], journal: bool) -> Process {

@@ -67,8 +67,13 @@ impl Process {
     }
 
     /// Reads the document with which it says that it is ready.
-    pub(crate) fn ready(mut self, word: &str) -> Self {
+    pub(crate) fn ready(self, word: &str) -> Self {
         let document = self.document();
+        self.found_by(word, &document)
+    }
+
+    /// Takes from that document where it is to be found.
+    pub(crate) fn found_by(mut self, word: &str, document: &Value) -> Self {
         let facts = document.get(word).unwrap_or_else(|| panic!("{self:?} said {document}"));
         self.socket = facts["control_socket"].as_str().unwrap().into();
         self.listen = facts["listen"].as_str().unwrap_or_default().into();
