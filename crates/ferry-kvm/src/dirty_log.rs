@@ -115,6 +115,7 @@ impl DirtyLog {
 
     /// The same in this mode, if KVM offers it.
     #[cfg(test)]
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn in_mode(vm: &VmFd, protect: Protect) -> Option<Self> {
         let offered = Self::new(vm).protect;
         (protect.flags() & offered.flags() == protect.flags()).then_some(Self { protect, on: false })

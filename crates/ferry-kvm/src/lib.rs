@@ -10,22 +10,15 @@
 //! - [`Kick`] gets a vCPU's thread out of `KVM_RUN`;
 //! - [`adopt()`] takes over an inherited descriptor;
 //! - [`probe::probe`] makes this host's profile, [`apply_contract`] gives a vCPU what its guest's contract says;
-//! - [`x86`] captures and restores the state of vCPUs and VM;
+//! - `x86` and `arm64` capture and restore the state of vCPUs and VM;
 //! - [`Deviation`] is what a host really does otherwise, found by force: the lab holds verdicts against it.
 
 #![allow(unsafe_code, reason = "KVM's ioctls and run pages are raw memory; each block has its reason")]
-#![cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(
-        dead_code,
-        reason = "so far machines are of x86-64: what every machine shares has no user elsewhere"
-    )
-)]
 
 mod adopt;
-#[cfg(target_arch = "x86_64")]
+#[cfg(target_arch = "aarch64")]
+pub mod arm64;
 mod dirty;
-#[cfg(target_arch = "x86_64")]
 mod dirty_log;
 mod dirty_ring;
 #[cfg(target_arch = "x86_64")]
@@ -33,10 +26,8 @@ mod forced;
 mod host;
 mod huge_pages;
 mod ioctl;
-#[cfg(target_arch = "x86_64")]
 mod judge;
 mod kick;
-#[cfg(target_arch = "x86_64")]
 mod machine;
 mod memory;
 pub mod probe;
@@ -49,10 +40,8 @@ pub use dirty_ring::{DirtyRing, DirtyRingError};
 pub use forced::{Deviation, force_contract};
 pub use host::{API_VERSION, DEVICE, HostLimits, OpenError, open, open_at};
 pub use huge_pages::{HugePages, HugePagesError, Pages, allocate_in};
-#[cfg(target_arch = "x86_64")]
 pub use judge::judge;
 pub use kick::{Entered, Kick, KickError, kick_signal};
-#[cfg(target_arch = "x86_64")]
 pub use machine::{Devices, KIND, KvmMachine, UseVcpu, Vcpus};
 pub use memory::{HOLE_END, HOLE_START, MemoryError, MemorySlots, allocate, x86_layout};
 #[cfg(target_arch = "x86_64")]

@@ -41,13 +41,21 @@ use ferry_protocol::{Epoch, GuestId, MachineDescription};
 use ferry_state::{MachineState, Resources};
 use kvm_ioctls::{Kvm, VcpuFd};
 
+#[cfg(target_arch = "aarch64")]
+use crate::arm64::KvmState;
 use crate::dirty::DirtySource;
+#[cfg(target_arch = "x86_64")]
 use crate::forced::Deviation;
 use crate::memory::MemorySlots;
+#[cfg(target_arch = "x86_64")]
 use crate::x86::KvmState;
 
 /// The kind of machine in a [`MachineDescription`].
+#[cfg(target_arch = "x86_64")]
 pub const KIND: &str = "kvm-x86_64";
+/// The kind of machine in a [`MachineDescription`].
+#[cfg(target_arch = "aarch64")]
+pub const KIND: &str = "kvm-aarch64";
 
 /// A VMM's vCPU threads, as [`KvmMachine`] needs them.
 ///
@@ -166,6 +174,14 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
         })
     }
 
+    /// The same with the VM's interrupt controller, which moves with the guest. It must be initialised, and
+    /// not have been used yet.
+    #[cfg(target_arch = "aarch64")]
+    pub fn with_gic(mut self, gic: crate::arm64::Gic) -> Result<Self, MachineError> {
+        self.state.use_gic(gic, &mut self.vcpus)?;
+        Ok(self)
+    }
+
     /// The same with resources of kinds that the VMM brings, beside file locks.
     #[must_use]
     pub fn with_resources(mut self, resources: ResourceSet) -> Self {
@@ -213,6 +229,7 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
 
     /// As [`restore`](Machine::restore), but whatever KVM refuses or keeps otherwise is no error: it is said,
     /// and the guest would run on with it. For the lab, which finds out so what a verdict was worth.
+    #[cfg(target_arch = "x86_64")]
     pub fn force(&mut self, state: &MachineState) -> Result<Vec<Deviation>, MachineError> {
         self.must_be_stopped("restore a state")?;
         self.state.force(self.memory.vm(), &mut self.vcpus, state)

@@ -122,8 +122,8 @@ impl RegisterId {
     }
 
     /// A system register's id: they have 64 bits.
-    pub fn system(register: SystemRegister) -> Self {
-        let key = u64::from(SYSTEM) << 16 | u64::from(register.bits());
+    pub const fn system(register: SystemRegister) -> Self {
+        let key = (SYSTEM as u64) << 16 | register.bits() as u64;
         Self(ARCHITECTURE << ARCHITECTURE_SHIFT | 3 << SIZE_SHIFT | key)
     }
 

@@ -8,7 +8,7 @@
 //! Facts from the kernel's Documentation/virt/kvm/api.rst, each at its place.
 
 #[cfg(target_arch = "aarch64")]
-mod arm64;
+pub(crate) mod arm64;
 mod capabilities;
 mod error;
 mod host;

@@ -39,7 +39,7 @@ ioctl_iowr_nr!(KVM_GET_REG_LIST, KVMIO, 0xb0, kvm_reg_list);
 const MAX_REGISTERS: u64 = 4096;
 
 /// The ids of a vCPU's registers, in the order in which KVM lists them.
-pub(super) fn register_list(vcpu: &VcpuFd) -> Result<Vec<u64>, errno::Error> {
+pub(crate) fn register_list(vcpu: &VcpuFd) -> Result<Vec<u64>, errno::Error> {
     // `struct kvm_reg_list`: how many there is room for, then the ids.
     let mut list = vec![0_u64];
     loop {

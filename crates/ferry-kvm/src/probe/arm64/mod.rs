@@ -7,6 +7,7 @@
 
 mod capabilities;
 mod ioctls;
+pub(crate) use ioctls::register_list;
 mod lowering;
 mod processor;
 mod registers;
