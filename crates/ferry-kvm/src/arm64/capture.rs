@@ -1,6 +1,5 @@
 //! What vCPUs, the interrupt controller and the counter hold, read with every vCPU stopped.
 
-use std::arch::asm;
 use std::time::SystemTime;
 
 use ferry_state::arm64::{
@@ -12,6 +11,7 @@ use vmm_sys_util::errno;
 
 use super::gic::{Affinity, Gic};
 use super::{StateIoError, registers};
+use crate::probe::arm64::counter_frequency;
 
 /// Every part of one vCPU.
 #[derive(Debug, Clone)]
@@ -93,17 +93,9 @@ pub(super) fn counter(vcpu: &VcpuFd) -> Result<Counter, StateIoError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Ok(Counter {
         value: value.number().unwrap_or(0),
-        frequency_hz: counter_frequency_hz(),
+        frequency_hz: counter_frequency(),
         realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
     })
-}
-
-/// Counts a second of this host's counter, which is every guest's.
-pub(super) fn counter_frequency_hz() -> u64 {
-    let hertz: u64;
-    // SAFETY: user space may read `CNTFRQ_EL0`, and that is all that the instruction does.
-    unsafe { asm!("mrs {}, cntfrq_el0", out(reg) hertz, options(nomem, nostack, preserves_flags)) };
-    hertz
 }
 
 pub(super) fn failed(

@@ -19,7 +19,7 @@ mod capture;
 mod error;
 mod gic;
 mod machine_state;
-mod registers;
+pub(crate) mod registers;
 mod restore;
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ fn list(vcpu: &VcpuFd) -> Result<Vec<RegisterId>, errno::Error> {
 }
 
 /// Reads a register.
-pub(super) fn read(vcpu: &VcpuFd, id: RegisterId) -> Result<RegisterValue, errno::Error> {
+pub(crate) fn read(vcpu: &VcpuFd, id: RegisterId) -> Result<RegisterValue, errno::Error> {
     let mut buffer = [0; MAX_REGISTER_BYTES];
     let bytes = buffer.get_mut(..id.bytes()).unwrap_or_default();
     vcpu.get_one_reg(id.raw(), bytes)?;

@@ -15,10 +15,11 @@ use kvm_bindings::{kvm_mp_state, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
-use super::capture::{counter_frequency_hz, failed};
+use super::capture::failed;
 use super::gic::{Affinity, Gic};
 use super::registers::{self, PHYSICAL_COUNT, Stage, TIMER_COUNT};
 use super::{Notice, StateIoError};
+use crate::probe::arm64::counter_frequency;
 
 /// Refuses a state that has needed sections of unknown parts, of vCPUs beyond `vcpus`, or of an interrupt
 /// controller where there is none. For the state of vCPUs and VM, without that of devices.
@@ -40,7 +41,7 @@ pub(super) fn check_sections(state: &MachineState, vcpus: u32, has_gic: bool) ->
 /// Sets the counter, for all vCPUs, by the first.
 pub(super) fn counter(vcpu: &VcpuFd, state: &MachineState) -> Result<(), StateIoError> {
     let counter: Counter = state.require(0)?;
-    let (guest_hz, host_hz) = (counter.frequency_hz, counter_frequency_hz());
+    let (guest_hz, host_hz) = (counter.frequency_hz, counter_frequency());
     if guest_hz != host_hz {
         return Err(StateIoError::CounterFrequency { guest_hz, host_hz });
     }

@@ -85,7 +85,7 @@ fn mask_ranges(vm: &VmFd) -> Vec<u32> {
 }
 
 /// `CNTFRQ_EL0`, which Linux lets programs read (arch/arm64/kernel/traps.c reads it for them where it must).
-fn counter_frequency() -> u64 {
+pub(crate) fn counter_frequency() -> u64 {
     let hertz: u64;
     // SAFETY: the instruction reads a register into another and touches no memory.
     unsafe { asm!("mrs {}, cntfrq_el0", out(reg) hertz, options(nomem, nostack, preserves_flags)) };

@@ -8,6 +8,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::ioctls;
 use super::vcpu::Fresh;
+use crate::arm64::registers;
 use crate::probe::ProbeError;
 use crate::probe::capabilities::check;
 use crate::probe::error::failed;
@@ -45,9 +46,7 @@ pub(super) fn mask_place(id: RegisterId) -> Option<usize> {
 
 /// What a register holds; none if KVM lists it and cannot read it.
 pub(super) fn read(vcpu: &VcpuFd, id: RegisterId) -> Option<RegisterValue> {
-    let mut bytes = vec![0; id.bytes()];
-    vcpu.get_one_reg(id.raw(), &mut bytes).ok()?;
-    RegisterValue::new(bytes)
+    registers::read(vcpu, id).ok()
 }
 
 /// Lengths of SVE's vectors, by the register that says them: bit *n* of its 512 stands for *n* + 1 times 128
