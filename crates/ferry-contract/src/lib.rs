@@ -8,10 +8,10 @@
 //! - A [`Verdict`] is made of [`Finding`]s, each one reason with its remedy.
 //!
 //! ```
-//! # use ferry_contract::{BirthRequest, Contract, Features, Profile, X86Profile, compare};
-//! # fn moved(source: &X86Profile, target: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+//! # use ferry_contract::{BirthRequest, Contract, Features, Profile, compare};
+//! # fn moved(source: &Profile, target: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
 //! let target = Profile::from_json(target)?;
-//! let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv: false } };
+//! let request = BirthRequest { vcpus: 2, features: Features::Offered(Vec::new()) };
 //! let contract = Contract::birth(source, &request)?;
 //! for finding in compare(&contract, &target).findings {
 //!     println!("{finding}");
@@ -34,9 +34,12 @@ mod profile;
 mod rules;
 mod verdict;
 
-pub use birth::{BirthError, BirthRequest, Features};
-pub use compare::{compare, compare_x86};
-pub use contract::{CONTRACT_FORMAT, Contract, ContractError, FeatureMsr, KVM_X86_64, MAX_CONTRACT_BYTES};
+pub use birth::{BirthError, BirthRequest, Features, Wish};
+pub use compare::compare;
+pub use contract::{
+    Arm64Contract, CONTRACT_FORMAT, Contract, ContractError, FeatureMsr, KVM_AARCH64, KVM_X86_64,
+    MAX_CONTRACT_BYTES, X86Contract,
+};
 pub use cpuid::{CpuidEntry, MAX_CPUID_ENTRIES, Register, per_vcpu, run_time};
 pub use json::{JsonError, MAX_DEPTH, MAX_FILE_BYTES, MAX_JSON_TEXT_BYTES, MAX_LIST};
 pub use profile::{

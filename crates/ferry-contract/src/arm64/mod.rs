@@ -1,5 +1,6 @@
 //! What an arm64 guest sees, in KVM's own terms: registers by their ids.
 
+pub(crate) mod fields;
 mod names;
 mod register;
 mod system;

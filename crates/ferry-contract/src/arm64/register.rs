@@ -7,6 +7,9 @@
 
 use std::fmt;
 
+use minicbor::decode::Error as DecodeError;
+use minicbor::encode::{Error as EncodeError, Write};
+use minicbor::{Decode, Decoder, Encode, Encoder};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::SystemRegister;
@@ -170,7 +173,21 @@ impl RegisterId {
         }
     }
 
-    /// Whether it goes on by itself: two reads of it differ though nothing was written.
+    /// Whether a guest's contract may have it: it tells the guest which processor it runs on, what that can do
+    /// and what the hypervisor offers, and lasts. All registers of the classes
+    /// [`Identity`](RegisterClass::Identity), [`Feature`](RegisterClass::Feature) and
+    /// [`Firmware`](RegisterClass::Firmware) but `MPIDR_EL1`, which is each vCPU's own, and the vector lengths.
+    pub fn is_of_contract(self) -> bool {
+        match self.class() {
+            RegisterClass::Identity => self.kind() != RegisterKind::System(SystemRegister::MPIDR_EL1),
+            RegisterClass::Feature | RegisterClass::Firmware => true,
+            _ => self == Self::SVE_VECTOR_LENGTHS,
+        }
+    }
+
+    /// Whether it goes on by itself: what it holds can be another at the next look, though nothing was written.
+    /// A counter, a count of events, what is left of a timer, and a timer's control, which says whether its time
+    /// has come.
     pub fn counts(self) -> bool {
         matches!(self.kind(), RegisterKind::System(register) if register.counts())
     }
@@ -203,6 +220,19 @@ impl fmt::Debug for RegisterId {
 impl fmt::Display for RegisterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({:#018x})", self.name(), self.0)
+    }
+}
+
+impl<C> Encode<C> for RegisterId {
+    fn encode<W: Write>(&self, encoder: &mut Encoder<W>, _: &mut C) -> Result<(), EncodeError<W::Error>> {
+        encoder.u64(self.0)?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for RegisterId {
+    fn decode(decoder: &mut Decoder<'b>, _: &mut C) -> Result<Self, DecodeError> {
+        let at = decoder.position();
+        Self::new(decoder.u64()?).map_err(|error| DecodeError::message(error.to_string()).at(at))
     }
 }
 

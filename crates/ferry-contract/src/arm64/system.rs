@@ -15,6 +15,15 @@ impl SystemRegister {
     /// Which processor it is.
     pub const MIDR_EL1: Self = Self::new(3, 0, 0, 0, 0);
 
+    /// Which of the processors it is.
+    pub const MPIDR_EL1: Self = Self::new(3, 0, 0, 0, 5);
+
+    /// Which caches there are.
+    pub const CLIDR_EL1: Self = Self::new(3, 1, 0, 0, 1);
+
+    /// What software must know of the caches.
+    pub const CTR_EL0: Self = Self::new(3, 3, 0, 0, 1);
+
     /// The size of addresses, and the sizes of pages.
     pub const ID_AA64MMFR0_EL1: Self = Self::new(3, 0, 0, 7, 0);
 
@@ -81,10 +90,19 @@ impl SystemRegister {
         inside.then(|| column << 6 | usize::from(self.crm()) << 3 | usize::from(self.op2()))
     }
 
-    /// Whether it is a counter: `CNTPCT_EL0`, and the virtual one, to whose id KVM gave the numbers of
+    /// Whether what it holds goes on by itself. To the virtual counter's id KVM gave the numbers of
     /// `CNTV_CVAL_EL0` (`KVM_REG_ARM_TIMER_CNT` of the uapi `asm/kvm.h`).
     pub(super) const fn counts(self) -> bool {
-        self.0 == Self::new(3, 3, 14, 0, 1).0 || self.0 == Self::new(3, 3, 14, 3, 2).0
+        // CNTPCT_EL0 and the virtual counter; PMCCNTR_EL0; PMEVCNTR0_EL0 and the others; of each timer of EL0, EL1 and
+        // EL2 what is left of its time, and its control.
+        matches!(
+            (self.op0(), self.op1(), self.crn(), self.crm(), self.op2()),
+            (OTHERS, 3, 14, 0, 1)
+                | (OTHERS, 3, 14, 3, 2)
+                | (OTHERS, 3, 9, 13, 0)
+                | (OTHERS, 3, 14, 8..=11, _)
+                | (OTHERS, 3..=7, 14, 2 | 3, 0 | 1)
+        )
     }
 
     pub(super) fn class(self) -> RegisterClass {
@@ -120,6 +138,16 @@ mod tests {
         assert_eq!(SystemRegister::ID_AA64MMFR0_EL1.mask_place(), Some(7 << 3));
         assert_eq!(place(3, 3, 0, 0, 1), Some(2 << 6 | 1));
         assert_eq!([place(3, 2, 0, 0, 0), place(3, 0, 1, 0, 0), place(2, 0, 0, 0, 4)], [None; 3]);
+    }
+
+    #[test]
+    fn only_what_goes_on_by_itself_counts() {
+        let counts = |op1, crn, crm, op2| SystemRegister::new(3, op1, crn, crm, op2).counts();
+        assert!(counts(3, 14, 8, 3) && counts(3, 9, 13, 0) && counts(3, 14, 3, 1) && counts(3, 14, 3, 2));
+        assert!(counts(3, 14, 0, 1) && counts(4, 14, 2, 0) && counts(4, 14, 3, 1));
+        // What they are set to stays: event types, compare values, CNTKCTL_EL1.
+        assert!(!counts(3, 14, 12, 3) && !counts(3, 14, 15, 7) && !counts(3, 9, 12, 0));
+        assert!(!counts(3, 14, 0, 2) && !counts(3, 14, 2, 2) && !counts(4, 14, 3, 2) && !counts(0, 14, 1, 0));
     }
 
     #[test]

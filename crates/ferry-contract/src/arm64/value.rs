@@ -23,6 +23,14 @@ impl RegisterValue {
         (bytes.len().is_power_of_two() && bytes.len() <= MAX_REGISTER_BYTES).then_some(Self(bytes))
     }
 
+    /// This number in a register of as many bytes; `None` if no register has as many, or it does not fit.
+    pub fn of_number(number: u64, bytes: usize) -> Option<Self> {
+        let mut value = number.to_le_bytes().to_vec();
+        let fits = value.iter().skip(bytes).all(|byte| *byte == 0);
+        value.resize(bytes, 0);
+        if fits { Self::new(value) } else { None }
+    }
+
     /// The bytes, the least significant first.
     pub fn bytes(&self) -> &[u8] {
         &self.0
@@ -121,6 +129,15 @@ fn parse(text: &str) -> Option<RegisterValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_fills_a_register_or_does_not_fit() {
+        assert_eq!(RegisterValue::of_number(0x1_0003, 8), Some(0x1_0003.into()));
+        assert_eq!(RegisterValue::of_number(0x1_0003, 4).unwrap().to_string(), "0x00010003");
+        assert_eq!(RegisterValue::of_number(1, 16).unwrap().bytes().len(), 16);
+        assert_eq!(RegisterValue::of_number(1 << 32, 4), None);
+        assert_eq!(RegisterValue::of_number(1, 3), None);
+    }
 
     #[test]
     fn there_is_one_form_for_each_length() {

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Capability, Extra, KernelFacts, Module};
-use crate::arm64::{RegisterId, RegisterValue};
+use crate::arm64::{RegisterClass, RegisterId, RegisterKind, RegisterValue};
 use crate::hex;
 use crate::json::{self, JsonError};
 
@@ -13,6 +13,10 @@ pub(super) const ARCHITECTURE: &str = "aarch64";
 
 /// The most sets of features in one profile.
 pub const MAX_FEATURE_SETS: usize = 64;
+
+/// Capabilities of the uapi linux/kvm.h.
+const KVM_CAP_STEAL_TIME: u32 = 187;
+const KVM_CAP_PTP_KVM: u32 = 198;
 
 /// Everything that the KVM of one arm64 host can offer a guest. What may be absent is not known of a host
 /// whose profile was imported.
@@ -278,6 +282,30 @@ impl Arm64Profile {
     /// The value of a capability on a VM; 0 if it is absent or was not asked for.
     pub fn capability(&self, number: u32) -> i64 {
         super::capability(&self.capabilities, number)
+    }
+
+    /// What a register would say here if KVM listed it: what a guest of this host has in its place. None if
+    /// nobody knows.
+    ///
+    /// - Bitmaps of hypercalls came with Linux 5.19 (`kvm_arm_fw_reg_ids` in arch/arm64/kvm/hypercalls.c), later
+    ///   than the services of the first three: kernels before offer those that they have to every guest. Which
+    ///   they have say the capabilities: stolen time its own (5.10); PTP its own (5.13, with the vendor's call that
+    ///   tells of services), and so the random numbers, which are of 5.12. What later bitmaps offer
+    ///   came with them.
+    /// - A workaround whose number is not there is none that this KVM knows: the guest is told so, as if it were
+    ///   0 (`KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_…_NOT_AVAIL`). That of PSCI has been there since 4.18.
+    /// - The space of the ID registers reads as 0 where nothing is (DDI 0487, D24.1; `id_visibility` and
+    ///   `ID_UNALLOCATED` in `sys_regs.c`).
+    pub fn unlisted(&self, id: RegisterId) -> Option<u64> {
+        let has = |capability| self.capability(capability) > 0;
+        match (id.kind(), id.class()) {
+            (RegisterKind::Services(0), _) => Some(has(KVM_CAP_PTP_KVM).into()),
+            (RegisterKind::Services(1), _) => Some(has(KVM_CAP_STEAL_TIME).into()),
+            (RegisterKind::Services(2), _) => Some(if has(KVM_CAP_PTP_KVM) { 3 } else { 0 }),
+            (RegisterKind::Services(_), _) | (_, RegisterClass::Feature) => Some(0),
+            (RegisterKind::Firmware(number), _) if number > 0 => Some(0),
+            _ => None,
+        }
     }
 
     /// Whether this profile contradicts itself.

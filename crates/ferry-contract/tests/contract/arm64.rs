@@ -10,7 +10,7 @@ use super::forms::schema_file;
 use super::{born, reaching, schema};
 
 /// What `ferry probe` wrote on the lab's `arm64/newest/max`, with a register of each kind left.
-const MAX: &str = include_str!("../data/arm64.profile.json");
+pub(crate) const MAX: &str = include_str!("../data/arm64.profile.json");
 
 fn max() -> Value {
     serde_json::from_str(MAX).unwrap()
@@ -116,7 +116,7 @@ fn a_register_that_makes_no_sense_is_refused_with_its_id() {
 #[test]
 fn a_guest_of_another_architecture_is_refused() {
     let profile = Profile::from_json(MAX.as_bytes()).unwrap();
-    let verdict = compare(&born(&reaching()), &profile);
+    let verdict = compare(&born(&reaching()).into(), &profile);
     let [finding] = &verdict.findings[..] else { panic!("{verdict:?}") };
     assert_eq!((finding.kind, finding.subject.as_str()), (FindingKind::Refusal, "kind of machine"));
     assert_eq!(finding.target, "is an aarch64 host");

@@ -1,7 +1,8 @@
 //! What is accepted, and what is refused with which register.
 
 use ferry_contract::{
-    BirthError, BirthRequest, Contract, CpuidEntry, Features, FindingKind, MsrValue, X86Profile, compare_x86,
+    BirthError, BirthRequest, Contract, CpuidEntry, Features, FindingKind, MsrValue, Verdict, Wish,
+    X86Contract, X86Profile, compare,
 };
 
 use std::collections::BTreeMap;
@@ -9,7 +10,11 @@ use std::path::PathBuf;
 
 use super::{born, pvm, reaching};
 
-fn refusals(contract: &Contract, profile: &X86Profile) -> Vec<String> {
+fn compare_x86(contract: &X86Contract, profile: &X86Profile) -> Verdict {
+    compare(&contract.clone().into(), &profile.clone().into())
+}
+
+fn refusals(contract: &X86Contract, profile: &X86Profile) -> Vec<String> {
     let findings = compare_x86(contract, profile).findings;
     let refusals = findings.into_iter().filter(|finding| finding.kind == FindingKind::Refusal);
     refusals.map(|finding| finding.subject).collect()
@@ -131,19 +136,22 @@ fn where_settings_do_not_reach_the_guest_reads_what_it_read() {
     // A request for anything else fails at birth with the reason.
     let mut wanted = guest.clone();
     entry(&mut wanted.cpuid, 7, 0).ebx &= !(1 << 30);
-    let request = |contract: &Contract, vcpus| BirthRequest {
+    let request = |contract: &X86Contract, vcpus| BirthRequest {
         vcpus,
-        features: Features::Contract(Box::new(contract.clone())),
+        features: Features::Contract(Box::new(contract.clone().into())),
     };
+    let profile = profile.into();
     let error = Contract::birth(&profile, &request(&wanted, 2)).unwrap_err();
     assert!(error.to_string().contains("CPUID settings do not reach a guest"), "{error}");
-    assert_eq!(Contract::birth(&profile, &request(&guest, 2)).unwrap(), guest);
+    assert_eq!(Contract::birth(&profile, &request(&guest, 2)).unwrap(), guest.clone().into());
     assert_eq!(
         Contract::birth(&profile, &request(&guest, 4)),
         Err(BirthError::Vcpus { contract: 2, asked: 4 })
     );
-    let hyperv = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: true } };
-    assert_eq!(Contract::birth(&profile, &hyperv), Err(BirthError::NoHyperv));
+    for wish in [Wish::Hyperv, Wish::Pmu] {
+        let request = BirthRequest { vcpus: 1, features: Features::Offered(vec![wish]) };
+        assert_eq!(Contract::birth(&profile, &request), Err(BirthError::NotOffered(wish)));
+    }
 }
 
 #[test]
@@ -155,8 +163,10 @@ fn hyperv_leaves_stand_before_kvms_own() {
         leaf(0x4000_0001, 0x3123_7648, 0, 0, 0),
         leaf(0x4000_0003, 0x2f, 0, 0, 0),
     ];
-    let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: true } };
-    let guest = Contract::birth(&profile, &request).unwrap();
+    let request = BirthRequest { vcpus: 1, features: Features::Offered(vec![Wish::Hyperv]) };
+    let Contract::X86(guest) = Contract::birth(&profile.clone().into(), &request).unwrap() else {
+        panic!("another")
+    };
     let at = |leaf| guest.cpuid.iter().find(|entry| entry.leaf == leaf).unwrap();
     assert_eq!((at(0x4000_0001).eax, at(0x4000_0101).eax), (0x3123_7648, 0x0100_7efb));
     assert_eq!(at(0x4000_0100).eax, 0x4000_0101);

@@ -1,10 +1,7 @@
-//! A guest's contract: everything that it may see of its processors and its hypervisor, expanded to
-//! values. Fixed at birth, travels with the guest.
+//! The contract of a guest on x86-64: CPUID, feature MSRs, extended state, the time stamp counter.
 //!
-//! On the wire it is a CBOR map with numbered fields, in files JSON. Either form is refused if it holds
-//! anything that this build would not write itself: what it does not know could be what the guest
-//! needs. What belongs to one vCPU ([`per_vcpu`](crate::per_vcpu)) or changes while it runs
-//! ([`run_time`](crate::run_time)) is 0 in a contract; [`Contract::cpuid_of_vcpu`] fills in the first.
+//! What belongs to one vCPU ([`per_vcpu`](crate::per_vcpu)) or changes while it runs
+//! ([`run_time`](crate::run_time)) is 0 in a contract; [`X86Contract::cpuid_of_vcpu`] fills in the first.
 
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -15,14 +12,8 @@ use crate::json::{self, JsonError};
 use crate::profile::{MsrValue, check_cpuid};
 use crate::rules::{self, MsrKind};
 
-/// What the field `format` of a contract says.
-pub const CONTRACT_FORMAT: &str = "ferry.contract";
-
-/// The kind of machine that a contract of this build is for.
+/// The kind of machine of a guest on x86-64.
 pub const KVM_X86_64: &str = "kvm-x86_64";
-
-/// The longest wire form of a contract, in bytes.
-pub const MAX_CONTRACT_BYTES: usize = 48 * 1024;
 
 /// The most feature MSRs.
 const MAX_FEATURE_MSRS: usize = 256;
@@ -30,12 +21,12 @@ const MAX_FEATURE_MSRS: usize = 256;
 /// The most vCPUs (`KVM_MAX_VCPUS` on x86-64).
 const MAX_VCPUS: u32 = 4096;
 
-/// Everything that a guest may see of its processors and its hypervisor.
+/// Everything that a guest on x86-64 may see of its processors and its hypervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 #[cbor(map)]
 #[serde(deny_unknown_fields)]
-pub struct Contract {
-    /// [`CONTRACT_FORMAT`].
+pub struct X86Contract {
+    /// [`CONTRACT_FORMAT`](super::CONTRACT_FORMAT).
     #[n(0)]
     pub format: String,
     /// The kind of machine, [`KVM_X86_64`].
@@ -95,72 +86,10 @@ impl From<MsrValue> for FeatureMsr {
     }
 }
 
-/// Bytes that are no contract.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ContractError {
-    /// Longer than [`MAX_CONTRACT_BYTES`].
-    #[error("the contract has {bytes} bytes, more than {MAX_CONTRACT_BYTES}")]
-    TooLong {
-        /// Its length.
-        bytes: usize,
-    },
-    /// No contract, or one with something that this build does not know.
-    #[error("the contract cannot be read; was it made by a newer version?")]
-    Encoding,
-    /// It contradicts itself or is out of bounds.
-    #[error("the contract makes no sense: {0}")]
-    Sense(#[from] JsonError),
-}
-
-impl Contract {
-    /// The wire form.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        // Writing to a Vec cannot fail.
-        let _infallible = minicbor::encode(self, &mut bytes);
-        bytes
-    }
-
-    /// Reads the wire form.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ContractError> {
-        if bytes.len() > MAX_CONTRACT_BYTES {
-            return Err(ContractError::TooLong { bytes: bytes.len() });
-        }
-        let contract: Self = minicbor::decode(bytes).map_err(|_| ContractError::Encoding)?;
-        if contract.to_bytes() != bytes {
-            return Err(ContractError::Encoding);
-        }
-        contract.check()?;
-        Ok(contract)
-    }
-
-    /// Reads a file.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, JsonError> {
-        let contract: Self = json::read(bytes)?;
-        contract.check()?;
-        Ok(contract)
-    }
-
-    /// The one form as a file.
-    pub fn to_json(&self) -> String {
-        json::write(self)
-    }
-
+impl X86Contract {
     /// Whether it contradicts itself.
     pub fn check(&self) -> Result<(), JsonError> {
-        if self.format != CONTRACT_FORMAT {
-            return Err(JsonError::sense(
-                "$.format",
-                format!("not `{CONTRACT_FORMAT}`: this is no contract"),
-            ));
-        }
-        if self.kind != KVM_X86_64 {
-            return Err(JsonError::sense("$.kind", format!("not `{KVM_X86_64}`: this build knows no other")));
-        }
-        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
-            return Err(JsonError::sense("$.vcpus", format!("not within 1 to {MAX_VCPUS}")));
-        }
+        super::check_head(&self.format, (&self.kind, KVM_X86_64), (self.vcpus, MAX_VCPUS))?;
         check_cpuid("$.cpuid", &self.cpuid)?;
         check_cpuid("$.kvm_cpuid", self.kvm_cpuid.as_deref().unwrap_or_default())?;
         if self.feature_msrs.len() > MAX_FEATURE_MSRS {

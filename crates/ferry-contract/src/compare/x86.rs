@@ -1,23 +1,16 @@
-//! Holding a guest's contract against a host's profile: register by register, by the tables of
+//! The contract of a guest on x86-64 against a host's profile: register by register, by the tables of
 //! `rules.rs`.
 
-use crate::birth::{HYPERV_SIGNATURE, with_hyperv};
-use crate::contract::{Contract, KVM_X86_64};
+use super::{bit_list, finding, refusal};
+use crate::birth::x86::{HYPERV_SIGNATURE, with_hyperv};
+use crate::contract::X86Contract;
 use crate::cpuid::{self, CpuidEntry, Register, not_of_vm};
-use crate::profile::{Profile, X86Profile};
+use crate::profile::X86Profile;
 use crate::rules::{self, Kind, MsrKind};
-use crate::verdict::{Finding, FindingKind, Layer, MAX_FINDINGS, Verdict};
+use crate::verdict::{Finding, FindingKind, Layer, Verdict};
 
-/// Whether a guest with this contract can run on the host of this profile, with every reason found.
-pub fn compare(contract: &Contract, profile: &Profile) -> Verdict {
-    match profile {
-        Profile::X86(profile) if contract.kind == KVM_X86_64 => compare_x86(contract, profile),
-        _ => Verdict { findings: vec![another_kind(contract, profile.architecture())] },
-    }
-}
-
-/// The same for a host of x86-64 and a guest of its kind.
-pub fn compare_x86(contract: &Contract, profile: &X86Profile) -> Verdict {
+/// Whether a guest with this contract can run on the x86-64 host of this profile, with every reason found.
+pub(super) fn compare_x86(contract: &X86Contract, profile: &X86Profile) -> Verdict {
     let mut findings = Vec::new();
     vcpus(contract, profile, &mut findings);
     let reach = profile.probe_guest.cpuid_settings_reach;
@@ -31,48 +24,10 @@ pub fn compare_x86(contract: &Contract, profile: &X86Profile) -> Verdict {
     }
     sizes(contract, profile, &mut findings);
     tsc(contract, profile, &mut findings);
-    // Refusals first: a reader looks for them, and none may be among those that are left out.
-    findings.sort_by_key(|finding| finding.kind != FindingKind::Refusal);
-    findings.truncate(MAX_FINDINGS);
-    Verdict { findings }
+    super::verdict(findings)
 }
 
-fn another_kind(contract: &Contract, architecture: &str) -> Finding {
-    let values = (contract.kind.clone(), format!("is an {architecture} host"));
-    let effect = "its state would mean nothing there";
-    refusal("kind of machine", Layer::Machine, values, effect, "choose a host of the guest's kind")
-}
-
-fn finding(
-    kind: FindingKind,
-    subject: impl Into<String>,
-    layer: Layer,
-    (guest, target): (String, String),
-    effect: impl Into<String>,
-    remedy: impl Into<String>,
-) -> Finding {
-    Finding {
-        kind,
-        subject: subject.into(),
-        layer,
-        guest,
-        target,
-        effect: effect.into(),
-        remedy: remedy.into(),
-    }
-}
-
-fn refusal(
-    subject: impl Into<String>,
-    layer: Layer,
-    values: (String, String),
-    effect: impl Into<String>,
-    remedy: impl Into<String>,
-) -> Finding {
-    finding(FindingKind::Refusal, subject, layer, values, effect, remedy)
-}
-
-fn vcpus(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
+fn vcpus(contract: &X86Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
     let limits = &profile.limits;
     let most = limits.vcpus_max.min(limits.vcpu_id_end);
     if contract.vcpus > most {
@@ -103,7 +58,8 @@ const EMULATED: [(u32, Register, u32); 2] = [(1, Register::Ecx, 1 << 22), (7, Re
 const KVM_CAP_TSC_DEADLINE_TIMER: u32 = 72;
 const TSC_DEADLINE: u32 = 1 << 24;
 
-fn by_capability(profile: &X86Profile, leaf: u32, register: Register) -> u32 {
+/// The bits of a register for which a capability of the host stands.
+pub(crate) fn by_capability(profile: &X86Profile, leaf: u32, register: Register) -> u32 {
     let timer = profile.capability(KVM_CAP_TSC_DEADLINE_TIMER) > 0;
     if timer && leaf == 1 && register == Register::Ecx { TSC_DEADLINE } else { 0 }
 }
@@ -217,24 +173,8 @@ impl Field<'_> {
     }
 }
 
-/// Set bits as the manuals write them: `3,5,7-9`.
-fn bit_list(bits: u64) -> String {
-    let mut runs: Vec<(u32, u32)> = Vec::new();
-    for bit in (0..64).filter(|bit| bits >> bit & 1 == 1) {
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == bit => *last = bit,
-            _ => runs.push((bit, bit)),
-        }
-    }
-    let run = |(first, last): &(u32, u32)| match last - first {
-        0 => first.to_string(),
-        _ => format!("{last}-{first}"),
-    };
-    runs.iter().map(run).collect::<Vec<_>>().join(",")
-}
-
 /// Where settings do not reach the guest it must read there what it reads now.
-fn cpuid_read(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
+fn cpuid_read(contract: &X86Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
     let reads = &profile.probe_guest.cpuid;
     let mut keys: Vec<(u32, u32)> = contract.cpuid.iter().chain(reads).map(CpuidEntry::key).collect();
     keys.sort_unstable();
@@ -294,7 +234,7 @@ fn feature_msr(index: u32, has: u64, profile: &X86Profile) -> Option<Finding> {
     ))
 }
 
-fn sizes(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
+fn sizes(contract: &X86Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
     let bytes = |has: u64, fits: u64| (format!("{has} bytes"), format!("takes {fits} bytes"));
     let (has, fits) = (contract.xsave_area_bytes, profile.xsave.area_bytes);
     if has > fits {
@@ -313,7 +253,7 @@ fn sizes(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>)
 /// KVM's rule (`kvm_set_tsc_khz` in arch/x86/kvm/x86.c): within the tolerance the host's own rate is
 /// taken as the guest's; outside, the processor must scale. A faster rate without scaling is caught
 /// up at exits, which a guest sees as jumps; a slower one is refused.
-fn tsc(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
+fn tsc(contract: &X86Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
     let (has, offers) = (contract.tsc_frequency_khz, profile.tsc.frequency_khz);
     let reach = profile.probe_guest.tsc_settings_reach;
     let tolerance = u64::from(offers) * u64::from(profile.tsc.tolerance_ppm) / 1_000_000;
@@ -330,17 +270,5 @@ fn tsc(contract: &Contract, profile: &X86Profile, findings: &mut Vec<Finding>) {
         let effect = "TSC settings do not reach a guest there: RDTSC jumps at the move";
         let remedy = "choose a host where they do (`tsc_settings_reach` in its profile) if the guest uses the TSC as its clock";
         findings.push(finding(FindingKind::Notice, "TSC", Layer::Kernel, values, effect, remedy));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bits_read_as_in_the_manuals() {
-        assert_eq!(bit_list(1 << 16), "16");
-        assert_eq!(bit_list(0b1011_1010), "1,5-3,7");
-        assert_eq!(bit_list(u64::MAX), "63-0");
     }
 }
