@@ -7,6 +7,12 @@ use minicbor::{Decode, Encode};
 
 use crate::{Fields, Part};
 
+mod virtio;
+
+pub use virtio::{
+    MAX_VIRTIO_QUEUES, VirtioBlock, VirtioConsole, VirtioEntropy, VirtioNet, VirtioQueue, VirtioTransport,
+};
+
 /// The most bytes of input that a serial port holds: the FIFO of a 16750.
 pub const MAX_SERIAL_INPUT: usize = 64;
 

@@ -1,6 +1,6 @@
 //! All parts that this build has, by name: for tools and fuzzers that have bytes and no machine.
 
-use crate::{Part, Resources, Section, StateError, arm64, device, x86};
+use crate::{Section, StateError, arm64, x86};
 
 /// Lists the parts of an architecture once, for the names and for the decoder.
 macro_rules! parts {
@@ -28,17 +28,30 @@ macro_rules! parts {
 
 pub(crate) use parts;
 
+/// Those that belong to no architecture.
+mod machine {
+    use crate::{Pause, Resources, device};
+
+    super::parts!(
+        device::Serial,
+        device::VirtioBlock,
+        device::VirtioNet,
+        device::VirtioEntropy,
+        device::VirtioConsole,
+        Resources,
+        Pause,
+    );
+}
+
 /// The names of the parts that belong to no architecture; the others are [`x86::KNOWN_SECTIONS`] and
 /// [`arm64::KNOWN_SECTIONS`].
-pub const MACHINE_SECTIONS: &[&str] = &[device::Serial::NAME, Resources::NAME];
+pub use machine::KNOWN_SECTIONS as MACHINE_SECTIONS;
 
 /// Decodes a section of any part that this build has, and drops it. A section of no known part is
 /// [`StateError::UnknownSection`].
 pub fn decode_known(section: &Section) -> Result<(), StateError> {
-    if section.name == device::Serial::NAME {
-        section.read::<device::Serial>().map(drop)
-    } else if section.name == Resources::NAME {
-        section.read::<Resources>().map(drop)
+    if MACHINE_SECTIONS.contains(&section.name.as_str()) {
+        machine::decode_known(section)
     } else if arm64::KNOWN_SECTIONS.contains(&section.name.as_str()) {
         arm64::decode_known(section)
     } else {
@@ -68,10 +81,8 @@ pub fn describe_known(section: &Section) -> Result<Vec<(String, String)>, StateE
 
 /// A section's value as Rust writes it down, numbers in hexadecimal.
 fn written_down(section: &Section) -> Result<String, StateError> {
-    if section.name == device::Serial::NAME {
-        section.read::<device::Serial>().map(|value| format!("{value:#x?}"))
-    } else if section.name == Resources::NAME {
-        section.read::<Resources>().map(|value| format!("{value:#x?}"))
+    if MACHINE_SECTIONS.contains(&section.name.as_str()) {
+        machine::describe_known(section)
     } else if arm64::KNOWN_SECTIONS.contains(&section.name.as_str()) {
         arm64::describe_known(section)
     } else {
@@ -82,6 +93,7 @@ fn written_down(section: &Section) -> Result<String, StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Resources, device};
 
     #[test]
     fn a_known_section_is_described_field_by_field() {

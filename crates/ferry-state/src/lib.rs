@@ -5,7 +5,8 @@
 //! one vCPU, of the VM or of a device, written as a CBOR map from field number to value, and beside
 //! it the numbers of the fields that a target must apply. The parts of an x86-64 machine are in
 //! [`x86`], those of an arm64 one in [`arm64`]; a device brings a part of its own and calls it `device/NAME` (those that many VMMs have
-//! are in [`device`]); what only one host may hold is in [`Resources`].
+//! are in [`device`]); what only one host may hold is in [`Resources`]; what its
+//! clocks do about the pause is in [`Pause`].
 //!
 //! ```
 //! use ferry_state::{Section, x86::MpState};
@@ -29,8 +30,10 @@
 
 pub mod arm64;
 mod body;
+mod catch_up;
 pub mod device;
 mod error;
+mod guest_time;
 mod known;
 mod machine;
 mod part;
@@ -40,6 +43,7 @@ mod table;
 pub mod x86;
 
 pub use error::StateError;
+pub use guest_time::{GuestTime, GuestTimeError, Passed, Pause};
 pub use known::{MACHINE_SECTIONS, decode_known, describe_known};
 pub use machine::{MAX_SECTIONS, MachineState};
 pub use part::{Fields, Part};

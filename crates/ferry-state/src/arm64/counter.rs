@@ -1,4 +1,4 @@
-//! The counter that a guest's clock counts on, and when it was read.
+//! The counter that a guest's clock counts on.
 //!
 //! `CNTVCT_EL0` is one for all vCPUs of a VM: KVM keeps one offset from the host's counter, which
 //! `KVM_REG_ARM_TIMER_CNT` of any vCPU reads and sets (`arch_timer.c` of the kernel's arm64 KVM). The
@@ -21,14 +21,11 @@ pub struct Counter {
     /// Counts a second (`CNTFRQ_EL0`).
     #[n(1)]
     pub frequency_hz: u64,
-    /// The source's `CLOCK_REALTIME` when it was read, in nanoseconds.
-    #[n(2)]
-    pub realtime_ns: u64,
 }
 
 impl Part for Counter {
     const NAME: &'static str = "arm64.counter";
-    const FIELDS: Fields = Fields::These(&[0, 1, 2]);
+    const FIELDS: Fields = Fields::These(&[0, 1]);
 
     fn check(&self) -> Result<(), String> {
         if self.frequency_hz == 0 { Err("a counter that does not count".into()) } else { Ok(()) }

@@ -1,8 +1,9 @@
 //! The interrupt controller, a `GICv3` in the kernel: what its device gives by `KVM_GET_DEVICE_ATTR`.
 //!
-//! Documentation/virt/kvm/devices/arm-vgic-v3.rst; what the registers do is in Arm's IHI 0069, chapter 12.
-//! Pending interrupts are among them: reading `GICD_ISPENDR` through the device gives the latch, and the
-//! lines are a group of their own.
+//! Documentation/virt/kvm/devices/arm-vgic-v3.rst and arm-vgic-its.rst; what the registers do is in Arm's IHI
+//! 0069, chapter 12. Pending interrupts are among them: reading `GICD_ISPENDR` through the device gives the latch,
+//! and the lines are a group of their own. Only what belongs to LPIs is not here: which there are and which of
+//! them wait is in tables in guest memory, and moves with it.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +39,16 @@ pub struct GicLines {
     pub values: BTreeMap<u32, u32>,
 }
 
+/// Registers of an interrupt translation service (`KVM_DEV_ARM_VGIC_GRP_ITS_REGS`), of which a VM may have several:
+/// the section's index counts them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GicIts {
+    /// 64 bits by their offset in the ITS's control frame; of a register of 32 bits the lower half.
+    pub values: BTreeMap<u32, u64>,
+}
+
 table_part!(GicDistributor, "arm64.gic_distributor");
 table_part!(GicRedistributor, "arm64.gic_redistributor");
 table_part!(GicCpuInterface, "arm64.gic_cpu_interface");
 table_part!(GicLines, "arm64.gic_lines");
+table_part!(GicIts, "arm64.gic_its");

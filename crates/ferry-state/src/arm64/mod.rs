@@ -11,7 +11,7 @@ mod vcpu;
 
 pub use counter::Counter;
 pub use ferry_contract::arm64::RegisterValue;
-pub use gic::{GicCpuInterface, GicDistributor, GicLines, GicRedistributor};
+pub use gic::{GicCpuInterface, GicDistributor, GicIts, GicLines, GicRedistributor};
 pub use registers::Registers;
 pub use vcpu::{MpState, VcpuEvents};
 
@@ -24,4 +24,5 @@ crate::known::parts!(
     GicLines,
     GicDistributor,
     Counter,
+    GicIts,
 );

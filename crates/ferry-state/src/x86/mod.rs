@@ -25,7 +25,7 @@ pub use events::{Exception, Interrupt, Nmi, Smi, VcpuEvents};
 pub use extended::{MAX_XCRS, MAX_XSAVE_BYTES, MIN_XSAVE_BYTES, Xcr, Xcrs, Xsave};
 pub use irqchip::{IOAPIC_PINS, IoApic, Irqchip, Pic};
 pub use lapic::{LAPIC_BYTES, Lapic};
-pub use msrs::{MAX_MSRS, Msrs};
+pub use msrs::{IA32_TSC, MAX_MSRS, Msrs};
 pub use nested::{MAX_NESTED_BYTES, NESTED_HEADER_BYTES, Nested};
 pub use pit::{PIT_CHANNELS, Pit, PitChannel};
 pub use regs::Regs;

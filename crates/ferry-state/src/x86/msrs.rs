@@ -11,6 +11,9 @@ use crate::table::{self, table_part};
 /// The most MSRs of one vCPU.
 pub const MAX_MSRS: usize = table::MAX_ENTRIES;
 
+/// `IA32_TIME_STAMP_COUNTER`.
+pub const IA32_TSC: u32 = 0x10;
+
 /// The MSRs of one vCPU by index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Msrs {

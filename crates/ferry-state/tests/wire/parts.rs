@@ -1,13 +1,15 @@
 //! One distinctive value of every part, for the tests in this folder.
 
 use ferry_contract::arm64::RegisterId;
-use ferry_state::device::Serial;
+use ferry_state::device::{
+    Serial, VirtioBlock, VirtioConsole, VirtioEntropy, VirtioNet, VirtioQueue, VirtioTransport,
+};
 use ferry_state::x86::{
     Clock, DebugRegs, DescriptorTable, Exception, IOAPIC_PINS, Interrupt, IoApic, Irqchip, LAPIC_BYTES,
     Lapic, MpState, Msrs, Nested, Nmi, PIT_CHANNELS, Pic, Pit, PitChannel, Regs, Segment, Smi, Sregs,
     TscFrequency, TscOffset, VcpuEvents, Xcr, Xcrs, Xsave,
 };
-use ferry_state::{Part, ResourceName, Resources, Section, arm64};
+use ferry_state::{GuestTime, Part, Pause, ResourceName, Resources, Section, arm64};
 
 /// Gives a value that was not given before, so that no two fields can be mixed up unseen.
 #[derive(Debug, Default)]
@@ -242,6 +244,42 @@ pub(crate) fn serial() -> Serial {
     }
 }
 
+/// The registers of a virtio device with so many queues.
+fn transport(queues: usize) -> VirtioTransport {
+    let mut c = Counter::default();
+    let mut queue = |_| VirtioQueue {
+        size_max: 256,
+        size: 128,
+        is_ready: true,
+        descriptors: c.u64(),
+        available: c.u64(),
+        used: c.u64(),
+        next_available: c.u16(),
+        next_used: c.u16(),
+    };
+    let queues = (0..queues).map(&mut queue).collect();
+    VirtioTransport {
+        status: 15,
+        offered_features: c.u64(),
+        accepted_features: c.u64(),
+        device_features_select: c.u32(),
+        driver_features_select: c.u32(),
+        queue_select: c.u32(),
+        interrupts: 1,
+        config_generation: c.u32(),
+        queues,
+    }
+}
+
+fn virtio() -> Vec<Section> {
+    vec![
+        section(&VirtioBlock { transport: transport(1), capacity_sectors: 0x1_0000 }),
+        section(&VirtioNet { transport: transport(3), mac: [2, 3, 4, 5, 6, 7], status: 3 }),
+        section(&VirtioEntropy { transport: transport(1) }),
+        section(&VirtioConsole { transport: transport(2) }),
+    ]
+}
+
 pub(crate) fn resources() -> Resources {
     let resource = |kind: &str, name: &str| ResourceName { kind: kind.to_owned(), name: name.to_owned() };
     Resources {
@@ -250,6 +288,10 @@ pub(crate) fn resources() -> Resources {
             resource("file-lock", "/disks/web-1-data.lock"),
         ],
     }
+}
+
+fn pause() -> Pause {
+    Pause { guest_time: GuestTime::CatchesUp, realtime_ns: Counter::default().u64() }
 }
 
 pub(crate) fn registers() -> arm64::Registers {
@@ -276,7 +318,8 @@ fn arm64_parts() -> Vec<Section> {
         section(&arm64::GicRedistributor { values: words(&mut c, [0, 0x14, 0x1_0100]) }),
         section(&arm64::GicLines { values: words(&mut c, [0, 32, 64]) }),
         section(&arm64::GicDistributor { values: words(&mut c, [0, 8, 0x6100]) }),
-        section(&arm64::Counter { value: c.u64(), frequency_hz: 62_500_000, realtime_ns: c.u64() }),
+        section(&arm64::Counter { value: c.u64(), frequency_hz: 62_500_000 }),
+        section(&arm64::GicIts { values: [0, 0x80, 0x100].map(|number| (number, c.u64())).into() }),
     ]
 }
 
@@ -303,7 +346,8 @@ pub(crate) fn all() -> Vec<Section> {
         section(&pit()),
         section(&clock()),
     ];
-    [x86, arm64_parts(), vec![section(&serial()), section(&resources())]].concat()
+    [x86, arm64_parts(), vec![section(&serial())], virtio(), vec![section(&resources()), section(&pause())]]
+        .concat()
 }
 
 /// Whether the numbers in this part's body are those of registers, so that any is known.
@@ -315,6 +359,7 @@ pub(crate) fn is_table(name: &str) -> bool {
         arm64::GicRedistributor::NAME,
         arm64::GicLines::NAME,
         arm64::GicDistributor::NAME,
+        arm64::GicIts::NAME,
     ]
     .contains(&name)
 }

@@ -1,12 +1,15 @@
 //! Properties of the wire form that hold for every value and for any bytes at all.
 
 use ferry_contract::arm64::RegisterId;
-use ferry_state::device::{MAX_SERIAL_INPUT, Serial};
+use ferry_state::device::{
+    MAX_SERIAL_INPUT, MAX_VIRTIO_QUEUES, Serial, VirtioBlock, VirtioConsole, VirtioEntropy, VirtioNet,
+    VirtioQueue, VirtioTransport,
+};
 use ferry_state::x86::{
     Clock, DebugRegs, DescriptorTable, Exception, Interrupt, IoApic, Irqchip, Lapic, MpState, Msrs, Nested,
     Nmi, Pic, Pit, Regs, Segment, Smi, Sregs, TscFrequency, TscOffset, VcpuEvents, Xcr, Xcrs, Xsave,
 };
-use ferry_state::{Fields, Part, Resources, Section, StateError, arm64, decode_known};
+use ferry_state::{Fields, Part, Pause, Resources, Section, StateError, arm64, decode_known};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -301,7 +304,12 @@ fn is_canonical(section: &Section) -> bool {
         || same::<Irqchip>(section)
         || same::<Clock>(section)
         || same::<Serial>(section)
+        || same::<VirtioBlock>(section)
+        || same::<VirtioNet>(section)
+        || same::<VirtioEntropy>(section)
+        || same::<VirtioConsole>(section)
         || same::<Resources>(section)
+        || same::<Pause>(section)
         || same::<arm64::MpState>(section)
         || same::<arm64::VcpuEvents>(section)
         || same::<arm64::Registers>(section)
@@ -309,6 +317,7 @@ fn is_canonical(section: &Section) -> bool {
         || same::<arm64::GicRedistributor>(section)
         || same::<arm64::GicLines>(section)
         || same::<arm64::GicDistributor>(section)
+        || same::<arm64::GicIts>(section)
         || same::<arm64::Counter>(section)
 }
 
@@ -327,7 +336,10 @@ fn bounds_of_lists_hold() {
     let short = Xsave { region: vec![0; 575] };
     let long = Xsave { region: vec![0; 64 * 1024 + 1] };
     let input = Serial { input: vec![0; MAX_SERIAL_INPUT + 1], ..parts::serial() };
+    let queues = vec![VirtioQueue::default(); MAX_VIRTIO_QUEUES + 1];
+    let entropy = VirtioEntropy { transport: VirtioTransport { queues, ..VirtioTransport::default() } };
     for section in [
+        Section::of(&entropy, 0, None),
         Section::of(&xcrs, 0, None),
         Section::of(&short, 0, None),
         Section::of(&long, 0, None),
@@ -380,6 +392,10 @@ fn every_part_lists_exactly_the_fields_that_it_writes() {
             || listed::<Irqchip>(&section)
             || listed::<Clock>(&section)
             || listed::<Serial>(&section)
+            || listed::<VirtioBlock>(&section)
+            || listed::<VirtioNet>(&section)
+            || listed::<VirtioEntropy>(&section)
+            || listed::<VirtioConsole>(&section)
             || listed::<Resources>(&section)
             || listed::<arm64::MpState>(&section)
             || listed::<arm64::VcpuEvents>(&section)
