@@ -20,6 +20,7 @@
 //!         regions: vec![RegionSpan { start: 0, length: 4096 }],
 //!         config: Vec::new(),
 //!         contract: Vec::new(),
+//!         disks: Vec::new(),
 //!     },
 //! ));
 //! let actions = source.step(Time::ZERO, SourceEvent::Connected);
@@ -46,8 +47,8 @@ mod witness;
 pub use identity::{Epoch, GuestId, GuestIdError, InstanceId, MAX_GUEST_ID_BYTES, SessionId};
 pub use ledger::{Answer, Ledger};
 pub use machine::{
-    DescriptionError, MAX_CONFIG_BYTES, MAX_KIND_BYTES, MAX_REGIONS, MAX_VCPUS, MachineDescription,
-    RegionSpan,
+    DISKS_START, DescriptionError, DiskSpan, MAX_CONFIG_BYTES, MAX_DISK_BYTES, MAX_DISKS, MAX_KIND_BYTES,
+    MAX_REGIONS, MAX_VCPUS, MachineDescription, RegionSpan,
 };
 pub use outcome::{Cause, EXIT_AMBIGUOUS, LinkFault, SourceOutcome, TargetOutcome};
 pub use pace::Pace;

@@ -3,6 +3,9 @@
 use ferry_contract::MAX_CONTRACT_BYTES;
 use minicbor::{Decode, Encode};
 
+/// Bytes of a page.
+const PAGE: u64 = 4096;
+
 /// The most memory regions of one guest.
 pub const MAX_REGIONS: usize = 512;
 
@@ -26,6 +29,39 @@ pub struct RegionSpan {
     /// Length in bytes.
     #[n(1)]
     pub length: u64,
+}
+
+/// The most disks whose images move with one guest.
+pub const MAX_DISKS: usize = 64;
+
+/// The largest image of a disk, in bytes.
+pub const MAX_DISK_BYTES: u64 = 1 << 44;
+
+/// Where the images of disks lie among a guest's pages: above any memory, whose addresses have at most 52 bits on x86-64
+/// (Intel SDM volume 3, 4.1.4) and on arm64 (`ID_AA64MMFR0_EL1.PARange`) alike. Each has [`MAX_DISK_BYTES`] of room.
+pub const DISKS_START: u64 = 1 << 52;
+
+/// A disk whose image moves with the guest. Its blocks cross as pages of memory do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(map)]
+pub struct DiskSpan {
+    /// Which of the guest's disks, below [`MAX_DISKS`].
+    #[n(0)]
+    pub disk: u32,
+    /// Length of the image in bytes, at most [`MAX_DISK_BYTES`]; not zero.
+    #[n(1)]
+    pub bytes: u64,
+    /// Bytes that it takes up on the source, where holes take none; for a look at the target's free space alone.
+    #[n(2)]
+    pub allocated_bytes: u64,
+}
+
+impl DiskSpan {
+    /// Where the disk's image lies among the guest's pages; whole pages.
+    pub fn region(&self) -> RegionSpan {
+        let length = self.bytes.min(MAX_DISK_BYTES).next_multiple_of(PAGE);
+        RegionSpan { start: DISKS_START + u64::from(self.disk).saturating_mul(MAX_DISK_BYTES), length }
+    }
 }
 
 /// What the target must build: the kind of machine, its vCPUs, its memory, the VMM's own
@@ -52,6 +88,11 @@ pub struct MachineDescription {
     #[n(4)]
     #[cbor(with = "minicbor::bytes")]
     pub contract: Vec<u8>,
+    /// The disks whose images move with the guest, by ascending number. None of those that the target finds on storage
+    /// that both hosts share.
+    #[n(5)]
+    #[cbor(default, skip_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpan>,
 }
 
 /// Why a machine description makes no sense.
@@ -67,8 +108,8 @@ pub enum DescriptionError {
     /// No region, or more than [`MAX_REGIONS`].
     #[error("{0} memory regions is not within 1 to {MAX_REGIONS}")]
     RegionCount(usize),
-    /// A region that is empty, not page-aligned, past the end of the address space, or not after the
-    /// one before it.
+    /// A region that is empty, not page-aligned, past the last address that memory can have, or not after
+    /// the one before it.
     #[error(
         "memory region {index} (start {start:#x}, length {length:#x}) is empty, unaligned or out of order"
     )]
@@ -79,6 +120,14 @@ pub enum DescriptionError {
         start: u64,
         /// Its length in bytes.
         length: u64,
+    },
+    /// A disk that is empty, too large, or not after the one before it; or too many.
+    #[error("disk {disk} of {bytes} bytes is empty, too large, out of order or one too many")]
+    Disk {
+        /// Its number.
+        disk: u32,
+        /// The length of its image.
+        bytes: u64,
     },
     /// The VMM's configuration is longer than [`MAX_CONFIG_BYTES`].
     #[error("the VMM's configuration has {0} bytes, more than {MAX_CONFIG_BYTES}")]
@@ -92,6 +141,11 @@ impl MachineDescription {
     /// Bytes of guest memory in all regions.
     pub fn memory_bytes(&self) -> u64 {
         self.regions.iter().fold(0, |sum, region| sum.saturating_add(region.length))
+    }
+
+    /// Bytes of guest memory and of the disks that move with it.
+    pub fn moved_bytes(&self) -> u64 {
+        self.disks.iter().fold(self.memory_bytes(), |sum, disk| sum.saturating_add(disk.bytes))
     }
 
     /// Checks every bound of this module.
@@ -112,16 +166,30 @@ impl MachineDescription {
         if self.contract.len() > MAX_CONTRACT_BYTES {
             return Err(DescriptionError::Contract(self.contract.len()));
         }
-        self.check_regions()
+        self.check_regions()?;
+        self.check_disks()
+    }
+
+    fn check_disks(&self) -> Result<(), DescriptionError> {
+        let mut free_from = 0;
+        for &DiskSpan { disk, bytes, .. } in &self.disks {
+            let is_free = disk >= free_from && (disk as usize) < MAX_DISKS;
+            if !is_free || !(1..=MAX_DISK_BYTES).contains(&bytes) {
+                return Err(DescriptionError::Disk { disk, bytes });
+            }
+            free_from = disk + 1;
+        }
+        Ok(())
     }
 
     fn check_regions(&self) -> Result<(), DescriptionError> {
-        const PAGE: u64 = 4096;
         let mut free_from = 0;
         for (index, &RegionSpan { start, length }) in self.regions.iter().enumerate() {
             let aligned = start.is_multiple_of(PAGE) && length.is_multiple_of(PAGE);
             match start.checked_add(length) {
-                Some(end) if aligned && length > 0 && start >= free_from => free_from = end,
+                Some(end) if aligned && length > 0 && start >= free_from && end <= DISKS_START => {
+                    free_from = end;
+                }
                 _ => return Err(DescriptionError::Region { index, start, length }),
             }
         }
@@ -140,6 +208,7 @@ mod tests {
             regions: regions.iter().map(|&(start, length)| RegionSpan { start, length }).collect(),
             config: Vec::new(),
             contract: Vec::new(),
+            disks: Vec::new(),
         }
     }
 
@@ -153,6 +222,7 @@ mod tests {
             &[(4096, 4096), (0, 4096)],
             &[(0, 8192), (4096, 4096)],
             &[(u64::MAX - 4095, 8192)],
+            &[(DISKS_START - 4096, 8192)],
         ] {
             assert!(matches!(description(bad).check(), Err(DescriptionError::Region { .. })), "{bad:?}");
         }
@@ -177,5 +247,30 @@ mod tests {
             MachineDescription { contract, ..good }.check(),
             Err(DescriptionError::Contract(MAX_CONTRACT_BYTES + 1))
         );
+    }
+
+    #[test]
+    fn disks_have_room_above_memory_and_none_overlaps() {
+        const LIMIT: u32 = 64;
+        assert_eq!(LIMIT as usize, MAX_DISKS);
+        let disk = |disk, bytes| DiskSpan { disk, bytes, allocated_bytes: 0 };
+        let with = |disks: Vec<DiskSpan>| MachineDescription { disks, ..description(&[(0, 4096)]) };
+        let last = disk(LIMIT - 1, MAX_DISK_BYTES);
+        let good = with(vec![disk(0, 1), disk(2, 4097), last]);
+        assert_eq!(good.check(), Ok(()));
+        assert_eq!(good.moved_bytes(), 4096 + 1 + 4097 + MAX_DISK_BYTES);
+        let regions: Vec<_> = good.disks.iter().map(DiskSpan::region).collect();
+        assert_eq!((regions[0].start, regions[0].length, regions[1].length), (DISKS_START, 4096, 8192));
+        assert!(regions.windows(2).all(|pair| pair[0].start + pair[0].length <= pair[1].start));
+        assert!(regions[2].start.checked_add(regions[2].length).is_some());
+        for bad in [
+            vec![disk(0, 0)],
+            vec![disk(0, MAX_DISK_BYTES + 1)],
+            vec![disk(LIMIT, 512)],
+            vec![disk(1, 512), disk(1, 512)],
+            vec![disk(1, 512), disk(0, 512)],
+        ] {
+            assert!(matches!(with(bad.clone()).check(), Err(DescriptionError::Disk { .. })), "{bad:?}");
+        }
     }
 }

@@ -78,6 +78,8 @@ pub enum LinkFault {
     Silent,
     /// The operating system reported an error.
     Failed(String),
+    /// The link is whole, but this side's memory or a disk's image could not be read or written.
+    Machine(String),
     /// What came cannot be read, or is not allowed.
     Garbled(String),
     /// What came is not Ferry's protocol.
@@ -90,6 +92,7 @@ impl From<LinkFault> for Cause {
             LinkFault::Closed => Self::LinkLost("the other side closed the link without a word".into()),
             LinkFault::Silent => Self::TimedOut(TimerName::Silence),
             LinkFault::Failed(text) => Self::LinkLost(text),
+            LinkFault::Machine(text) => Self::Machine(text),
             LinkFault::Garbled(text) => Self::Misbehaved(text),
             LinkFault::OtherProtocol(text) => Self::OtherProtocol(text),
         }

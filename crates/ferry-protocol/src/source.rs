@@ -473,7 +473,7 @@ impl Source {
     }
 
     fn hash_allowance(&self) -> Duration {
-        let bytes = if self.config.verify { self.config.machine.memory_bytes() } else { 0 };
+        let bytes = if self.config.verify { self.config.machine.moved_bytes() } else { 0 };
         Timeouts::hash_allowance(bytes)
     }
 

@@ -52,8 +52,8 @@ pub enum TargetEvent {
     Received(LinkId, ToTarget),
     /// Page data came on a link: at least once in each `silence` timeout while it does.
     Heard(LinkId),
-    /// A link is gone, or what comes on it cannot be read any further. In the second case
-    /// ([`LinkFault::Garbled`]) it may still carry a last word: what is sent on it is tried.
+    /// A link is gone, or what comes on it cannot be read or kept any further. In the second case
+    /// ([`LinkFault::Garbled`], [`LinkFault::Machine`]) it may still carry a last word: what is sent on it is tried.
     LinkLost(LinkId, LinkFault),
     /// [`TargetAction::Judge`] is done.
     Judged(Verdict),

@@ -268,7 +268,9 @@ impl Target {
                 self.runs(false).into_iter().collect()
             }
             // The source would else only see that the link ends.
-            _ if matches!(fault, LinkFault::Garbled(_)) => self.end_session(fault.into()),
+            _ if matches!(fault, LinkFault::Garbled(_) | LinkFault::Machine(_)) => {
+                self.end_session(fault.into())
+            }
             _ => self.end_silently(fault.into()),
         }
     }
@@ -342,7 +344,7 @@ impl Target {
 impl Session {
     fn hash_allowance(&self) -> Duration {
         let verified = self.offer.as_ref().filter(|offer| offer.verify);
-        Timeouts::hash_allowance(verified.map_or(0, |offer| offer.machine.memory_bytes()))
+        Timeouts::hash_allowance(verified.map_or(0, |offer| offer.machine.moved_bytes()))
     }
 
     fn verifies(&self) -> bool {

@@ -396,7 +396,14 @@ pub(crate) fn guest() -> GuestId {
 
 fn description() -> MachineDescription {
     let regions = vec![RegionSpan { start: 0, length: 4096 }];
-    MachineDescription { kind: "m".into(), vcpus: 1, regions, config: Vec::new(), contract: Vec::new() }
+    MachineDescription {
+        kind: "m".into(),
+        vcpus: 1,
+        regions,
+        config: Vec::new(),
+        contract: Vec::new(),
+        disks: Vec::new(),
+    }
 }
 
 pub(crate) fn accepted() -> Verdict {

@@ -5,7 +5,9 @@ use ferry_protocol::message::{
     Ask, Hello, Known, Lane, MemoryHash, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, RoundTaken,
     StateEnd, Taken, TargetHello, ToSource, ToTarget, Unknown,
 };
-use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
+use ferry_protocol::{
+    DiskSpan, Epoch, GuestId, InstanceId, MAX_DISK_BYTES, MachineDescription, RegionSpan, SessionId,
+};
 use proptest::prelude::*;
 
 pub(crate) fn of() -> OfEpoch {
@@ -21,6 +23,7 @@ pub(crate) fn machine() -> MachineDescription {
         regions,
         config: b"{}".to_vec(),
         contract: vec![0xa0],
+        disks: vec![DiskSpan { disk: 1, bytes: 0x8_0000_0200, allocated_bytes: 0x1_2000 }],
     }
 }
 
@@ -121,8 +124,13 @@ fn any_reason() -> impl Strategy<Value = Reason> {
 
 fn any_machine() -> impl Strategy<Value = MachineDescription> {
     let regions = prop::collection::vec((0..4_u64, 1..1_u64 << 20), 1..9);
-    ("[!-~]{1,64}", 1..=4096_u32, regions, any::<[Vec<u8>; 2]>()).prop_map(
-        |(kind, vcpus, gaps, [config, contract])| {
+    let disks = prop::collection::vec((1..=MAX_DISK_BYTES, any::<u64>(), any::<bool>()), 0..5);
+    let disk = |(number, (bytes, allocated_bytes, moves))| {
+        let disk = DiskSpan { disk: number, bytes, allocated_bytes };
+        Some(disk).filter(|_| moves)
+    };
+    ("[!-~]{1,64}", 1..=4096_u32, regions, any::<[Vec<u8>; 2]>(), disks).prop_map(
+        move |(kind, vcpus, gaps, [config, contract], disks)| {
             let mut free_from = 0;
             let region = |(gap, pages)| {
                 let start = free_from + gap * 4096;
@@ -135,6 +143,7 @@ fn any_machine() -> impl Strategy<Value = MachineDescription> {
                 regions: gaps.into_iter().map(region).collect(),
                 config,
                 contract,
+                disks: (0..).zip(disks).filter_map(disk).collect(),
             }
         },
     )

@@ -235,7 +235,14 @@ pub(crate) fn guest() -> GuestId {
 
 pub(crate) fn description(kind: &str) -> MachineDescription {
     let regions = vec![RegionSpan { start: 0, length: 1 << 20 }];
-    MachineDescription { kind: kind.into(), vcpus: 1, regions, config: Vec::new(), contract: Vec::new() }
+    MachineDescription {
+        kind: kind.into(),
+        vcpus: 1,
+        regions,
+        config: Vec::new(),
+        contract: Vec::new(),
+        disks: Vec::new(),
+    }
 }
 
 /// A verdict that says for which kind of machine it is.
