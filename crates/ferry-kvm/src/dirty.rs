@@ -6,7 +6,7 @@ use ferry_memory::PageSet;
 use ferry_migrate::{Harvest, MachineError};
 
 use crate::Vcpus;
-use crate::dirty_log::DirtyLog;
+use crate::dirty_log::{self, DirtyLog};
 use crate::dirty_ring::DirtyRing;
 use crate::machine::failed;
 use crate::memory::MemorySlots;
@@ -54,6 +54,10 @@ impl DirtySource {
                 .harvest(memory, when, into)
                 .map_err(|error| failed("the dirty log cannot be harvested", error)),
             Self::Ring(ring) => {
+                if ring.has_log() && when == Harvest::Paused {
+                    dirty_log::read_all(memory, into)
+                        .map_err(|error| failed("the dirty log beside the rings cannot be read", error))?;
+                }
                 ring.harvest(when, into).map_err(|error| failed("the dirty rings cannot be harvested", error))
             }
         }

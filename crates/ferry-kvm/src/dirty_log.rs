@@ -183,6 +183,14 @@ impl DirtyLog {
     }
 }
 
+/// Adds what the log has of all slots.
+pub(crate) fn read_all(memory: &MemorySlots, into: &mut PageSet) -> Result<(), DirtyLogError> {
+    for (region, slot) in memory.slots().iter().enumerate() {
+        into.insert_bitmap(region, &read(memory.vm(), slot)?);
+    }
+    Ok(())
+}
+
 /// Reads the log of a slot: one bit a page, the first page in bit 0 of the first word.
 fn read(vm: &VmFd, slot: &Slot) -> Result<Vec<u64>, DirtyLogError> {
     let failed = |source| DirtyLogError::Read { slot: slot.number, source };

@@ -27,9 +27,10 @@
 //!   again, so that the guest runs on and the next tracking is whole.
 //! - With rings `KVM_GET_DIRTY_LOG` fails with ENXIO, and the log's manual mode must stay off: with it,
 //!   switching tracking on would protect nothing.
-//! - `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP` exists for pages that the kernel writes for no vCPU (the ITS
-//!   tables of arm64); x86 has no such writes and does not offer it. Where it is offered, a VM whose
-//!   rings are without it would lose them, so [`MemorySlots::enable_dirty_ring`] refuses there.
+//! - What the kernel writes for no vCPU (on arm64 the tables of the GIC, when they are saved) is in no ring but in the
+//!   dirty log, where `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP` is enabled: after the rings, before the first memory
+//!   slot. Where it is offered it is enabled, and the harvest of the paused guest takes the log as well, which is
+//!   when there are such writes (api.rst: the log is whole once the vCPUs stand still). x86 has none and offers none.
 //! - A processor that logs pages itself (Intel's PML) holds up to 512 of them per vCPU until its next
 //!   exit. A live harvest may lack those; a later one has them, the paused one at the latest, and the
 //!   engine is as right as with pages written a moment later.
@@ -63,8 +64,8 @@ const WALKS_MAX: u32 = 4;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirtyRingError {
-    /// This KVM has no rings, or such as alone would lose pages.
-    #[error("this KVM offers no dirty ring that sees every write: use the dirty log")]
+    /// This KVM has no rings.
+    #[error("this KVM offers no dirty ring: use the dirty log")]
     NotOffered,
     /// No ring can have so many entries.
     #[error("a dirty ring cannot have {entries} entries: use a power of two from 256 to {max}")]
@@ -81,7 +82,9 @@ pub enum DirtyRingError {
         vcpu: u32,
     },
     /// KVM refused the rings that it offers.
-    #[error("KVM refuses dirty rings of {entries} entries: {source}; enable them before the first vCPU")]
+    #[error(
+        "KVM refuses dirty rings of {entries} entries: {source}; enable them before the first vCPU, on arm64 before the first memory slot"
+    )]
     Enable {
         /// Entries asked for.
         entries: u32,
@@ -117,6 +120,8 @@ pub struct DirtyRing {
 struct Shared {
     vm: Arc<VmFd>,
     entries: u32,
+    /// Whether what the kernel writes for no vCPU is in the dirty log.
+    has_log: bool,
     rings: Mutex<Rings>,
 }
 
@@ -129,15 +134,27 @@ struct Rings {
     overflowed: bool,
 }
 
-/// The capability of rings that see every write, and their most bytes.
-fn capability(check: impl Fn(c_ulong) -> i32) -> Result<(u32, u32), DirtyRingError> {
-    let offered = |cap: u32| u32::try_from(check(c_ulong::from(cap))).unwrap_or(0);
-    if offered(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0 {
-        return Err(DirtyRingError::NotOffered);
+/// What a KVM offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Offer {
+    /// The capability that is enabled.
+    cap: u32,
+    /// The most bytes of a ring.
+    bytes_max: u32,
+    /// Whether there are writes beside the rings.
+    has_log: bool,
+}
+
+impl Offer {
+    fn of(check: impl Fn(c_ulong) -> i32) -> Result<Self, DirtyRingError> {
+        let offered = |cap: u32| u32::try_from(check(c_ulong::from(cap))).unwrap_or(0);
+        let has_log = offered(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0;
+        [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING]
+            .into_iter()
+            .map(|cap| Self { cap, bytes_max: offered(cap), has_log })
+            .find(|offer| offer.bytes_max > 0)
+            .ok_or(DirtyRingError::NotOffered)
     }
-    let ordered = [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING];
-    let found = ordered.into_iter().map(|cap| (cap, offered(cap))).find(|(_, bytes)| *bytes > 0);
-    found.ok_or(DirtyRingError::NotOffered)
 }
 
 impl DirtyRing {
@@ -146,23 +163,28 @@ impl DirtyRing {
 
     /// Fails where [`enable`](Self::enable) would, for want of a KVM that offers rings.
     pub fn is_offered(kvm: &Kvm) -> Result<(), DirtyRingError> {
-        capability(|cap| kvm.check_extension_raw(cap)).map(drop)
+        Offer::of(|cap| kvm.check_extension_raw(cap)).map(drop)
     }
 
     /// Gives every vCPU of the VM, which must have none yet, a ring of so many entries, a power of two (see
     /// [`DirtyRing::ENTRIES`]). Its memory is registered with [`MemorySlots::use_dirty_ring`].
     pub fn enable(vm: &Arc<VmFd>, entries: u32) -> Result<Self, DirtyRingError> {
-        let (cap, bytes_max) = capability(|cap| vm.check_extension_raw(cap))?;
+        let Offer { cap, bytes_max, has_log } = Offer::of(|cap| vm.check_extension_raw(cap))?;
         let bytes = u64::from(entries) * ENTRY_BYTES as u64;
         if !entries.is_power_of_two() || bytes < PAGE_SIZE || bytes > u64::from(bytes_max) {
             let max = bytes_max / u32::try_from(ENTRY_BYTES).unwrap_or(u32::MAX);
             return Err(DirtyRingError::Entries { entries, max });
         }
+        let failed = |source| DirtyRingError::Enable { entries, source };
         let mut request = kvm_enable_cap { cap, ..Default::default() };
         request.args[0] = bytes;
-        vm.enable_cap(&request).map_err(|source| DirtyRingError::Enable { entries, source })?;
-        let rings = Rings { mapped: Vec::new(), taken: None, overflowed: false };
-        Ok(Self { shared: Arc::new(Shared { vm: Arc::clone(vm), entries, rings: Mutex::new(rings) }) })
+        vm.enable_cap(&request).map_err(failed)?;
+        if has_log {
+            let cap = KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP;
+            vm.enable_cap(&kvm_enable_cap { cap, ..Default::default() }).map_err(failed)?;
+        }
+        let rings = Mutex::new(Rings { mapped: Vec::new(), taken: None, overflowed: false });
+        Ok(Self { shared: Arc::new(Shared { vm: Arc::clone(vm), entries, has_log, rings }) })
     }
 
     /// Notes pages of this memory from now on.
@@ -221,6 +243,11 @@ impl DirtyRing {
             tracing::warn!(%error, "dirty tracking that did not start could not be switched off");
         }
         started
+    }
+
+    /// Whether the dirty log has what the kernel writes for no vCPU.
+    pub(crate) fn has_log(&self) -> bool {
+        self.shared.has_log
     }
 
     /// Adds what was written since the last harvest to `into`. See [`ferry_migrate::Machine::harvest_dirty`].
@@ -337,18 +364,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_rings_that_see_every_write_count_as_offered() {
+    fn rings_in_order_come_first_and_writes_beside_them_are_known() {
         let offers = |caps: &[(u32, i32)]| {
             let caps = caps.to_vec();
-            capability(move |cap| {
+            Offer::of(move |cap| {
                 caps.iter().find(|known| c_ulong::from(known.0) == cap).map_or(0, |known| known.1)
             })
         };
         let refused = |caps: &[(u32, i32)]| matches!(offers(caps), Err(DirtyRingError::NotOffered));
         let (old, ordered) = ((KVM_CAP_DIRTY_LOG_RING, 4096), (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 1 << 20));
-        assert!(refused(&[]) && refused(&[(KVM_CAP_DIRTY_LOG_RING, -1)]));
-        assert!(refused(&[old, ordered, (KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 1)]));
-        assert_eq!(offers(&[old]).unwrap(), (KVM_CAP_DIRTY_LOG_RING, 4096));
-        assert_eq!(offers(&[old, ordered]).unwrap(), (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 1 << 20));
+        let log = (KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 1);
+        assert!(refused(&[]) && refused(&[(KVM_CAP_DIRTY_LOG_RING, -1)]) && refused(&[log]));
+        let offer = |(cap, bytes_max): (u32, i32), has_log| Offer {
+            cap,
+            bytes_max: bytes_max.unsigned_abs(),
+            has_log,
+        };
+        assert_eq!(offers(&[old]).unwrap(), offer(old, false));
+        assert_eq!(offers(&[old, ordered]).unwrap(), offer(ordered, false));
+        assert_eq!(offers(&[ordered, log]).unwrap(), offer(ordered, true));
     }
 }

@@ -22,13 +22,19 @@ pub const DEVICE: &str = "/dev/kvm";
 /// The one version of KVM's API that is for use (`KVM_API_VERSION`, linux/kvm.h).
 pub const API_VERSION: i32 = 12;
 
+/// How a host gets its KVM.
+#[cfg(target_arch = "x86_64")]
+const HOW_TO_START: &str = "load the kernel module `kvm_intel` or `kvm_amd`";
+#[cfg(target_arch = "aarch64")]
+const HOW_TO_START: &str = "start a kernel that has KVM built in at EL2";
+
 /// Why KVM cannot be used on this host; each is one sentence with its remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
     /// There is no device, and this is no container.
     #[error(
-        "{} does not exist: load the kernel module `kvm_intel` or `kvm_amd`, and check that virtualization is enabled in the firmware",
+        "{} does not exist: {HOW_TO_START}, and check that virtualization is enabled in the firmware",
         path.display()
     )]
     Absent {
@@ -55,7 +61,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The device node exists, but no driver stands behind it.
-    #[error("{} has no driver behind it: load the kernel module `kvm_intel` or `kvm_amd`", path.display())]
+    #[error("{} has no driver behind it: {HOW_TO_START}", path.display())]
     NoDriver {
         /// The device looked for.
         path: PathBuf,

@@ -151,6 +151,7 @@ mod tests {
             regions: regions.iter().map(|&(start, length)| RegionSpan { start, length }).collect(),
             config: Vec::new(),
             contract: Vec::new(),
+            disks: Vec::new(),
         }
     }
 

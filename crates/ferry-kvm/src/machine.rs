@@ -36,17 +36,21 @@ use std::sync::Arc;
 
 use ferry_contract::Contract;
 use ferry_memory::{GuestRam, PageSet};
-use ferry_migrate::{Custody, DeviceSet, Harvest, Machine, MachineError, ResourceSet, ResumeError, RunWatch};
-use ferry_protocol::{Epoch, GuestId, MachineDescription};
-use ferry_state::{MachineState, Resources};
+use ferry_migrate::{
+    Custody, DeviceSet, DiskImage, Harvest, Machine, MachineError, ResourceSet, ResumeError, RunWatch,
+};
+use ferry_protocol::{GuestId, MachineDescription};
+use ferry_state::{GuestTime, MachineState, Resources};
 use kvm_ioctls::{Kvm, VcpuFd};
+use vm_memory::GuestMemoryMmap;
 
 #[cfg(target_arch = "aarch64")]
 use crate::arm64::KvmState;
 use crate::dirty::DirtySource;
-#[cfg(target_arch = "x86_64")]
 use crate::forced::Deviation;
+use crate::guest_time::{self, Time};
 use crate::memory::MemorySlots;
+use crate::run::Run;
 #[cfg(target_arch = "x86_64")]
 use crate::x86::KvmState;
 
@@ -106,6 +110,9 @@ pub trait Devices: Send {
     fn resume(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
+
+    /// Tells the network where the guest is now; called on the target, once the guest runs. Must not wait.
+    fn announce(&mut self) {}
 }
 
 impl Devices for DeviceSet {
@@ -128,6 +135,10 @@ impl Devices for DeviceSet {
     fn resume(&mut self) -> Result<(), MachineError> {
         DeviceSet::resume(self)
     }
+
+    fn announce(&mut self) {
+        DeviceSet::announce(self);
+    }
 }
 
 /// A guest on KVM that can be moved.
@@ -138,6 +149,7 @@ pub struct KvmMachine<V, D> {
     run: Run,
     devices: D,
     resources: ResourceSet,
+    images: Vec<Arc<DiskImage>>,
     dirty: DirtySource,
     state: KvmState,
     memory: MemorySlots,
@@ -146,6 +158,7 @@ pub struct KvmMachine<V, D> {
     /// A restore failed half-way: what is here now is no guest.
     spoilt: bool,
     contract: Vec<u8>,
+    time: Time,
 }
 
 impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
@@ -164,6 +177,7 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
             run: Run::default(),
             devices,
             resources: ResourceSet::new(),
+            images: Vec::new(),
             dirty,
             state,
             memory,
@@ -171,11 +185,12 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
             config: Vec::new(),
             spoilt: false,
             contract: Vec::new(),
+            time: Time::default(),
         })
     }
 
-    /// The same with the VM's interrupt controller, which moves with the guest. It must be initialised, and
-    /// not have been used yet.
+    /// The same with the VM's interrupt controller, which moves with the guest, its translation services included.
+    /// It must be initialised, and not have been used yet.
     #[cfg(target_arch = "aarch64")]
     pub fn with_gic(mut self, gic: crate::arm64::Gic) -> Result<Self, MachineError> {
         self.state.use_gic(gic, &mut self.vcpus)?;
@@ -186,6 +201,15 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
     #[must_use]
     pub fn with_resources(mut self, resources: ResourceSet) -> Self {
         self.resources = resources;
+        self
+    }
+
+    /// The same with the images of the guest's disks: their locks are among its resources, beside those that it has, and
+    /// they move with it where that is asked for.
+    #[must_use]
+    pub fn with_images(mut self, images: Vec<Arc<DiskImage>>) -> Self {
+        self.resources = self.resources.with_images(&images);
+        self.images = images;
         self
     }
 
@@ -211,6 +235,12 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
         self
     }
 
+    /// What the guest's clocks do about pauses from now on, here and on the target; said before a restore, it goes
+    /// before what the state says. They stand still if nothing is said.
+    pub fn set_guest_time(&mut self, time: GuestTime) {
+        self.time.set(time);
+    }
+
     /// The VMM's vCPU threads.
     pub fn vcpus(&self) -> &V {
         &self.vcpus
@@ -221,6 +251,11 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
         &self.devices
     }
 
+    /// The guest's memory, as the VMM's devices and loaders use it.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        self.memory.memory()
+    }
+
     /// Calls `use_vcpu` with one stopped vCPU.
     pub fn with_vcpu(&mut self, index: u32, use_vcpu: &mut UseVcpu<'_>) -> Result<(), MachineError> {
         self.must_be_stopped("use its vCPU")?;
@@ -229,7 +264,6 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
 
     /// As [`restore`](Machine::restore), but whatever KVM refuses or keeps otherwise is no error: it is said,
     /// and the guest would run on with it. For the lab, which finds out so what a verdict was worth.
-    #[cfg(target_arch = "x86_64")]
     pub fn force(&mut self, state: &MachineState) -> Result<Vec<Deviation>, MachineError> {
         self.must_be_stopped("restore a state")?;
         self.state.force(self.memory.vm(), &mut self.vcpus, state)
@@ -257,6 +291,16 @@ impl<V: Vcpus, D: Devices> KvmMachine<V, D> {
     fn quiesce(&mut self) -> Result<(), MachineError> {
         let Err(error) = self.devices.quiesce() else { return Ok(()) };
         match self.vcpus.resume() {
+            Ok(()) => Err(error),
+            Err(stuck) => Err(MachineError::with_source(format!("the guest is stuck ({stuck})"), error)),
+        }
+    }
+
+    /// What KVM holds of guest memory's content comes last, when nothing gives it anything new; the last harvest
+    /// comes after it. If it cannot be had, all runs on.
+    fn write_tables(&mut self) -> Result<(), MachineError> {
+        let Err(error) = self.state.write_tables() else { return Ok(()) };
+        match self.let_go() {
             Ok(()) => Err(error),
             Err(stuck) => Err(MachineError::with_source(format!("the guest is stuck ({stuck})"), error)),
         }
@@ -292,6 +336,7 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
             regions: self.memory.regions(),
             config: self.config.clone(),
             contract: self.contract.clone(),
+            disks: Vec::new(),
         }
     }
 
@@ -318,12 +363,14 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
         let Some(custody) = self.run.custody.take() else {
             return Err(MachineError::new("the guest does not run here, so it cannot be paused"));
         };
-        match self.vcpus.pause().and_then(|()| self.quiesce()) {
+        let stopped = self.vcpus.pause().map(|()| self.time.paused(self.memory.vm(), &mut self.vcpus));
+        match stopped.and_then(|()| self.quiesce()).and_then(|()| self.write_tables()) {
             Ok(()) => {
                 self.run.stops(&custody);
                 Ok(custody)
             }
             Err(error) => {
+                self.time.runs();
                 self.run.custody = Some(custody);
                 Err(error)
             }
@@ -341,9 +388,11 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
         if let Err(source) = self.resources.missing() {
             return Err(ResumeError { custody, source });
         }
+        self.time.hold(&self.state, self.memory.vm(), &mut self.vcpus);
         self.run.starts(&custody);
         match self.let_go() {
             Ok(()) => {
+                self.time.runs();
                 self.run.custody = Some(custody);
                 Ok(())
             }
@@ -356,7 +405,9 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
 
     fn capture(&mut self) -> Result<MachineState, MachineError> {
         self.must_be_stopped("capture its state")?;
-        self.state.capture(self.memory.vm(), &mut self.vcpus)
+        self.time.hold(&self.state, self.memory.vm(), &mut self.vcpus);
+        let pause = self.time.pause();
+        guest_time::noted(&pause, self.state.capture(self.memory.vm(), &mut self.vcpus)?)
     }
 
     fn restore(&mut self, state: &MachineState) -> Result<(), MachineError> {
@@ -365,7 +416,8 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
             return Err(MachineError::new("this machine has run; a state is restored into a new one"));
         }
         self.must_be_whole()?;
-        let restored = self.state.restore(self.memory.vm(), &mut self.vcpus, state);
+        let state = self.time.restored(state, self.vcpus.count())?;
+        let restored = self.state.restore(self.memory.vm(), &mut self.vcpus, &state);
         self.spoilt = restored.is_err();
         restored
     }
@@ -391,74 +443,17 @@ impl<V: Vcpus, D: Devices> Machine for KvmMachine<V, D> {
     fn take_resources(&mut self, guest: &GuestId, resources: &Resources) -> Result<(), MachineError> {
         self.resources.take(guest, resources)
     }
+
+    fn announce(&mut self) {
+        self.devices.announce();
+    }
+
+    fn disk_images(&self) -> Vec<Arc<DiskImage>> {
+        self.images.clone()
+    }
 }
 
 /// What could not be done, and why.
 pub(crate) fn failed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> MachineError {
     MachineError::with_source(what, error)
-}
-
-/// Who may run the guest, and whether it does.
-///
-/// It is declared behind the vCPUs, so that it tells the watch of the stop only once they are gone.
-#[derive(Default)]
-struct Run {
-    /// Held exactly while the guest runs.
-    custody: Option<Custody>,
-    /// The guest of the first custody, and the highest epoch so far.
-    bound: Option<(GuestId, Epoch)>,
-    watch: Option<Arc<dyn RunWatch>>,
-}
-
-impl Run {
-    /// Whether the guest may be run under this custody.
-    fn admits(&self, custody: &Custody) -> Result<(), MachineError> {
-        if let Some(held) = &self.custody {
-            return Err(MachineError::new(format!("guest {} runs already", held.guest())));
-        }
-        match &self.bound {
-            Some((guest, _)) if guest != custody.guest() => Err(MachineError::new(format!(
-                "this machine holds guest {guest}, the custody is of guest {}",
-                custody.guest()
-            ))),
-            Some((guest, epoch)) if *epoch > custody.epoch() => Err(MachineError::new(format!(
-                "guest {guest} has run under epoch {epoch}, the custody is of the older epoch {}",
-                custody.epoch()
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Before the first vCPU is let go.
-    fn starts(&mut self, custody: &Custody) {
-        self.bound = Some((custody.guest().clone(), custody.epoch()));
-        if let Some(watch) = &self.watch {
-            watch.starts(custody);
-        }
-    }
-
-    /// Once no vCPU runs any more.
-    fn stops(&self, custody: &Custody) {
-        if let Some(watch) = &self.watch {
-            watch.stops(custody);
-        }
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        // The vCPUs were dropped before, so none runs.
-        if let Some(custody) = self.custody.take() {
-            self.stops(&custody);
-        }
-    }
-}
-
-impl std::fmt::Debug for Run {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Run")
-            .field("custody", &self.custody)
-            .field("bound", &self.bound)
-            .finish_non_exhaustive()
-    }
 }

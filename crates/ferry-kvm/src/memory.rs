@@ -1,6 +1,6 @@
 //! Guest memory on a memfd, and its registration with KVM.
 //!
-//! [`x86_layout`] says where memory lies, [`allocate`] maps it, [`MemorySlots::register`] gives it
+//! [`x86_layout`] and [`arm64_layout`] say where memory lies, [`allocate`] maps it, [`MemorySlots::register`] gives it
 //! to a VM. A VMM that already has its memory as a `GuestMemoryMmap` needs only the last.
 //!
 //! Facts: the hole below 4 GiB is where chipset, local APIC and firmware have their registers on
@@ -105,6 +105,19 @@ pub enum MemoryError {
 pub fn x86_layout(memory_bytes: u64, low_end: u64) -> Vec<RegionSpan> {
     let low = RegionSpan { start: 0, length: memory_bytes.min(low_end.min(HOLE_START)) };
     let high = RegionSpan { start: HOLE_END, length: memory_bytes - low.length };
+    [low, high].into_iter().filter(|region| region.length > 0).collect()
+}
+
+/// Where memory begins on arm64: below lie the registers of devices.
+pub const ARM64_RAM_START: u64 = 1 << 30;
+
+/// Where memory of a guest of arm64 goes on that is cut in two, below the 40 bits that every KVM has.
+pub const ARM64_HIGH_START: u64 = 512 << 30;
+
+/// Where `memory_bytes` of guest memory lie on arm64: from 1 GiB on, but what is beyond the first `low_bytes` from 512 GiB.
+pub fn arm64_layout(memory_bytes: u64, low_bytes: u64) -> Vec<RegionSpan> {
+    let low = RegionSpan { start: ARM64_RAM_START, length: memory_bytes.min(low_bytes) };
+    let high = RegionSpan { start: ARM64_HIGH_START, length: memory_bytes - low.length };
     [low, high].into_iter().filter(|region| region.length > 0).collect()
 }
 
@@ -286,6 +299,15 @@ mod tests {
         assert_eq!(
             x86_layout((3 << 30) + 8192, HOLE_START),
             [RegionSpan { start: 0, length: 3 << 30 }, RegionSpan { start: 4 << 30, length: 8192 }]
+        );
+    }
+
+    #[test]
+    fn memory_of_arm64_begins_after_the_devices() {
+        assert_eq!(arm64_layout(4096, u64::MAX), [RegionSpan { start: 1 << 30, length: 4096 }]);
+        assert_eq!(
+            arm64_layout(12288, 8192),
+            [RegionSpan { start: 1 << 30, length: 8192 }, RegionSpan { start: 512 << 30, length: 4096 }]
         );
     }
 

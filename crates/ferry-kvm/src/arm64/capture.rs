@@ -1,9 +1,8 @@
 //! What vCPUs, the interrupt controller and the counter hold, read with every vCPU stopped.
 
-use std::time::SystemTime;
-
 use ferry_state::arm64::{
-    Counter, GicCpuInterface, GicDistributor, GicLines, GicRedistributor, MpState, Registers, VcpuEvents,
+    Counter, GicCpuInterface, GicDistributor, GicIts, GicLines, GicRedistributor, MpState, Registers,
+    VcpuEvents,
 };
 use ferry_state::{Section, StateError};
 use kvm_ioctls::VcpuFd;
@@ -47,6 +46,10 @@ impl VcpuValues {
         })
     }
 
+    pub(super) fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
     /// The sections; needed is what differs from what the vCPU held at its creation.
     pub(super) fn sections(&self, index: u32, created: &Self) -> Result<Vec<Section>, StateError> {
         let mut sections = vec![
@@ -78,9 +81,31 @@ impl GicValues {
     }
 }
 
-/// The distributor.
-pub(super) fn distributor(gic: &Gic) -> Result<GicDistributor, StateIoError> {
-    gic.distributor().map_err(failed("KVM_GET_DEVICE_ATTR", "the GIC's distributor", 0))
+/// What the interrupt controller has once for all vCPUs.
+#[derive(Debug, Clone)]
+pub(super) struct SharedGicValues {
+    distributor: GicDistributor,
+    its: Vec<GicIts>,
+}
+
+impl SharedGicValues {
+    pub(super) fn read(gic: &Gic) -> Result<Self, StateIoError> {
+        let unread = |what, index| failed("KVM_GET_DEVICE_ATTR", what, index);
+        let its = (0..).zip(gic.its()).map(|(index, its)| its.registers().map_err(unread("the ITS", index)));
+        Ok(Self {
+            distributor: gic.distributor().map_err(unread("the GIC's distributor", 0))?,
+            its: its.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The sections; needed is what differs from what they held at the machine's creation.
+    pub(super) fn sections(&self, created: &Self) -> Result<Vec<Section>, StateError> {
+        let mut sections = vec![Section::of(&self.distributor, 0, Some(&created.distributor))?];
+        for (index, (its, created)) in (0..).zip(self.its.iter().zip(&created.its)) {
+            sections.push(Section::of(its, index, Some(created))?);
+        }
+        Ok(sections)
+    }
 }
 
 /// The counter, as vCPU 0 sees it.
@@ -90,12 +115,7 @@ pub(super) fn counter(vcpu: &VcpuFd) -> Result<Counter, StateIoError> {
         "the virtual counter",
         0,
     ))?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(Counter {
-        value: value.number().unwrap_or(0),
-        frequency_hz: counter_frequency(),
-        realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-    })
+    Ok(Counter { value: value.number().unwrap_or(0), frequency_hz: counter_frequency() })
 }
 
 pub(super) fn failed(

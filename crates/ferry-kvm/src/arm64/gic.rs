@@ -9,25 +9,27 @@ use std::sync::Arc;
 use ferry_contract::arm64::{RegisterId, SystemRegister};
 use ferry_state::arm64::{GicCpuInterface, GicDistributor, GicLines, GicRedistributor};
 use kvm_bindings::{
-    KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
-    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, kvm_device_attr,
+    KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_DIST_REGS,
+    KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS,
+    KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES,
 };
 use kvm_ioctls::{DeviceFd, VcpuFd};
 use vmm_sys_util::errno;
 
-use super::registers;
+use super::its::Its;
+use super::{attribute, registers};
 
 /// Interrupts of a vCPU's own, before those of devices.
 const PRIVATE: u32 = 32;
 
 /// `MPIDR_EL1`, by which the device knows a vCPU.
-const MPIDR: RegisterId = RegisterId::system(SystemRegister::new(3, 0, 0, 0, 5));
+pub(super) const MPIDR: RegisterId = RegisterId::system(SystemRegister::MPIDR_EL1);
 
 /// The redistributor's second frame: `SGI_base`.
 const SGI: u32 = 0x1_0000;
 
-/// Registers of the distributor that are one: control, identity. The identity comes first, because its
-/// revision says how the others are taken (`vgic_mmio_uaccess_write_v3_misc`); control comes last.
+/// Registers of the distributor that are one: control, identity. The identity comes first: from its
+/// revision it follows what the redistributors say that they have (`vgic_mmio_read_v3r_ctlr`). Control comes last.
 pub(super) const GICD_CTLR: u32 = 0x0;
 pub(super) const GICD_IIDR: u32 = 0x8;
 
@@ -37,9 +39,18 @@ const GICR_WAKER: u32 = 0x14;
 const GICR_PROPBASER: u32 = 0x70;
 const GICR_PENDBASER: u32 = 0x78;
 
+/// `ICC_CTLR_EL1`, which has fixed bits: how many of priority and of numbers there are, `SEIS`, `A3V`.
+pub(super) const ICC_CTLR_EL1: u32 = SystemRegister::new(3, 0, 12, 12, 4).bits() as u32;
+
 /// Registers with bits for each interrupt: their first one's place, and bits for each. Groups, enabled, latched as
 /// pending, active, priority, edge or level.
 const BY_INTERRUPT: [(u32, u32); 6] = [(0x80, 1), (0x100, 1), (0x200, 1), (0x300, 1), (0x400, 8), (0xc00, 2)];
+
+/// Registers that only set bits, and how far behind is the one that clears them: enabled, active. KVM makes vCPUs
+/// whose interrupts 0 to 15 are enabled. (What is latched as pending is taken as it is written: the device's write
+/// of `ISPENDR` is no guest's.)
+const SETTING: [std::ops::Range<u32>; 2] = [0x100..0x180, 0x300..0x380];
+const CLEARING: u32 = 0x80;
 
 /// Where the distributor routes each interrupt of a device: 64 bits each.
 const ROUTERS: u32 = 0x6000;
@@ -70,14 +81,32 @@ pub struct Gic {
     device: Arc<DeviceFd>,
     /// How many interrupts there are, those of a vCPU's own included.
     interrupts: u32,
+    its: Vec<Its>,
 }
 
 impl Gic {
     /// The `GICv3` behind this device, which is initialised (`KVM_DEV_ARM_VGIC_CTRL_INIT`).
     pub fn new(device: Arc<DeviceFd>) -> Result<Self, errno::Error> {
-        let mut gic = Self { device, interrupts: 0 };
-        gic.interrupts = gic.word(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0)?;
-        Ok(gic)
+        let interrupts = attribute::read_word(&device, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0)?;
+        Ok(Self { device, interrupts, its: Vec::new() })
+    }
+
+    /// The same with an interrupt translation service (`KVM_DEV_TYPE_ARM_VGIC_ITS`), which has its address. A VM with
+    /// several adds them in the same order on both sides.
+    #[must_use]
+    pub fn with_its(mut self, device: Arc<DeviceFd>) -> Self {
+        self.its.push(Its::new(device));
+        self
+    }
+
+    pub(super) fn its(&self) -> &[Its] {
+        &self.its
+    }
+
+    /// Writes into the pending tables, which are in guest memory, which LPIs wait. No vCPU runs.
+    pub(super) fn save_pending_tables(&self) -> Result<(), errno::Error> {
+        let what = KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES;
+        attribute::tell(&self.device, KVM_DEV_ARM_VGIC_GRP_CTRL, what.into())
     }
 
     /// The words of the distributor, in the order in which they are written.
@@ -112,7 +141,8 @@ impl Gic {
         let mut values = BTreeMap::new();
         for register in CPU_INTERFACE {
             let number = u32::from(register.bits());
-            match self.double(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, vcpu.attribute(number)) {
+            let group = KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS;
+            match attribute::read(&self.device, group, vcpu.attribute(number)) {
                 Ok(value) => drop(values.insert(number, value)),
                 // There are not so many bits of priority.
                 Err(error) if is_further_priority(register) && is_absent(error) => {}
@@ -124,13 +154,18 @@ impl Gic {
 
     /// The lines of a vCPU's own interrupts, and with the first vCPU those of devices.
     pub(super) fn lines(&self, index: u32, vcpu: Affinity) -> Result<GicLines, errno::Error> {
-        let end = if index == 0 { self.interrupts } else { PRIVATE };
-        let values = self.words(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, vcpu, (0..end).step_by(32))?;
+        let values = self.words(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, vcpu, self.line_words(index))?;
         Ok(GicLines { values })
     }
 
+    /// The first of each 32 lines that go with a vCPU.
+    pub(super) fn line_words(&self, index: u32) -> Vec<u32> {
+        let end = if index == 0 { self.interrupts } else { PRIVATE };
+        (0..end).step_by(32).collect()
+    }
+
     pub(super) fn set_distributor(&self, offset: u32, value: u32) -> Result<(), errno::Error> {
-        self.set_word(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset.into(), value)
+        self.set_word(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, Affinity::NONE, offset, value)
     }
 
     pub(super) fn set_redistributor(
@@ -139,7 +174,19 @@ impl Gic {
         offset: u32,
         value: u32,
     ) -> Result<(), errno::Error> {
-        self.set_word(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, vcpu.attribute(offset), value)
+        self.set_word(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, vcpu, offset, value)
+    }
+
+    /// Writes a register of a frame; one that sets bits comes to hold this value and no more.
+    fn set_word(&self, group: u32, vcpu: Affinity, offset: u32, value: u32) -> Result<(), errno::Error> {
+        let put =
+            |offset, value: u32| attribute::write(&self.device, group, vcpu.attribute(offset), value.into());
+        // Where a redistributor has interrupts is in its second frame.
+        let frame = if group == KVM_DEV_ARM_VGIC_GRP_REDIST_REGS { SGI } else { 0 };
+        if offset.checked_sub(frame).is_some_and(|it| SETTING.iter().any(|setting| setting.contains(&it))) {
+            put(offset + CLEARING, !value)?;
+        }
+        put(offset, value)
     }
 
     pub(super) fn set_cpu_interface(
@@ -148,20 +195,16 @@ impl Gic {
         number: u32,
         value: u64,
     ) -> Result<(), errno::Error> {
-        self.set(
-            KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS,
-            vcpu.attribute(number),
-            (&raw const value).expose_provenance(),
-        )
+        attribute::write(&self.device, KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, vcpu.attribute(number), value)
     }
 
     pub(super) fn set_lines(&self, vcpu: Affinity, first: u32, value: u32) -> Result<(), errno::Error> {
-        self.set_word(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, vcpu.attribute(first), value)
+        attribute::write(&self.device, KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, vcpu.attribute(first), value.into())
     }
 
     /// The registers of the CPU interface, in the order in which they are written.
-    pub(super) fn cpu_interface_numbers() -> impl Iterator<Item = u32> {
-        CPU_INTERFACE.iter().map(|register| register.bits().into())
+    pub(super) fn cpu_interface_numbers() -> Vec<u32> {
+        CPU_INTERFACE.iter().map(|register| register.bits().into()).collect()
     }
 
     fn words(
@@ -170,33 +213,8 @@ impl Gic {
         vcpu: Affinity,
         which: impl IntoIterator<Item = u32>,
     ) -> Result<BTreeMap<u32, u32>, errno::Error> {
-        which.into_iter().map(|number| Ok((number, self.word(group, vcpu.attribute(number))?))).collect()
-    }
-
-    fn word(&self, group: u32, attr: u64) -> Result<u32, errno::Error> {
-        let mut value = 0_u32;
-        let mut attribute =
-            kvm_device_attr { group, attr, addr: (&raw mut value).expose_provenance() as u64, flags: 0 };
-        // SAFETY: KVM writes to the address in the attribute, which is `value`'s: 32 bits for these groups.
-        unsafe { self.device.get_device_attr(&mut attribute) }?;
-        Ok(value)
-    }
-
-    fn double(&self, group: u32, attr: u64) -> Result<u64, errno::Error> {
-        let mut value = 0_u64;
-        let mut attribute =
-            kvm_device_attr { group, attr, addr: (&raw mut value).expose_provenance() as u64, flags: 0 };
-        // SAFETY: KVM writes to the address in the attribute, which is `value`'s: at most 64 bits.
-        unsafe { self.device.get_device_attr(&mut attribute) }?;
-        Ok(value)
-    }
-
-    fn set_word(&self, group: u32, attr: u64, value: u32) -> Result<(), errno::Error> {
-        self.set(group, attr, (&raw const value).expose_provenance())
-    }
-
-    fn set(&self, group: u32, attr: u64, address: usize) -> Result<(), errno::Error> {
-        self.device.set_device_attr(&kvm_device_attr { group, attr, addr: address as u64, flags: 0 })
+        let read = |number| Ok((number, attribute::read_word(&self.device, group, vcpu.attribute(number))?));
+        which.into_iter().map(read).collect()
     }
 }
 
@@ -217,7 +235,7 @@ impl Affinity {
         Self((mpidr >> 8 & 0xff00_0000 | mpidr & 0x00ff_ffff) << 32)
     }
 
-    fn attribute(self, which: u32) -> u64 {
+    pub(super) fn attribute(self, which: u32) -> u64 {
         self.0 | u64::from(which)
     }
 }
@@ -228,6 +246,27 @@ fn by_interrupt(frame: u32, from: u32, to: u32) -> impl Iterator<Item = u32> {
         let words = (from * bits).div_ceil(32)..(to * bits).div_ceil(32);
         words.map(move |word| frame + place + 4 * word)
     })
+}
+
+/// The bits of a redistributor's register that must read as they were. Of where the tables are that is where, and how
+/// large: KVM chooses how memory is cached (`vgic_sanitise_field`). Of the control it is whether LPIs are
+/// enabled: the other bits go with the revision of the distributor.
+pub(super) fn redistributor_bits(offset: u32) -> u32 {
+    const HIGH_PROPBASER: u32 = GICR_PROPBASER + 4;
+    const HIGH_PENDBASER: u32 = GICR_PENDBASER + 4;
+    match offset {
+        GICR_CTLR => 1,
+        GICR_PROPBASER | GICR_PENDBASER => !0xf80,
+        // The outer cache's bits; and PTZ, which is only written.
+        HIGH_PROPBASER | HIGH_PENDBASER => !0x4700_0000,
+        _ => u32::MAX,
+    }
+}
+
+/// Whether two values of `GICD_IIDR` are the same but for the revision, and it is a later one here.
+pub(super) fn is_later_revision(value: u64, reads: u64) -> bool {
+    const REVISION: u64 = 0xf000;
+    (value ^ reads) & !REVISION == 0 && reads & REVISION > value & REVISION
 }
 
 /// Whether it holds active priorities beyond those that every GIC has.
@@ -254,6 +293,13 @@ mod tests {
         let devices: Vec<u32> = by_interrupt(0, PRIVATE, 64).collect();
         assert_eq!(devices.get(..4), Some(&[0x84, 0x104, 0x204, 0x304][..]));
         assert_eq!((devices.get(4), devices.last(), devices.len()), (Some(&0x420), Some(&0xc0c), 14));
+    }
+
+    #[test]
+    fn a_later_revision_of_the_same_is_told_from_another() {
+        assert!(is_later_revision(0x4b00_243b, 0x4b00_343b));
+        assert!(!is_later_revision(0x4b00_343b, 0x4b00_243b) && !is_later_revision(0x4b00_243b, 0x4c00_343b));
+        assert!(!is_later_revision(0x4b00_343b, 0x4b00_343b));
     }
 
     #[test]

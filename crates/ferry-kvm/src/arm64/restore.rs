@@ -4,35 +4,49 @@
 //! them, SVE finalised, and the GIC initialised: its registers can be written only then, and KVM says
 //! EBUSY while any vCPU runs.
 
-use std::collections::BTreeMap;
+use std::time::Instant;
 
 use ferry_state::arm64::{
-    Counter, GicCpuInterface, GicDistributor, GicLines, GicRedistributor, KNOWN_SECTIONS, MpState, Registers,
-    VcpuEvents,
+    Counter, GicCpuInterface, GicDistributor, GicIts, GicLines, GicRedistributor, KNOWN_SECTIONS, MpState,
+    Registers, VcpuEvents,
 };
 use ferry_state::{MachineState, Part, Section, StateError};
 use kvm_bindings::{kvm_mp_state, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::errno;
 
 use super::capture::failed;
-use super::gic::{Affinity, Gic};
-use super::registers::{self, PHYSICAL_COUNT, Stage, TIMER_COUNT};
-use super::{Notice, StateIoError};
+use super::gic::{Affinity, Gic, MPIDR};
+use super::its::{self, GITS_CTLR, Its};
+use super::registers::{self, Stage, TIMER_COUNT};
+use super::tables::{self, Outcome};
+use super::{Clocks, Notice, StateIoError};
 use crate::probe::arm64::counter_frequency;
 
-/// Refuses a state that has needed sections of unknown parts, of vCPUs beyond `vcpus`, or of an interrupt
-/// controller where there is none. For the state of vCPUs and VM, without that of devices.
-pub(super) fn check_sections(state: &MachineState, vcpus: u32, has_gic: bool) -> Result<(), StateIoError> {
+/// Refuses a state that has needed sections of unknown parts or of vCPUs beyond `vcpus`, or any of an interrupt
+/// controller where there is none: the guest will look for it, used or not. For the state of vCPUs and VM, without
+/// that of devices.
+pub(super) fn check_sections(
+    state: &MachineState,
+    vcpus: u32,
+    gic: Option<&Gic>,
+) -> Result<(), StateIoError> {
     state.refuse_unknown(KNOWN_SECTIONS)?;
-    for section in state.sections.iter().filter(|section| !section.needed.is_empty()) {
+    let here = gic.map_or(0, |gic| gic.its().len());
+    for section in &state.sections {
         let (name, index) = (section.name.as_str(), section.index);
-        let bound = if [GicDistributor::NAME, Counter::NAME].contains(&name) { 1 } else { vcpus };
-        if index >= bound {
-            return Err(StateIoError::NoSuchVcpu { section: name.to_owned(), index, vcpus });
-        }
-        if !has_gic && name.starts_with("arm64.gic_") {
+        if gic.is_none() && name.starts_with("arm64.gic_") {
             return Err(StateIoError::NoGic { section: name.to_owned(), index });
+        }
+        let bound = match name {
+            GicIts::NAME if index as usize >= here => {
+                return Err(StateIoError::NoIts { section: name.to_owned(), index, here });
+            }
+            GicIts::NAME => continue,
+            GicDistributor::NAME | Counter::NAME => 1,
+            _ => vcpus,
+        };
+        if index >= bound && !section.needed.is_empty() {
+            return Err(StateIoError::NoSuchVcpu { section: name.to_owned(), index, vcpus });
         }
     }
     Ok(())
@@ -46,18 +60,20 @@ pub(super) fn counter(vcpu: &VcpuFd, state: &MachineState) -> Result<(), StateIo
         return Err(StateIoError::CounterFrequency { guest_hz, host_hz });
     }
     // Before the timers, whose compare values mean something on this counter. From now on it counts.
-    registers::write(vcpu, TIMER_COUNT, &counter.value.into()).map_err(failed(
-        "KVM_SET_ONE_REG",
-        "the virtual counter",
-        0,
-    ))?;
-    // Guests of kernels before 6.4 see the host's physical counter, which no one can set.
-    let registers: Registers = state.require(0)?;
-    if let Some(physical) = registers.value(PHYSICAL_COUNT)
-        && let Err(error) = registers::write(vcpu, PHYSICAL_COUNT, physical)
-    {
-        tracing::debug!(%error, "the physical counter stays the host's");
+    let start = Instant::now();
+    let clocks = Clocks::of(state, 1)?;
+    clocks.put_back_virtual(vcpu)?;
+    let reads = registers::read(vcpu, TIMER_COUNT)
+        .map_err(failed("KVM_GET_ONE_REG", "the virtual counter", 0))?
+        .number()
+        .unwrap_or(0);
+    // KVM passes over the write where the VMM has set an offset for the VM (KVM_ARM_SET_COUNTER_OFFSET).
+    let ticks = start.elapsed().as_nanos() * u128::from(host_hz) / 1_000_000_000;
+    // A thousandth of a second more: the clock that measures is not the counter itself.
+    if u128::from(reads.wrapping_sub(counter.value)) > ticks + u128::from(host_hz) / 1000 {
+        return Err(StateIoError::CounterNotKept { value: counter.value, reads });
     }
+    clocks.put_back_physical(vcpu);
     Ok(())
 }
 
@@ -70,8 +86,9 @@ pub(super) fn vcpu(
 ) -> Result<(), StateIoError> {
     let section = required(state, Registers::NAME, index)?;
     let sent: Registers = section.read()?;
-    // What the contract has set comes first: if that is not the guest's, nothing else is right.
-    for stage in [Stage::Given, Stage::Plain, Stage::Vectors, Stage::Counts, Stage::Acting] {
+    // If what the contract has set is not the guest's, nothing else is right.
+    check_given(vcpu, index, section, &sent)?;
+    for stage in Stage::WRITTEN {
         for (id, value) in sent.iter().filter(|(id, _)| registers::stage(*id) == Some(stage)) {
             let Err(source) = registers::write(vcpu, id, value) else { continue };
             // A register of a kind that this KVM takes no write of may well hold what it must.
@@ -86,7 +103,11 @@ pub(super) fn vcpu(
         }
     }
     check_kept(vcpu, index, section, &sent)?;
-    // After the registers: an error that waits is taken by what they say.
+    events(vcpu, index, state)
+}
+
+/// Puts the events of one index into a vCPU, after its registers: an error that waits is taken by what they say.
+pub(super) fn events(vcpu: &VcpuFd, index: u32, state: &MachineState) -> Result<(), StateIoError> {
     let events: VcpuEvents = state.require(index)?;
     let mut wanted = kvm_vcpu_events::default();
     wanted.exception.serror_pending = events.serror_pending.into();
@@ -95,11 +116,26 @@ pub(super) fn vcpu(
     vcpu.set_vcpu_events(&wanted).map_err(failed("KVM_SET_VCPU_EVENTS", "the events", index))
 }
 
+/// Compares what the contract has set with what the guest had. What is not needed is on the source what its KVM
+/// gave the vCPU under the same contract, and may be absent here. `MPIDR_EL1` is in no contract: the VMM that made
+/// the vCPU has set it, and it must be the guest's, needed or not.
+fn check_given(vcpu: &VcpuFd, index: u32, section: &Section, sent: &Registers) -> Result<(), StateIoError> {
+    let given = |id| registers::stage(id) == Some(Stage::Given);
+    for (id, value) in sent.iter().filter(|(id, _)| given(*id) && (section.needs(id.key()) || *id == MPIDR)) {
+        let has = registers::read(vcpu, id).ok();
+        if has.as_ref() != Some(value) {
+            let (register, value) = (id, value.clone());
+            return Err(StateIoError::NotGiven { index, register, value, has });
+        }
+    }
+    Ok(())
+}
+
 /// Reads back what is needed.
 fn check_kept(vcpu: &VcpuFd, index: u32, section: &Section, sent: &Registers) -> Result<(), StateIoError> {
-    let lasting = |id| registers::stage(id).is_some() && !registers::counts_by_itself(id);
-    for (id, value) in sent.iter().filter(|(id, _)| section.needs(id.key()) && lasting(*id)) {
-        let reads = registers::read(vcpu, id).map_err(failed("KVM_GET_ONE_REG", &id.to_string(), index))?;
+    for (id, value) in sent.iter().filter(|(id, _)| section.needs(id.key()) && registers::lasts(*id)) {
+        let reads = registers::read(vcpu, id)
+            .map_err(|source| failed("KVM_GET_ONE_REG", &id.to_string(), index)(source))?;
         if reads != *value {
             let (register, value) = (id, value.clone());
             return Err(StateIoError::RegisterNotKept { index, register, value, reads });
@@ -112,14 +148,19 @@ fn check_kept(vcpu: &VcpuFd, index: u32, section: &Section, sent: &Registers) ->
 pub(super) fn distributor(
     gic: &Gic,
     state: &MachineState,
-    notices: &mut Vec<Notice>,
+    outcome: &mut Outcome,
 ) -> Result<(), StateIoError> {
     let section = required(state, GicDistributor::NAME, 0)?;
     let part: GicDistributor = section.read()?;
-    let now = gic.distributor().map_err(failed("KVM_GET_DEVICE_ATTR", "the GIC's distributor", 0))?.values;
-    apply(section, &part.values, &now, gic.distributor_words(), notices, |offset, value| {
-        gic.set_distributor(offset, value)
-    })
+    let read = || {
+        gic.distributor().map(|it| it.values).map_err(failed(
+            "KVM_GET_DEVICE_ATTR",
+            "the GIC's distributor",
+            0,
+        ))
+    };
+    let set = |offset, value| gic.set_distributor(offset, value);
+    tables::apply(section, &part.values, &gic.distributor_words(), read, set, outcome)
 }
 
 /// Puts back what the interrupt controller has of one vCPU.
@@ -128,30 +169,50 @@ pub(super) fn gic_of_vcpu(
     vcpu: &VcpuFd,
     index: u32,
     state: &MachineState,
-    notices: &mut Vec<Notice>,
+    outcome: &mut Outcome,
 ) -> Result<(), StateIoError> {
     let affinity = Affinity::of(vcpu).map_err(failed("KVM_GET_ONE_REG", "MPIDR_EL1", index))?;
     let unread = |what| failed("KVM_GET_DEVICE_ATTR", what, index);
     let section = required(state, GicRedistributor::NAME, index)?;
     let part: GicRedistributor = section.read()?;
-    let now = gic.redistributor(affinity).map_err(unread("the GIC's redistributor"))?.values;
-    apply(section, &part.values, &now, Gic::redistributor_words(), notices, |offset, value| {
-        gic.set_redistributor(affinity, offset, value)
-    })?;
+    let read = || gic.redistributor(affinity).map(|it| it.values).map_err(unread("the GIC's redistributor"));
+    let set = |offset, value| gic.set_redistributor(affinity, offset, value);
+    tables::apply(section, &part.values, &Gic::redistributor_words(), read, set, outcome)?;
     let section = required(state, GicCpuInterface::NAME, index)?;
     let part: GicCpuInterface = section.read()?;
-    let now = gic.cpu_interface(affinity).map_err(unread("the GIC's CPU interface"))?.values;
-    apply(section, &part.values, &now, Gic::cpu_interface_numbers(), notices, |number, value| {
-        gic.set_cpu_interface(affinity, number, value)
-    })?;
+    let read = || gic.cpu_interface(affinity).map(|it| it.values).map_err(unread("the GIC's CPU interface"));
+    let set = |number, value| gic.set_cpu_interface(affinity, number, value);
+    tables::apply(section, &part.values, &Gic::cpu_interface_numbers(), read, set, outcome)?;
     // The levels of lines last: a latch that was written is kept, and the line adds to it (arm-vgic-v3.rst,
     // KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO).
     let section = required(state, GicLines::NAME, index)?;
     let part: GicLines = section.read()?;
-    let now = gic.lines(index, affinity).map_err(unread("the GIC's lines"))?.values;
-    apply(section, &part.values, &now, now.keys().copied(), notices, |first, value| {
-        gic.set_lines(affinity, first, value)
-    })
+    let read = || gic.lines(index, affinity).map(|it| it.values).map_err(unread("the GIC's lines"));
+    let set = |first, value| gic.set_lines(affinity, first, value);
+    tables::apply(section, &part.values, &gic.line_words(index), read, set, outcome)
+}
+
+/// Puts the interrupt translation services back. After the redistributors: they say where the tables of LPIs are,
+/// and KVM reads there, with the services' own tables, which LPIs are enabled and which wait.
+pub(super) fn all_its(gic: &Gic, state: &MachineState, outcome: &mut Outcome) -> Result<(), StateIoError> {
+    (0..).zip(gic.its()).try_for_each(|(index, its)| one_its(its, index, state, outcome))
+}
+
+fn one_its(its: &Its, index: u32, state: &MachineState, outcome: &mut Outcome) -> Result<(), StateIoError> {
+    let read = || its.registers().map_err(failed("KVM_GET_DEVICE_ATTR", "the ITS", index));
+    let section = required(state, GicIts::NAME, index)?;
+    let (part, now): (GicIts, GicIts) = (section.read()?, read()?);
+    tables::refuse_unwritten(section, &its::ORDER)?;
+    let (control, before): (Vec<u32>, Vec<u32>) = its::ORDER.iter().partition(|it| **it == GITS_CTLR);
+    let set = |offset, value| its.set(offset, value);
+    // The tables are there also when the guest has switched the ITS off.
+    tables::write(section, &part.values, &now.values, &before, set, outcome);
+    if let Err(source) = its.restore_tables() {
+        outcome.refused.push(StateIoError::ItsTablesUnread { index, source });
+    }
+    tables::write(section, &part.values, &now.values, &control, set, outcome);
+    tables::check_kept(section, &part.values, &read()?.values, outcome);
+    Ok(())
 }
 
 /// Whether the vCPU runs, at the very end: with this it is whole.
@@ -162,43 +223,6 @@ pub(super) fn mp_state(vcpu: &VcpuFd, index: u32, state: &MachineState) -> Resul
         "whether it runs",
         index,
     ))
-}
-
-/// Writes what of a table is not there `now`, in this order. What is needed must be taken, and be among what this
-/// build writes. (Some registers read back otherwise than what was written though that is what they held:
-/// `GICR_PROPBASER` gets attributes.)
-fn apply<V: Copy + PartialEq + std::fmt::LowerHex>(
-    section: &Section,
-    values: &BTreeMap<u32, V>,
-    now: &BTreeMap<u32, V>,
-    order: impl IntoIterator<Item = u32>,
-    notices: &mut Vec<Notice>,
-    set: impl Fn(u32, V) -> Result<(), errno::Error>,
-) -> Result<(), StateIoError> {
-    let index = section.index;
-    let mut written = Vec::new();
-    for number in order {
-        let Some(&value) = values.get(&number) else { continue };
-        written.push(number);
-        if now.get(&number) == Some(&value) {
-            continue;
-        }
-        let what = format!("{value:#x} in {} {number:#x}", section.name);
-        match set(number, value) {
-            Ok(()) => {}
-            Err(source) if section.needs(number) => {
-                return Err(failed("KVM_SET_DEVICE_ATTR", &what, index)(source));
-            }
-            Err(_) => notices.push(Notice::GicSkipped { index, what }),
-        }
-    }
-    match section.needed.iter().find(|number| !written.contains(number)) {
-        None => Ok(()),
-        Some(&field) => {
-            let section = section.name.clone();
-            Err(StateError::UnknownNeededField { section, index, field }.into())
-        }
-    }
 }
 
 fn required<'a>(

@@ -1,5 +1,4 @@
-//! A guest's contract and this host's KVM: the judgement of an offered one, and its application to a
-//! vCPU with everything read back.
+//! A guest's contract applied to a vCPU, with everything read back.
 //!
 //! A vCPU gets its contract right after its creation, before memory and before anything else is set:
 //!
@@ -8,103 +7,28 @@
 //! 3. feature MSRs, which KVM takes only with the CPUID bits that show them.
 //!
 //! KVM takes CPUID that it cannot keep (Documentation/virt/kvm/api.rst, 4.20), and MSRs that it then
-//! drops; so [`compare_x86`] comes first and reading back last.
+//! drops; so [`compare`](ferry_contract::compare) comes first and reading back last.
 
-use ferry_contract::{
-    Contract, CpuidEntry, FeatureMsr, Finding, FindingKind, Layer, Register, X86Profile, compare_x86,
-};
+use ferry_contract::{Contract, CpuidEntry, FeatureMsr, Profile, Register, X86Contract, X86Profile};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::errno;
 
+use crate::ContractApplyError;
 use crate::probe::x86 as probe;
-
-/// A vCPU did not become what its contract says.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ContractApplyError {
-    /// KVM refused a setting.
-    #[error("{ioctl}: this host's KVM refuses {what} of the guest's contract")]
-    Refused {
-        /// The ioctl's name.
-        ioctl: &'static str,
-        /// What it was to set, or to read back.
-        what: String,
-        /// KVM's error.
-        #[source]
-        source: errno::Error,
-    },
-    /// KVM took a setting and reads back another.
-    #[error("this host's KVM took {subject} of the guest's contract as {set:#x} and reads {reads:#x}")]
-    NotKept {
-        /// The register.
-        subject: String,
-        /// What it was set to.
-        set: u64,
-        /// What it is.
-        reads: u64,
-    },
-}
-
-impl ContractApplyError {
-    /// The same as a finding: a reason to refuse the guest.
-    pub fn to_finding(&self) -> Finding {
-        let (subject, guest, target) = match self {
-            Self::Refused { what, source, .. } => {
-                (what.clone(), "it".to_owned(), format!("refuses it ({source})"))
-            }
-            Self::NotKept { subject, set, reads } => {
-                (subject.clone(), format!("{set:#x}"), format!("keeps {reads:#x}"))
-            }
-        };
-        Finding {
-            kind: FindingKind::Refusal,
-            subject,
-            layer: Layer::Kernel,
-            guest,
-            target,
-            effect: "the guest would see something else than its contract says".to_owned(),
-            remedy: "choose another target, or start the guest without it".to_owned(),
-        }
-    }
-}
-
-/// Reads an offered contract and holds it against this host: the contract with the notices, or the
-/// reasons why it cannot be kept here.
-pub fn judge_contract(
-    bytes: &[u8],
-    vcpus: u32,
-    profile: &X86Profile,
-) -> Result<(Contract, Vec<Finding>), Vec<Finding>> {
-    let unusable = |guest: String, target: String| {
-        vec![Finding {
-            kind: FindingKind::Refusal,
-            subject: "contract".to_owned(),
-            layer: Layer::Vmm,
-            guest,
-            target,
-            effect: "nobody knows what the guest may see".to_owned(),
-            remedy: "run the same version of ferry on both hosts".to_owned(),
-        }]
-    };
-    let contract = Contract::from_bytes(bytes)
-        .map_err(|error| unusable("one of its own".to_owned(), format!("cannot use it: {error}")))?;
-    if contract.vcpus != vcpus {
-        let says = format!("one for {} vCPUs", contract.vcpus);
-        return Err(unusable(says, format!("would build {vcpus}")));
-    }
-    let verdict = compare_x86(&contract, profile);
-    if verdict.is_refusal() { Err(verdict.findings) } else { Ok((contract, verdict.findings)) }
-}
 
 /// Gives a vCPU what the contract says, and reads it back. The vCPU has run nothing yet; its index is
 /// its APIC id.
 pub fn apply_contract(
+    _: &VmFd,
     vcpu: &VcpuFd,
     index: u32,
     contract: &Contract,
-    profile: &X86Profile,
+    profile: &Profile,
 ) -> Result<(), ContractApplyError> {
+    let (Contract::X86(contract), Profile::X86(profile)) = (contract, profile) else {
+        return Err(ContractApplyError::Kind { kind: contract.kind().to_owned() });
+    };
     set_tsc_frequency(vcpu, contract.tsc_frequency_khz, profile)?;
     let reach = profile.probe_guest.cpuid_settings_reach;
     set_cpuid(vcpu, &contract.cpuid_of_vcpu(index, reach), if reach { None } else { Some(contract) })?;
@@ -125,14 +49,18 @@ fn set_tsc_frequency(vcpu: &VcpuFd, khz: u32, profile: &X86Profile) -> Result<()
     let tolerance = u64::from(khz) * u64::from(profile.tsc.tolerance_ppm) / 1_000_000;
     if u64::from(reads.abs_diff(khz)) > tolerance {
         let subject = "the TSC's frequency in kHz".to_owned();
-        return Err(ContractApplyError::NotKept { subject, set: khz.into(), reads: reads.into() });
+        return Err(ContractApplyError::NotKept { subject, set: khz.to_string(), reads: reads.to_string() });
     }
     Ok(())
 }
 
 /// Sets CPUID and reads it back. `seen` is the contract where settings do not reach the guest: such a
 /// KVM (`kvm_pvm`) reads back what the guest sees.
-fn set_cpuid(vcpu: &VcpuFd, told: &[CpuidEntry], seen: Option<&Contract>) -> Result<(), ContractApplyError> {
+fn set_cpuid(
+    vcpu: &VcpuFd,
+    told: &[CpuidEntry],
+    seen: Option<&X86Contract>,
+) -> Result<(), ContractApplyError> {
     let refused =
         |ioctl| move |source| ContractApplyError::Refused { ioctl, what: "the CPUID".to_owned(), source };
     let entries: Vec<_> = told.iter().map(probe::cpuid_entry).collect();
@@ -154,8 +82,8 @@ fn set_cpuid(vcpu: &VcpuFd, told: &[CpuidEntry], seen: Option<&Contract>) -> Res
             if set_to != reads && !is_seen {
                 return Err(ContractApplyError::NotKept {
                     subject: format!("CPUID leaf {:#x} subleaf {:#x} {register}", set.leaf, set.subleaf),
-                    set: set_to.into(),
-                    reads: reads.into(),
+                    set: format!("{set_to:#x}"),
+                    reads: format!("{reads:#x}"),
                 });
             }
         }
@@ -186,8 +114,8 @@ fn set_msr(vcpu: &VcpuFd, msr: FeatureMsr) -> Result<(), ContractApplyError> {
     if reads != value {
         return Err(ContractApplyError::NotKept {
             subject: format!("feature MSR {index:#x}"),
-            set: value,
-            reads,
+            set: format!("{value:#x}"),
+            reads: format!("{reads:#x}"),
         });
     }
     Ok(())
@@ -196,9 +124,10 @@ fn set_msr(vcpu: &VcpuFd, msr: FeatureMsr) -> Result<(), ContractApplyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ferry_contract::{BirthRequest, Features};
+    use crate::judge_contract;
+    use ferry_contract::{BirthRequest, Features, Finding, Wish};
 
-    fn born() -> Option<(kvm_ioctls::Kvm, X86Profile, Contract)> {
+    fn born() -> Option<(kvm_ioctls::Kvm, Profile, Contract)> {
         let kvm = match crate::open() {
             Ok(kvm) => kvm,
             Err(error) => {
@@ -206,8 +135,8 @@ mod tests {
                 return None;
             }
         };
-        let profile = probe::probe(&kvm).unwrap();
-        let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv: false } };
+        let profile = crate::probe::probe(&kvm).unwrap();
+        let request = BirthRequest { vcpus: 2, features: Features::Offered(Vec::new()) };
         let contract = Contract::birth(&profile, &request).unwrap();
         Some((kvm, profile, contract))
     }
@@ -219,7 +148,7 @@ mod tests {
         vm.create_irq_chip().unwrap();
         for index in 0..2 {
             let vcpu = vm.create_vcpu(index.into()).unwrap();
-            apply_contract(&vcpu, index, &contract, &profile).unwrap();
+            apply_contract(&vm, &vcpu, index, &contract, &profile).unwrap();
             let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
             let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 1).unwrap();
             assert_eq!(leaf.ebx >> 24, index);
@@ -229,8 +158,9 @@ mod tests {
     #[test]
     fn a_guest_may_have_hyperv_before_kvms_own_leaves() {
         let Some((kvm, profile, _)) = born() else { return };
-        let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: true } };
-        if !profile.probe_guest.cpuid_settings_reach {
+        let Profile::X86(x86) = &profile else { panic!("another") };
+        let request = BirthRequest { vcpus: 1, features: Features::Offered(vec![Wish::Hyperv]) };
+        if !x86.probe_guest.cpuid_settings_reach {
             println!("skipped: this KVM shows guests the hardware's CPUID");
             assert!(Contract::birth(&profile, &request).is_err());
             return;
@@ -239,7 +169,7 @@ mod tests {
         let vm = kvm.create_vm().unwrap();
         vm.create_irq_chip().unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
-        apply_contract(&vcpu, 0, &contract, &profile).unwrap();
+        apply_contract(&vm, &vcpu, 0, &contract, &profile).unwrap();
         let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
         let signature = |leaf| {
             let entry = cpuid.as_slice().iter().find(|entry| entry.function == leaf).unwrap();
@@ -257,19 +187,25 @@ mod tests {
         let subject = |result: Result<_, Vec<Finding>>| result.unwrap_err()[0].subject.clone();
         assert_eq!(subject(judge_contract(&bytes, 1, &profile)), "contract");
         assert_eq!(subject(judge_contract(&[], 2, &profile)), "contract");
-        let slow = Contract { tsc_frequency_khz: contract.tsc_frequency_khz / 2, ..contract };
-        if !profile.tsc.scales {
-            let findings = judge_contract(&slow.to_bytes(), 2, &profile).unwrap_err();
+        let (Contract::X86(mut slow), Profile::X86(profile_x86)) = (contract, &profile) else {
+            panic!("another")
+        };
+        slow.tsc_frequency_khz /= 2;
+        if !profile_x86.tsc.scales {
+            let findings = judge_contract(&Contract::X86(slow).to_bytes(), 2, &profile).unwrap_err();
             assert!(findings.iter().any(|finding| finding.subject == "TSC frequency"), "{findings:?}");
         }
     }
 
     #[test]
     fn what_kvm_does_not_take_is_said() {
-        let Some((kvm, profile, mut contract)) = born() else { return };
-        let vcpu = kvm.create_vm().unwrap().create_vcpu(0).unwrap();
+        let Some((kvm, profile, contract)) = born() else { return };
+        let Contract::X86(mut contract) = contract else { panic!("another") };
+        let vm = kvm.create_vm().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
         contract.feature_msrs = vec![FeatureMsr { index: 0x4d00_0000, value: 1 }];
-        let error = apply_contract(&vcpu, 0, &contract, &profile).unwrap_err();
+        let contract = Contract::X86(contract);
+        let error = apply_contract(&vm, &vcpu, 0, &contract, &profile).unwrap_err();
         assert!(error.to_string().contains("feature MSR 0x4d000000"), "{error}");
         assert!(error.to_finding().is_bounded());
     }

@@ -10,18 +10,19 @@
 use std::collections::BTreeMap;
 
 use ferry_state::x86::{
-    Clock, DebugRegs, Irqchip, Lapic, MAX_XSAVE_BYTES, MpState, Msrs, Nested, Pit, Regs, Sregs, TscFrequency,
-    VcpuEvents, Xcrs, Xsave,
+    Clock, DebugRegs, IA32_TSC, Irqchip, Lapic, MAX_XSAVE_BYTES, MpState, Msrs, Nested, Pit, Regs, Sregs,
+    TscFrequency, VcpuEvents, Xcrs, Xsave,
 };
 use ferry_state::{MachineState, Part, Section, StateError, describe_known};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::capture::Reader;
+use super::forced_contract::force_msr;
 use super::msrs::{self, Batch};
 use super::restore::Writer;
 use super::vm;
 use super::{FirstTsc, StateIoError, X86Caps};
-use crate::forced::{Deviation, force_msr};
+use crate::Deviation;
 
 /// The longest value in a deviation, in characters.
 const SHOWN_MAX: usize = 120;
@@ -162,7 +163,7 @@ impl<'a> Forced<'a> {
     fn compare_msrs(&mut self) -> Result<(), StateError> {
         let Some(section) = self.section::<Msrs>()? else { return Ok(()) };
         let sent: BTreeMap<u32, u64> = section.read::<Msrs>()?.values;
-        let stays = |msr: &u32| *msr != msrs::IA32_TSC && !msrs::is_time(*msr);
+        let stays = |msr: &u32| *msr != IA32_TSC && !msrs::is_time(*msr);
         let wanted: Vec<u32> = section.needed.iter().copied().filter(stays).collect();
         match msrs::read(self.to.vcpu, self.to.index, &wanted) {
             Ok((now, _)) => {

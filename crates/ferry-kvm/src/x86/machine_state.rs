@@ -4,10 +4,9 @@ use ferry_migrate::MachineError;
 use ferry_state::MachineState;
 use kvm_ioctls::{Kvm, VmFd};
 
-use crate::Vcpus;
-use crate::forced::Deviation;
 use crate::machine::failed;
-use crate::x86::{self, FirstTsc, StateIoError, VcpuBaseline, VmBaseline, X86Caps};
+use crate::x86::{self, Clocks, FirstTsc, StateIoError, VcpuBaseline, VmBaseline, X86Caps, vm};
+use crate::{Deviation, Vcpus};
 
 /// What KVM can do for one machine's state, and what the machine held at its creation.
 #[derive(Debug)]
@@ -89,6 +88,33 @@ impl KvmState {
         }
         found.extend(x86::force_vm(vm, state).map_err(unread)?);
         Ok(found)
+    }
+
+    /// Puts the clocks back to where they stood.
+    pub(crate) fn set_clocks(
+        &self,
+        clocks: &Clocks,
+        vm: &VmFd,
+        vcpus: &mut impl Vcpus,
+    ) -> Result<(), MachineError> {
+        let refused = |error| failed("the guest's clocks cannot be put back", error);
+        let mut passed = 0;
+        for index in 0..vcpus.count() {
+            vcpus.with_vcpu(index, &mut |vcpu| {
+                clocks.put_back(vcpu, index, &self.caps, &mut passed).map_err(refused)
+            })?;
+        }
+        vm::set_clock(vm, &clocks.clock).map_err(refused)
+    }
+
+    /// On x86-64 KVM keeps nothing in tables of the guest's.
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "guests of another architecture have such tables"
+    )]
+    pub(crate) fn write_tables(&self) -> Result<(), MachineError> {
+        Ok(())
     }
 
     /// Tells the vCPUs that they were paused, before they run on.

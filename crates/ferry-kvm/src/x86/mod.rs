@@ -15,10 +15,12 @@
 
 mod caps;
 mod capture;
+mod clocks;
 mod contract;
 mod convert;
 mod error;
 mod forced;
+mod forced_contract;
 mod ioctls;
 mod machine_state;
 mod msrs;
@@ -32,9 +34,11 @@ mod tests;
 
 pub use caps::X86Caps;
 pub use capture::{VcpuBaseline, capture_vcpu};
-pub use contract::{ContractApplyError, apply_contract, judge_contract};
+pub(crate) use clocks::Clocks;
+pub use contract::apply_contract;
 pub use error::{Notice, StateIoError};
 pub use forced::{force_vcpu, force_vm};
+pub use forced_contract::force_contract;
 pub(crate) use machine_state::KvmState;
 pub use restore::{check_sections, note_pause, restore_vcpu};
 pub use tsc::FirstTsc;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use ferry_state::x86::Msrs;
+use ferry_state::x86::{IA32_TSC, Msrs};
 use ferry_state::{Part, Section};
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs as KvmMsrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
@@ -17,11 +17,8 @@ use super::{Notice, StateIoError};
 /// (`msr_io` in arch/x86/kvm/x86.c).
 const CHUNK: usize = KVM_MAX_MSR_ENTRIES - 1;
 
-/// `IA32_TIME_STAMP_COUNTER`.
-pub(super) const IA32_TSC: u32 = 0x10;
-
 /// `IA32_TSC_DEADLINE`.
-const IA32_TSC_DEADLINE: u32 = 0x6e0;
+pub(super) const IA32_TSC_DEADLINE: u32 = 0x6e0;
 
 /// MSRs that say what the others may be: `IA32_FEATURE_CONTROL`, the microcode's revision,
 /// `MSR_PLATFORM_INFO`, `IA32_ARCH_CAPABILITIES`, `IA32_PERF_CAPABILITIES`, `MSR_AMD64_DE_CFG`, and the
@@ -68,8 +65,8 @@ pub(super) fn read(vcpu: &VcpuFd, index: u32, msrs: &[u32]) -> Result<(Msrs, BTr
     let mut left = msrs;
     while !left.is_empty() {
         let chunk = left.get(..CHUNK).unwrap_or(left);
-        let entry = |msr: &u32| kvm_msr_entry { index: *msr, ..Default::default() };
-        let mut buffer = buffer(chunk.iter().map(entry), "KVM_GET_MSRS", index)?;
+        let entries = chunk.iter().map(|msr| entry(*msr, 0));
+        let mut buffer = buffer(entries, "KVM_GET_MSRS", index)?;
         let done = vcpu.get_msrs(&mut buffer).map_err(|source| failed("KVM_GET_MSRS", index, source))?;
         read.values.extend(buffer.as_slice().iter().take(done).map(|entry| (entry.index, entry.data)));
         left = left.get(done..).unwrap_or_default();
@@ -79,6 +76,15 @@ pub(super) fn read(vcpu: &VcpuFd, index: u32, msrs: &[u32]) -> Result<(Msrs, BTr
         }
     }
     Ok((read, refused))
+}
+
+/// Sets one MSR. One that KVM does not take is an error.
+pub(super) fn set(vcpu: &VcpuFd, index: u32, msr: u32, value: u64) -> Result<(), StateIoError> {
+    let one = buffer([entry(msr, value)].into_iter(), "KVM_SET_MSRS", index)?;
+    match vcpu.set_msrs(&one).map_err(|source| failed("KVM_SET_MSRS", index, source))? {
+        0 => Err(StateIoError::MsrRefused { index, msr, value }),
+        _ => Ok(()),
+    }
 }
 
 /// Sets one batch of a section's MSRs. An MSR that KVM refuses is an error if the guest needs it,
@@ -95,8 +101,8 @@ pub(super) fn write(
     let mut left = ordered.as_slice();
     while !left.is_empty() {
         let chunk = left.get(..CHUNK).unwrap_or(left);
-        let entry = |(msr, value): &(u32, u64)| kvm_msr_entry { index: *msr, data: *value, reserved: 0 };
-        let buffer = buffer(chunk.iter().map(entry), "KVM_SET_MSRS", index)?;
+        let entries = chunk.iter().map(|(msr, value)| entry(*msr, *value));
+        let buffer = buffer(entries, "KVM_SET_MSRS", index)?;
         let done = vcpu.set_msrs(&buffer).map_err(|source| failed("KVM_SET_MSRS", index, source))?;
         left = left.get(done..).unwrap_or_default();
         if done < chunk.len()
@@ -145,11 +151,22 @@ pub(super) fn check_kept(
             if value.abs_diff(reads) > hertz.saturating_mul(TSC_SECONDS_MAX) {
                 notices.push(Notice::TscNotKept { index, value, reads });
             }
-        } else if reads != value && !is_time(msr) {
+        } else if !is_kept(msr, value, reads) && !is_time(msr) {
             return Err(StateIoError::MsrNotKept { index, msr, value, reads });
         }
     }
     Ok(())
+}
+
+/// `IA32_SYSENTER_ESP` and `IA32_SYSENTER_EIP`.
+const SYSENTER_ADDRESSES: [u32; 2] = [0x175, 0x176];
+
+/// Whether what an MSR reads is what it was set to. On AMD's processors `SYSENTER` loads 32 bits of its addresses, in legacy mode alone.
+/// A guest writes 64 of them past KVM, and `KVM_SET_MSRS` takes the lower half (`svm_set_msr` in arch/x86/kvm/svm/svm.c);
+/// where all 64 matter, on Intel's, KVM keeps them.
+fn is_kept(msr: u32, value: u64, reads: u64) -> bool {
+    let is_lower_half = SYSENTER_ADDRESSES.contains(&msr) && reads == value & u64::from(u32::MAX);
+    reads == value || is_lower_half
 }
 
 /// The MSRs of a vCPU at its creation, against which a capture is held. Hyper-V's clocks have gone on since; to a
@@ -164,6 +181,10 @@ pub(super) fn at_creation(created: &Msrs, now: &Msrs) -> Msrs {
         }
     }
     settled
+}
+
+fn entry(index: u32, data: u64) -> kvm_msr_entry {
+    kvm_msr_entry { index, data, ..Default::default() }
 }
 
 fn buffer(
@@ -192,5 +213,15 @@ mod tests {
         assert_eq!(of(Batch::Features), [0x3a, 0x480, 0x491]);
         assert_eq!(of(Batch::Rest), [0x174, 0xc000_0102]);
         assert_eq!((of(Batch::Tsc), of(Batch::Deadline)), (vec![IA32_TSC], vec![IA32_TSC_DEADLINE]));
+    }
+
+    #[test]
+    fn of_sysenters_addresses_the_lower_half_is_enough() {
+        let value = 0xffff_fe4c_a4c8_f000;
+        for msr in SYSENTER_ADDRESSES {
+            assert!(is_kept(msr, value, value) && is_kept(msr, value, 0xa4c8_f000));
+            assert!(!is_kept(msr, value, 0) && !is_kept(msr, value, value & !0xf000));
+        }
+        assert!(!is_kept(0x174, value, 0xa4c8_f000));
     }
 }

@@ -4,8 +4,8 @@
 //! checks MSRs, special registers and XSAVE components against it.
 
 use ferry_state::x86::{
-    Clock, DebugRegs, Irqchip, KNOWN_SECTIONS, Lapic, MpState, Msrs, Nested, Pit, Regs, SREGS_PDPTRS_VALID,
-    Sregs, TscFrequency, TscOffset, VcpuEvents, Xcrs, Xsave,
+    Clock, DebugRegs, IA32_TSC, Irqchip, KNOWN_SECTIONS, Lapic, MpState, Msrs, Nested, Pit, Regs,
+    SREGS_PDPTRS_VALID, Sregs, TscFrequency, TscOffset, VcpuEvents, Xcrs, Xsave,
 };
 use ferry_state::{MachineState, Part, StateError};
 use kvm_bindings::{KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_TRIPLE_FAULT, kvm_mp_state};
@@ -192,7 +192,7 @@ impl Writer<'_> {
             self.failed::<TscOffset>(ioctl, "KVM has the attribute and refuses it".to_owned(), source)
         };
         if index == 0 {
-            let value = state.require::<Msrs>(index)?.values.get(&msrs::IA32_TSC).copied();
+            let value = state.require::<Msrs>(index)?.values.get(&IA32_TSC).copied();
             value.map_or(Ok(()), |value| tsc::leave_its_own_count(self.vcpu, index, value))?;
             self.msrs(state, Batch::Tsc, notices)?;
             if self.caps.tsc_offset {

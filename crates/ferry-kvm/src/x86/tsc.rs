@@ -2,23 +2,19 @@
 //!
 //! Two ways lead to a vCPU's TSC: its value (`IA32_TSC`) and its offset from the host's counter
 //! (`KVM_VCPU_TSC_OFFSET`, Linux 5.16 and later). The value alone means something on another host, so
-//! vCPU 0 is restored by it, and the guest's time stands still during the move, like its kvmclock. For
+//! vCPU 0 is restored by it, moved on where the guest's time is to catch up, like its kvmclock. For
 //! the others it will not do: it was read at another instant than vCPU 0's, and it is written at
 //! another; KVM bends a value within a second of the last one written to the same offset
 //! (`kvm_synchronize_tsc` in arch/x86/kvm/x86.c), which hides this and loses a difference that the
 //! guest made. So they get vCPU 0's offset here, and the difference of both offsets on the source.
 
-use ferry_state::Part;
-use ferry_state::x86::Msrs;
-use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs as KvmMsrs, kvm_device_attr, kvm_msr_entry,
-};
+use ferry_state::x86::IA32_TSC;
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{errno, ioctl_iow_nr};
 
-use super::StateIoError;
-use super::msrs::IA32_TSC;
+use super::{StateIoError, msrs};
 
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
@@ -37,14 +33,11 @@ const FAR: u64 = 1 << 40;
 /// of what the new vCPU counts by itself for an attempt to keep that count, and keeps it
 /// (`kvm_synchronize_tsc`): a guest younger than a second would find its time set back.
 pub(super) fn leave_its_own_count(vcpu: &VcpuFd, index: u32, value: u64) -> Result<(), StateIoError> {
-    let entry = kvm_msr_entry { index: IA32_TSC, data: value.wrapping_add(FAR), ..Default::default() };
-    let failed = |source| {
-        let fact = "the TSC cannot be set".to_owned();
-        StateIoError::Ioctl { ioctl: "KVM_SET_MSRS", section: Msrs::NAME, index, fact, source }
-    };
-    let one = KvmMsrs::from_entries(&[entry]).map_err(|_| failed(errno::Error::new(libc::ENOMEM)))?;
-    // One that KVM does not take is told of when it gets its value.
-    vcpu.set_msrs(&one).map(drop).map_err(failed)
+    match msrs::set(vcpu, index, IA32_TSC, value.wrapping_add(FAR)) {
+        // One that KVM does not take is told of when it gets its value.
+        Err(StateIoError::MsrRefused { .. }) => Ok(()),
+        set => set,
+    }
 }
 
 /// The TSC's offset of a vCPU, where KVM has that attribute.

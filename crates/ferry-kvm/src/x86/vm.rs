@@ -38,8 +38,7 @@ pub fn capture_vm(vm: &VmFd, baseline: Option<&VmBaseline>) -> Result<Vec<Sectio
         let created = baseline.and_then(|baseline| baseline.pit.as_ref());
         sections.push(Section::of(&pit, 0, created)?);
     }
-    let clock = vm.get_clock().map_err(|e| failed::<Clock>("KVM_GET_CLOCK", "the VM cannot be read", e))?;
-    let clock = convert::clock_from_kvm(&clock);
+    let clock = clock(vm)?;
     // The clock itself is needed; when it was read is not state of the guest.
     let elsewhen = Clock { clock: !clock.clock, ..clock };
     sections.push(Section::of(&clock, 0, Some(&elsewhen))?);
@@ -63,6 +62,12 @@ pub fn restore_vm(vm: &VmFd, state: &MachineState) -> Result<Vec<Notice>, StateI
     // After the vCPUs' TSCs, from which KVM counts it on; as late as can be, because it runs.
     apply(state, 0, &mut notices, |part| set_clock(vm, part))?;
     Ok(notices)
+}
+
+/// The kvmclock.
+pub(super) fn clock(vm: &VmFd) -> Result<Clock, StateIoError> {
+    let clock = vm.get_clock().map_err(|e| failed::<Clock>("KVM_GET_CLOCK", "the VM cannot be read", e))?;
+    Ok(convert::clock_from_kvm(&clock))
 }
 
 pub(super) fn set_clock(vm: &VmFd, part: &Clock) -> Result<(), StateIoError> {

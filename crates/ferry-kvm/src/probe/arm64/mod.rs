@@ -19,7 +19,7 @@ mod tests;
 use std::arch::asm;
 
 use ferry_contract::arm64::{RegisterId, RegisterValue, SystemRegister};
-use ferry_contract::{Arm64Profile, Extra, FeatureSet, PROFILE_FORMAT, VcpuFeature, granules};
+use ferry_contract::{Arm64Profile, Contract, Extra, FeatureSet, PROFILE_FORMAT, VcpuFeature, granules};
 use kvm_bindings::{
     KVM_CAP_ARM_PMU_V3, KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC,
     KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES, KVM_CAP_ARM_SVE, KVM_CAP_ARM_VM_IPA_SIZE, KVM_CAP_MAX_VCPUS,
@@ -37,12 +37,37 @@ use vcpu::Fresh;
 /// asked (api.rst, 4.2 `KVM_CREATE_VM`).
 const IPA_BITS: u32 = 40;
 
+/// What KVM refuses that makes no vCPU with some features.
+const INIT: &str = "KVM_ARM_VCPU_INIT";
+
 /// Makes this arm64 host's profile.
 pub(super) fn probe(kvm: &Kvm) -> Result<Arm64Profile, ProbeError> {
     let vm = vcpu::create_vm(kvm)?;
-    let value = |capability: u32| u32::try_from(check(&vm, capability)).unwrap_or(u32::MAX);
+    with_sets(kvm, &vm, sets(&vm))
+}
+
+/// The same with the vCPUs of one guest alone, whether or not [`sets`] has them. If KVM makes none such, with all.
+pub(super) fn probe_for(kvm: &Kvm, contract: Option<&Contract>) -> Result<Arm64Profile, ProbeError> {
+    use VcpuFeature::{Psci02, PtrauthAddress, PtrauthGeneric};
+    let vm = vcpu::create_vm(kvm)?;
+    let wanted = match contract {
+        Some(Contract::Arm64(contract)) => vec![contract.features.clone()],
+        // As a guest is born that wishes for nothing.
+        _ => vec![vec![Psci02, PtrauthAddress, PtrauthGeneric], vec![Psci02]],
+    };
+    for features in wanted {
+        match with_sets(kvm, &vm, vec![features]) {
+            Err(ProbeError::Ioctl { ioctl: INIT, .. }) => {}
+            probed => return probed,
+        }
+    }
+    with_sets(kvm, &vm, sets(&vm))
+}
+
+fn with_sets(kvm: &Kvm, vm: &VmFd, sets: Vec<Vec<VcpuFeature>>) -> Result<Arm64Profile, ProbeError> {
+    let value = |capability: u32| u32::try_from(check(vm, capability)).unwrap_or(u32::MAX);
     let gic_versions = vcpu::gic_versions(kvm)?;
-    let feature_sets = feature_sets(kvm, &vm, gic_versions.contains(&3))?;
+    let feature_sets = feature_sets(kvm, sets, gic_versions.contains(&3))?;
     let mmfr0 = feature_sets
         .first()
         .and_then(|set| set.register(RegisterId::system(SystemRegister::ID_AA64MMFR0_EL1)));
@@ -55,7 +80,7 @@ pub(super) fn probe(kvm: &Kvm) -> Result<Arm64Profile, ProbeError> {
         processors: processor::all()?,
         modules: host::modules()?,
         kvm_api_version: u32::try_from(kvm.get_api_version()).unwrap_or(0),
-        capabilities: super::capabilities::all(&[CAPABILITIES, NEWER].concat(), kvm, &vm),
+        capabilities: super::capabilities::all(&[CAPABILITIES, NEWER].concat(), kvm, vm),
         ipa_bits: match value(KVM_CAP_ARM_VM_IPA_SIZE) {
             0 => IPA_BITS,
             bits => bits,
@@ -65,7 +90,7 @@ pub(super) fn probe(kvm: &Kvm) -> Result<Arm64Profile, ProbeError> {
         counter_frequency_hz: Some(counter_frequency()),
         gic_its: Some(vcpu::has_its(kvm)?),
         gic_versions: Some(gic_versions),
-        mask_ranges: mask_ranges(&vm),
+        mask_ranges: mask_ranges(vm),
         vcpus_recommended: Some(vcpus_recommended),
         vcpus_max: match value(KVM_CAP_MAX_VCPUS) {
             0 => vcpus_recommended,
@@ -84,8 +109,8 @@ fn mask_ranges(vm: &VmFd) -> Vec<u32> {
     (0..64).filter(|range| ranges >> range & 1 == 1).collect()
 }
 
-/// `CNTFRQ_EL0`, which Linux lets programs read (arch/arm64/kernel/traps.c reads it for them where it must).
-pub(crate) fn counter_frequency() -> u64 {
+/// How often a second this host's counter counts: `CNTFRQ_EL0`, which Linux lets programs read (arch/arm64/kernel/traps.c reads it for them where it must).
+pub fn counter_frequency() -> u64 {
     let hertz: u64;
     // SAFETY: the instruction reads a register into another and touches no memory.
     unsafe { asm!("mrs {}, cntfrq_el0", out(reg) hertz, options(nomem, nostack, preserves_flags)) };
@@ -125,12 +150,12 @@ fn sets(vm: &VmFd) -> Vec<Vec<VcpuFeature>> {
 }
 
 /// What vCPUs of each set have. A set that KVM refuses together is none that it offers.
-fn feature_sets(kvm: &Kvm, vm: &VmFd, gic: bool) -> Result<Vec<FeatureSet>, ProbeError> {
+fn feature_sets(kvm: &Kvm, sets: Vec<Vec<VcpuFeature>>, gic: bool) -> Result<Vec<FeatureSet>, ProbeError> {
     let mut found = Vec::new();
-    for features in sets(vm) {
+    for features in sets {
         let fresh = match Fresh::make(kvm, &features, gic) {
             Ok(fresh) => fresh,
-            Err(ProbeError::Ioctl { ioctl: "KVM_ARM_VCPU_INIT", source, .. }) => {
+            Err(ProbeError::Ioctl { ioctl: INIT, source, .. }) => {
                 tracing::info!(?features, %source, "KVM makes no vCPU with these features");
                 continue;
             }
@@ -147,9 +172,7 @@ fn feature_sets(kvm: &Kvm, vm: &VmFd, gic: bool) -> Result<Vec<FeatureSet>, Prob
         });
     }
     if found.is_empty() {
-        return Err(failed("KVM_ARM_VCPU_INIT", "a vCPU with any features")(
-            vmm_sys_util::errno::Error::new(libc::EINVAL),
-        ));
+        return Err(failed(INIT, "a vCPU with any features")(vmm_sys_util::errno::Error::new(libc::EINVAL)));
     }
     Ok(found)
 }

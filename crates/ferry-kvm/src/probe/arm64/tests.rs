@@ -1,9 +1,9 @@
 //! Probing the real KVM of an arm64 host; skipped with a notice where there is none.
 
 use ferry_contract::arm64::{RegisterId, SystemRegister};
-use ferry_contract::{Profile, VcpuFeature};
+use ferry_contract::{BirthRequest, Contract, Features, Profile, VcpuFeature};
 
-use crate::probe::probe;
+use crate::probe::{probe, probe_for};
 
 #[test]
 fn what_every_kvm_has_is_found_and_found_again() {
@@ -29,4 +29,32 @@ fn what_every_kvm_has_is_found_and_found_again() {
         .as_ref()
         .unwrap();
     assert!(profile.processors.iter().any(|processor| Some(processor.midr) == midr.number()));
+}
+
+#[test]
+fn a_guests_own_vcpus_are_probed_even_if_they_are_none_of_the_usual() {
+    let kvm = match crate::open() {
+        Ok(kvm) => kvm,
+        Err(error) => {
+            println!("skipped: {error}");
+            return;
+        }
+    };
+    let sets = |contract: Option<&Contract>| -> Vec<Vec<VcpuFeature>> {
+        let Profile::Arm64(profile) = probe_for(&kvm, contract).unwrap() else { panic!("another kind") };
+        profile.feature_sets.into_iter().map(|set| set.features).collect()
+    };
+    let request = BirthRequest { vcpus: 1, features: Features::Offered(Vec::new()) };
+    let with = |features: &[VcpuFeature]| {
+        let born = Contract::birth(&probe_for(&kvm, None).unwrap(), &request).unwrap();
+        let Contract::Arm64(mut contract) = born else { panic!("another kind") };
+        contract.features = features.to_vec();
+        sets(Some(&Contract::Arm64(contract)))
+    };
+    // Without PSCI.
+    assert_eq!(with(&[]), [[]]);
+    // KVM gives both keys or none.
+    let refused = [VcpuFeature::PtrauthAddress];
+    let all = with(&refused);
+    assert!(all.contains(&vec![VcpuFeature::Psci02]) && !all.contains(&refused.to_vec()), "{all:?}");
 }

@@ -1,18 +1,15 @@
 //! A fresh vCPU, as a VMM makes one: VM, vCPU, its features, an interrupt controller.
 
-use std::os::raw::c_int;
-
 use ferry_contract::VcpuFeature;
 use kvm_bindings::{
-    KVM_ARM_VCPU_SVE, KVM_CAP_ARM_VM_IPA_SIZE, kvm_create_device,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS as VGIC_ITS,
+    KVM_CAP_ARM_VM_IPA_SIZE, kvm_create_device, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS as VGIC_ITS,
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2 as VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3 as VGIC_V3,
-    kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 
 use super::IPA_BITS;
+use crate::arm64::vcpu::{finalize_sve, init};
 use crate::probe::ProbeError;
 use crate::probe::error::failed;
 
@@ -28,21 +25,15 @@ impl Fresh {
     pub(super) fn make(kvm: &Kvm, features: &[VcpuFeature], gic: bool) -> Result<Self, ProbeError> {
         let vm = create_vm(kvm)?;
         let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU", "a vCPU to ask"))?;
-        let mut init = kvm_vcpu_init::default();
-        vm.get_preferred_target(&mut init)
-            .map_err(failed("KVM_ARM_PREFERRED_TARGET", "the kind of vCPU that this host has"))?;
-        init.features = [0; 7];
-        init.features[0] = VcpuFeature::bits(features);
-        vcpu.vcpu_init(&init).map_err(failed("KVM_ARM_VCPU_INIT", "a vCPU with its features"))?;
+        let refused = |(ioctl, source)| failed(ioctl, "a vCPU with its features")(source);
+        init(&vm, &vcpu, VcpuFeature::bits(features)).map_err(refused)?;
         let gic = if gic {
             Some(device(&vm, VGIC_V3).map_err(failed("KVM_CREATE_DEVICE", "a GICv3 to ask with"))?)
         } else {
             None
         };
         if features.contains(&VcpuFeature::Sve) {
-            // Before that, vectors are not there to be read (api.rst, 4.119).
-            let sve = c_int::try_from(KVM_ARM_VCPU_SVE).unwrap_or_default();
-            vcpu.vcpu_finalize(&sve).map_err(failed("KVM_ARM_VCPU_FINALIZE", "a vCPU's SVE registers"))?;
+            finalize_sve(&vcpu).map_err(refused)?;
         }
         Ok(Self { vm, vcpu, _gic: gic })
     }

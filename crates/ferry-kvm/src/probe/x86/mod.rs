@@ -15,7 +15,7 @@ pub(crate) use cpuid::{entry as cpuid_entry, value as cpuid_value};
 
 use std::str::FromStr;
 
-use ferry_contract::{Extra, Limits, Module, PROFILE_FORMAT, TscFacts, X86Profile};
+use ferry_contract::{Contract, Extra, Limits, Module, PROFILE_FORMAT, TscFacts, X86Profile};
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MAX_VCPU_ID, KVM_CAP_MAX_VCPUS,
     KVM_CAP_NESTED_STATE, KVM_CAP_NR_VCPUS, KVM_CAP_TSC_CONTROL, KVM_CAP_VM_TYPES, KVM_CAP_X2APIC_API,
@@ -33,6 +33,11 @@ const X2APIC_API_32_BIT_IDS: u64 = 1;
 
 /// The highest APIC id without 32-bit ids: 0xff is the broadcast.
 const XAPIC_ID_MAX: u32 = 0xfe;
+
+/// All of it: little of it could be left out for one guest.
+pub(super) fn probe_for(kvm: &Kvm, _: Option<&Contract>) -> Result<X86Profile, ProbeError> {
+    probe(kvm)
+}
 
 /// Makes this x86-64 host's profile.
 pub fn probe(kvm: &Kvm) -> Result<X86Profile, ProbeError> {

@@ -1,6 +1,6 @@
 //! Probing the real KVM; skipped with a notice where there is none.
 
-use ferry_contract::{BirthRequest, Contract, Features, Profile, X86Profile, compare_x86};
+use ferry_contract::{BirthRequest, Contract, Features, Profile, X86Profile, compare};
 
 use super::probe;
 
@@ -54,20 +54,28 @@ fn what_every_kvm_has_is_found() {
 #[test]
 fn a_guest_is_born_with_what_it_will_see() {
     let Some(profile) = profile() else { return };
-    let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: false } };
-    let contract = Contract::birth(&profile, &request).unwrap();
-    assert!(!compare_x86(&contract, &profile).is_refusal());
+    let request = BirthRequest { vcpus: 1, features: Features::Offered(Vec::new()) };
+    let host = Profile::from(profile.clone());
+    let contract = Contract::birth(&host, &request).unwrap();
+    assert!(!compare(&contract, &host).is_refusal());
+    assert_eq!(Contract::from_bytes(&contract.to_bytes()).unwrap(), contract);
+    assert_eq!(Contract::from_json(contract.to_json().as_bytes()).unwrap(), contract);
+    let Contract::X86(contract) = contract else { panic!("another") };
     if profile.probe_guest.cpuid_settings_reach {
-        assert_eq!(contract.cpuid, profile.cpuid.supported);
+        // Beside what is supported: that there is a hypervisor, and the deadline timer that a capability promises.
+        let deadline = u32::from(profile.capability(kvm_bindings::KVM_CAP_TSC_DEADLINE_TIMER) > 0) << 24;
+        let mut expected = profile.cpuid.supported;
+        for entry in expected.iter_mut().filter(|entry| entry.key() == (1, 0)) {
+            entry.ecx |= 1 << 31 | deadline;
+        }
+        assert_eq!(contract.cpuid, expected);
     } else {
         assert_eq!(contract.cpuid, profile.probe_guest.cpuid);
         let mut other = contract.clone();
         other.cpuid[0].eax ^= 1;
-        let request = BirthRequest { vcpus: 1, features: Features::Contract(Box::new(other)) };
-        let error = Contract::birth(&profile, &request).unwrap_err();
+        let request = BirthRequest { vcpus: 1, features: Features::Contract(Box::new(Contract::X86(other))) };
+        let error = Contract::birth(&host, &request).unwrap_err();
         assert_eq!(error.findings()[0].subject, "CPUID.0.0:EAX");
         assert!(error.to_string().contains("settings do not reach"), "{error}");
     }
-    assert_eq!(Contract::from_bytes(&contract.to_bytes()).unwrap(), contract);
-    assert_eq!(Contract::from_json(contract.to_json().as_bytes()).unwrap(), contract);
 }

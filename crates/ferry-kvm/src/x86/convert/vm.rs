@@ -196,8 +196,8 @@ pub(in crate::x86) fn clock_from_kvm(clock: &kvm_clock_data) -> Clock {
 ///
 /// `KVM_CLOCK_TSC_STABLE` and `KVM_CLOCK_HOST_TSC` are words of `KVM_GET_CLOCK` and mean nothing here;
 /// a KVM before 5.16 refuses any flag. `KVM_CLOCK_REALTIME` would add the time since the capture by
-/// the difference of the two hosts' wall clocks. The guest's TSC, restored by its value, stands still
-/// during the move, and so does this clock: the two never part.
+/// the difference of the two hosts' wall clocks, to this clock alone. Where a guest's time is to catch up,
+/// all its clocks are moved on alike before they come here: this one and the TSC never part.
 pub(in crate::x86) fn clock_to_kvm(clock: &Clock) -> kvm_clock_data {
     kvm_clock_data { clock: clock.clock, ..Default::default() }
 }

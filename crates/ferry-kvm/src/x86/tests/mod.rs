@@ -3,10 +3,11 @@
 
 mod refusals;
 mod round_trip;
+mod time;
 
 use ferry_state::x86::{
-    Clock, DebugRegs, Irqchip, KNOWN_SECTIONS, Lapic, MpState, Msrs, Nested, Pit, Regs, Sregs, TscFrequency,
-    TscOffset, VcpuEvents, Xcrs, Xsave,
+    Clock, DebugRegs, IA32_TSC, Irqchip, KNOWN_SECTIONS, Lapic, MpState, Msrs, Nested, Pit, Regs, Sregs,
+    TscFrequency, TscOffset, VcpuEvents, Xcrs, Xsave,
 };
 use ferry_state::{MachineState, Part, Section, StateError};
 use kvm_bindings::{
@@ -15,7 +16,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::msrs::{self, IA32_TSC};
+use super::msrs;
 use super::*;
 
 /// MSRs that a guest sets early and that every KVM lists or is known to have: SYSENTER, STAR, LSTAR,
