@@ -3,7 +3,12 @@
 //! Zero pages travel as ranges, without their bytes. A page that reads as zero while the guest runs
 //! may be written a moment later: it is then dirty again, and the next round reads it anew.
 
-use crate::{GuestRam, PageRange, RamError};
+use crate::file::is_zero;
+use crate::ram::Part;
+use crate::{GuestRam, PAGE_BYTES, PageRange, RamError};
+
+/// What is read of a file at once.
+const FILE_BUFFER: usize = 64 * PAGE_BYTES;
 
 /// Runs of zero pages and runs of data pages, filled by [`GuestRam::classify`].
 ///
@@ -71,27 +76,25 @@ impl GuestRam {
     ///
     /// A data page costs as many cache lines as it takes to find one that is not zero.
     pub fn classify(&self, range: PageRange, into: &mut Classified) -> Result<(), RamError> {
-        let window = self.pages(range)?;
+        let mut runs: Vec<(bool, PageRange)> = Vec::new();
+        let mut next = range.first;
+        let mut see = |zero| {
+            match runs.last_mut() {
+                Some((kind, run)) if *kind == zero => run.count += 1,
+                _ => runs.push((zero, PageRange { first: next, count: 1 })),
+            }
+            next += 1;
+        };
+        match self.part(range)? {
+            Part::Memory(window) => window.pages().for_each(|page| see(page.is_zero())),
+            Part::File(_) => self.for_each_piece(range, &mut vec![0; FILE_BUFFER], |piece| {
+                piece.chunks(PAGE_BYTES).for_each(|page| see(is_zero(page)));
+            })?,
+        }
         // A run never crosses into a region, even if the one before touches it.
         let starts_region = self.layout().ranges().any(|region| region.first == range.first);
-        let mut add = |zero, first: u64, end: u64| {
-            let may_join = !(starts_region && first == range.first);
-            into.add(zero, PageRange { first, count: end - first }, may_join);
-        };
-        let mut open: Option<(bool, u64)> = None;
-        for (page, number) in window.pages().zip(range.first..) {
-            let zero = page.is_zero();
-            match open {
-                Some((kind, _)) if kind == zero => {}
-                Some((kind, first)) => {
-                    add(kind, first, number);
-                    open = Some((zero, number));
-                }
-                None => open = Some((zero, number)),
-            }
-        }
-        if let Some((kind, first)) = open {
-            add(kind, first, range.first + range.count);
+        for (zero, run) in runs {
+            into.add(zero, run, !(starts_region && run.first == range.first));
         }
         Ok(())
     }

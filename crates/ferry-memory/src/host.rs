@@ -17,7 +17,8 @@ const WORD: usize = size_of::<u64>();
 /// The step in which copies and searches go: a cache line.
 const LINE: usize = 64;
 
-/// The memory of one region.
+/// The memory of one region; a copy is as good.
+#[derive(Clone, Copy)]
 pub(crate) struct Host {
     base: NonNull<u8>,
     length: usize,

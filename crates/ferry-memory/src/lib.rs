@@ -9,6 +9,8 @@
 //!   [which were ever written](GuestRam::resident).
 //! - [`send_pages`] and [`receive_pages`] move pages between the memory and a descriptor without a
 //!   copy in between.
+//! - A [`FileRegion`] is a file that [lies beside the memory](GuestRam::with_files), as a disk's image does: all of the
+//!   above is done with it, too, by reading and writing it.
 //!
 //! The guest writes to its memory while all this reads it. Therefore no slice is ever made over
 //! guest memory: it is reached by raw pointers, relaxed atomic accesses and iovecs, all inside this
@@ -47,7 +49,7 @@
 //! receive_pages(&target, far.as_fd(), found.data_runs())?;
 //!
 //! assert_eq!(&word, b"PAGE");
-//! assert_eq!(source.hash(), target.hash());
+//! assert_eq!(source.hash()?, target.hash()?);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -61,6 +63,7 @@ compile_error!("ferry-memory is for 64-bit Linux: a guest's memory is mapped as 
 
 mod classify;
 mod digest;
+mod file;
 mod host;
 mod layout;
 mod page_set;
@@ -71,6 +74,7 @@ mod resident;
 mod transfer;
 
 pub use classify::Classified;
+pub use file::FileRegion;
 pub use layout::{Layout, LayoutError, PAGE_SIZE, PageRange, Span};
 pub use page_set::{PageSet, Ranges};
 pub use ram::{GuestRam, RamError};

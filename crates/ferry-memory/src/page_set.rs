@@ -91,15 +91,15 @@ impl PageSet {
         self.bitmaps.get(region).map(Vec::as_slice)
     }
 
-    /// Adds every page of `other`. False, and nothing is added, if the sets are of different
-    /// layouts.
+    /// Adds every page of `other`. False, and nothing is added, if its layout is neither that of this set nor its first
+    /// regions, as that of memory is beside the files above it.
     #[must_use = "if the layouts differ nothing is added"]
     pub fn union(&mut self, other: &Self) -> bool {
-        if self.layout != other.layout {
+        if !self.layout.spans().starts_with(other.layout.spans()) {
             return false;
         }
-        for (own, other) in self.bitmaps.iter_mut().flatten().zip(other.bitmaps.iter().flatten()) {
-            *own |= other;
+        for (own, other) in self.bitmaps.iter_mut().zip(&other.bitmaps) {
+            own.iter_mut().zip(other).for_each(|(own, other)| *own |= other);
         }
         true
     }
@@ -274,5 +274,10 @@ mod tests {
         let mut set = PageSet::empty(&layout());
         assert!(!set.union(&PageSet::full(&other)));
         assert!(set.is_empty());
+
+        let memory = Layout::new(layout().spans()[..2].to_vec()).unwrap();
+        assert!(set.union(&PageSet::full(&memory)), "the first regions are the same");
+        assert_eq!(set.ranges().collect::<Vec<_>>(), [range(0, 70), range(70, 3)]);
+        assert!(!PageSet::empty(&memory).union(&set));
     }
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::host::Page;
+use crate::ram::Part;
 use crate::{GuestRam, PAGE_SIZE, PageRange, RamError};
 
 /// Pages that a thread populates at a time: 16 MiB.
@@ -41,10 +42,14 @@ impl GuestRam {
 
     /// The same on so many threads, the calling one among them.
     pub fn populate_on(&self, ranges: &[PageRange], threads: NonZeroUsize) -> Result<(), RamError> {
+        let mut mapped = Vec::with_capacity(ranges.len());
         for &range in ranges {
-            self.pages(range)?;
+            // What lies in a file needs no memory.
+            if let Part::Memory(_) = self.part(range)? {
+                mapped.push(range);
+            }
         }
-        let steps: Vec<PageRange> = ranges.iter().copied().flat_map(steps).collect();
+        let steps: Vec<PageRange> = mapped.into_iter().flat_map(steps).collect();
         let next = AtomicUsize::new(0);
         let work = || {
             while let Some(&step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::host::{Host, Window};
+use crate::file::{FilePart, FileRegion, Stored};
+use crate::host::{Host, Page, Window};
 use crate::{Layout, LayoutError, PAGE_BYTES, PAGE_SIZE, PageRange, Span, size};
 
 /// A handle on the memory of one guest; clones share it.
@@ -32,11 +33,44 @@ pub struct GuestRam {
 struct Shared {
     layout: Layout,
     /// In the order of the layout's regions.
-    hosts: Vec<Host>,
-    /// Where the regions lie in files, in the same order.
-    files: Vec<Option<FileOffset>>,
-    /// Owns the mappings that `hosts` point to.
-    _backend: Arc<dyn Any + Send + Sync>,
+    backing: Vec<Backing>,
+    /// Owns the mappings that the hosts among them point to.
+    backend: Arc<dyn Any + Send + Sync>,
+}
+
+/// What is behind a region.
+#[derive(Clone)]
+pub(crate) enum Backing {
+    /// Mapped memory; and where it lies in a file, if it does.
+    Memory(Host, Option<FileOffset>),
+    /// A file that is not mapped.
+    File(Arc<Stored>),
+}
+
+/// A part of one region.
+pub(crate) enum Part<'a> {
+    Memory(Window<'a>),
+    File(FilePart<'a>),
+}
+
+impl Part<'_> {
+    /// Copies it out. `into` is as long as the part.
+    pub(crate) fn copy_out(self, into: &mut [u8]) -> Result<(), RamError> {
+        match self {
+            Self::Memory(window) => window.copy_out(into),
+            Self::File(part) => part.read(into)?,
+        }
+        Ok(())
+    }
+
+    /// Copies into it. `from` is as long as the part.
+    fn copy_in(self, from: &[u8]) -> Result<(), RamError> {
+        match self {
+            Self::Memory(window) => window.copy_in(from),
+            Self::File(part) => part.write(from)?,
+        }
+        Ok(())
+    }
 }
 
 /// Why guest memory could not be made or reached.
@@ -73,6 +107,26 @@ pub enum RamError {
         /// What failed.
         source: vm_memory::mmap::FromRangesError,
     },
+    /// A file region could not be read or written.
+    #[error("{name} cannot be {what} from byte {offset} on")]
+    File {
+        /// What the file is called.
+        name: String,
+        /// What was to be done: `read`, `written`, `cleared`.
+        what: &'static str,
+        /// Where, in bytes from the file's beginning.
+        offset: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// What was written to a file region may not last.
+    #[error("what was written to {name} cannot be brought to its disk")]
+    Sync {
+        /// What the file is called.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// What was mapped makes no guest memory.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -88,9 +142,20 @@ impl GuestRam {
     {
         let span = |region: &M::R| Span { start: region.start_addr().0, length: region.len() };
         let layout = Layout::new(backend.iter().map(span).collect())?;
-        let hosts = backend.iter().map(host).collect::<Result<_, _>>()?;
-        let files = backend.iter().map(|region| region.file_offset().cloned()).collect();
-        Ok(Self { shared: Arc::new(Shared { layout, hosts, files, _backend: backend }) })
+        let backing = |region: &M::R| Ok(Backing::Memory(host(region)?, region.file_offset().cloned()));
+        let backing = backend.iter().map(backing).collect::<Result<_, LayoutError>>()?;
+        Ok(Self { shared: Arc::new(Shared { layout, backing, backend }) })
+    }
+
+    /// A handle on the same memory and, above it, on these files, sorted by start: what they hold can be moved, hashed
+    /// and reached as memory is.
+    pub fn with_files(&self, files: Vec<FileRegion>) -> Result<Self, LayoutError> {
+        let spans = self.layout().spans().iter().copied();
+        let layout = Layout::new(spans.chain(files.iter().map(FileRegion::span)).collect())?;
+        let files = files.into_iter().map(|region| Backing::File(Arc::new(Stored::new(region))));
+        let backing = self.shared.backing.iter().cloned().chain(files).collect();
+        let backend = Arc::clone(&self.shared.backend);
+        Ok(Self { shared: Arc::new(Shared { layout, backing, backend }) })
     }
 
     /// New memory of this process alone, which reads as zero; the host provides pages as they are
@@ -109,14 +174,14 @@ impl GuestRam {
     }
 
     /// Copies guest memory from guest-physical address `address` on into `into`. The bytes may lie
-    /// in regions that touch. On an error nothing was copied.
+    /// in regions that touch. Unless a file fails, nothing was copied on an error.
     pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), RamError> {
         self.check(address, into.len())?;
         let mut rest = into;
-        self.walk(address, rest.len(), |window, length| {
+        self.walk(address, rest.len(), |part, length| {
             let (here, behind) = std::mem::take(&mut rest).split_at_mut(length);
-            window.copy_out(here);
             rest = behind;
+            part.copy_out(here)
         })
     }
 
@@ -125,59 +190,81 @@ impl GuestRam {
     pub fn write(&self, address: u64, from: &[u8]) -> Result<(), RamError> {
         self.check(address, from.len())?;
         let mut rest = from;
-        self.walk(address, rest.len(), |window, length| {
+        self.walk(address, rest.len(), |part, length| {
             let (here, behind) = rest.split_at(length);
-            window.copy_in(here);
             rest = behind;
+            part.copy_in(here)
         })
     }
 
     /// Makes every page of the range read as zero. Pages that already do are only read, so that
-    /// memory the host has not provided yet is not provided for this.
+    /// memory the host has not provided yet is not provided for this; a file gets a hole.
     pub fn zero(&self, range: PageRange) -> Result<(), RamError> {
-        for page in self.pages(range)?.pages() {
-            if !page.is_zero() {
-                page.zero();
+        match self.part(range)? {
+            Part::Memory(window) => {
+                window.pages().filter(|page| !page.is_zero()).for_each(Page::zero);
+                Ok(())
             }
+            Part::File(part) => part.zero(),
         }
-        Ok(())
     }
 
-    /// Where the regions lie in files.
-    pub(crate) fn file_parts(&self) -> &[Option<FileOffset>] {
-        &self.shared.files
+    /// The regions that are memory and no files, as pages.
+    pub fn mapped(&self) -> impl Iterator<Item = PageRange> + '_ {
+        let is_memory = |backing: &Backing| matches!(backing, Backing::Memory(..));
+        let all = self.layout().ranges().zip(&self.shared.backing);
+        all.filter(move |(_, backing)| is_memory(backing)).map(|(range, _)| range)
     }
 
-    /// Where a region begins in this process.
-    pub(crate) fn host_address(&self, region: usize) -> Option<u64> {
-        self.shared.hosts.get(region).map(Host::address)
+    /// What is behind the regions, in their order.
+    pub(crate) fn backing(&self) -> &[Backing] {
+        &self.shared.backing
     }
 
-    /// The memory of a range of pages.
+    /// The regions that are files.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = &Stored> {
+        self.shared.backing.iter().filter_map(|backing| match backing {
+            Backing::File(stored) => Some(&**stored),
+            Backing::Memory(..) => None,
+        })
+    }
+
+    /// The memory of a range of pages, none of them in a file.
     pub(crate) fn pages(&self, range: PageRange) -> Result<Window<'_>, RamError> {
+        match self.part(range)? {
+            Part::Memory(window) => Ok(window),
+            Part::File(_) => Err(RamError::OutsidePages { range }),
+        }
+    }
+
+    /// What is behind a range of pages.
+    pub(crate) fn part(&self, range: PageRange) -> Result<Part<'_>, RamError> {
         let outside = || RamError::OutsidePages { range };
         let region = self.layout().region_of(range).ok_or_else(outside)?;
         // The range is inside the layout, so its bytes can be counted.
-        self.window(region, range.first * PAGE_SIZE, range.count * PAGE_SIZE).ok_or_else(outside)
+        self.part_of(region, range.first * PAGE_SIZE, range.count * PAGE_SIZE).ok_or_else(outside)
     }
 
     /// `length` bytes from `address` on, which must be inside region `region`.
-    fn window(&self, region: usize, address: u64, length: u64) -> Option<Window<'_>> {
+    fn part_of(&self, region: usize, address: u64, length: u64) -> Option<Part<'_>> {
         let offset = address.checked_sub(self.layout().spans().get(region)?.start)?;
-        self.shared.hosts.get(region)?.window(size(offset), size(length))
+        match self.shared.backing.get(region)? {
+            Backing::Memory(host, _) => host.window(size(offset), size(length)).map(Part::Memory),
+            Backing::File(stored) => stored.part(offset, size(length)).map(Part::File),
+        }
     }
 
     fn check(&self, address: u64, length: usize) -> Result<(), RamError> {
-        self.walk(address, length, |_, _| ())
+        self.walk(address, length, |_, _| Ok(()))
     }
 
-    /// Shows `act` the windows, one for each region, that together are `length` bytes from
+    /// Shows `act` the parts, one for each region, that together are `length` bytes from
     /// `address` on, each with its length.
     fn walk<'a>(
         &'a self,
         address: u64,
         length: usize,
-        mut act: impl FnMut(Window<'a>, usize),
+        mut act: impl FnMut(Part<'a>, usize) -> Result<(), RamError>,
     ) -> Result<(), RamError> {
         let outside = || RamError::Outside { address, length: length as u64 };
         let mut at = address;
@@ -186,7 +273,7 @@ impl GuestRam {
             let region = self.layout().region_at(at).ok_or_else(outside)?;
             let span = self.layout().spans().get(region).ok_or_else(outside)?;
             let here = left.min(span.start + span.length - at);
-            act(self.window(region, at, here).ok_or_else(outside)?, size(here));
+            act(self.part_of(region, at, here).ok_or_else(outside)?, size(here))?;
             at += here;
             left -= here;
         }

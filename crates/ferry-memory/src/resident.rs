@@ -15,6 +15,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use vm_memory::FileOffset;
 
+use crate::file::is_zero;
+use crate::ram::Backing;
 use crate::{GuestRam, PAGE_SIZE, PageRange, Span};
 
 /// Pieces into which a region is divided at most.
@@ -30,16 +32,18 @@ impl GuestRam {
     /// The pages that may hold something other than zeros, in ascending ranges; all others have never
     /// been written, or hold zeros (as in memory of reserved huge pages, which this reads). Coarse: it looks at pieces of 256 KiB or more, and gives at most 2048 ranges a
     /// region. None if the memory is not wholly in files that tell, mapped so that they hold it.
+    /// Of memory alone: [`GuestRam::add_stored`] tells of file regions.
     ///
     /// The guest may run. A page that it touches for the first time meanwhile may be missing: who
     /// needs to know starts dirty tracking before this call and adds its harvest.
     pub fn resident(&self) -> Option<Vec<PageRange>> {
         let maps = fs::read_to_string("/proc/self/maps").ok()?;
         let mut found = Vec::new();
-        for (index, (span, part)) in self.layout().spans().iter().zip(self.file_parts()).enumerate() {
+        for (span, backing) in self.layout().spans().iter().zip(self.backing()) {
+            let Backing::Memory(host, part) = backing else { continue };
             let part = part.as_ref()?;
-            let file = reopen(part)?;
-            let address = self.host_address(index)?;
+            let file = reopen(part.file())?;
+            let address = host.address();
             if !is_mapped_shared(&maps, address, *span, part, &file.metadata().ok()?) {
                 return None;
             }
@@ -50,8 +54,8 @@ impl GuestRam {
 }
 
 /// The file with a position of its own: seeking must not disturb who else has the file.
-fn reopen(part: &FileOffset) -> Option<File> {
-    File::open(format!("/proc/self/fd/{}", part.file().as_raw_fd())).ok()
+fn reopen(file: &File) -> Option<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
 }
 
 /// Whether all of a region's memory at `address` is a shared mapping of its part of the file.
@@ -120,13 +124,32 @@ fn find_data(file: &File, file_start: u64, span: Span, found: &mut Vec<PageRange
     Some(())
 }
 
+/// Shows `act` where the first `bytes` of a file may hold data: from a place to another. None if the file does not
+/// tell.
+pub(crate) fn each_data(file: &File, bytes: u64, act: &mut dyn FnMut(u64, u64)) -> Option<()> {
+    let file = reopen(file)?;
+    let mut at = 0;
+    while let Some(data) = seek_data(&file, at)?.filter(|&data| data < bytes) {
+        // A file's end is a hole.
+        let hole = seek(&file, data, libc::SEEK_HOLE)??.clamp(data + 1, bytes.max(data + 1));
+        act(data, hole);
+        at = hole;
+    }
+    Some(())
+}
+
 /// The first place from `from` on that may hold data; none if there is none. None at all if the file
 /// does not tell.
 #[expect(clippy::option_option, reason = "the outer one ends the search, the inner one the file")]
 fn seek_data(file: &File, from: u64) -> Option<Option<u64>> {
+    seek(file, from, libc::SEEK_DATA)
+}
+
+#[expect(clippy::option_option, reason = "as seek_data")]
+fn seek(file: &File, from: u64, whence: libc::c_int) -> Option<Option<u64>> {
     let from = i64::try_from(from).ok()?;
     // SAFETY: the call takes three integers and touches no memory.
-    let place = unsafe { libc::lseek(file.as_raw_fd(), from, libc::SEEK_DATA) };
+    let place = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
     if let Ok(place) = u64::try_from(place) {
         return Some(Some(place));
     }
@@ -143,9 +166,7 @@ fn read_data(file: &File, from: u64, end: u64) -> Option<Option<u64>> {
         let wanted = bytes.len().min(usize::try_from(end - at).ok()?);
         let here = bytes.get_mut(..wanted)?;
         file.read_exact_at(here, at).ok()?;
-        let (words, rest) = here.as_chunks::<64>();
-        let zero = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
-        if !words.iter().all(|word| zero(word)) || !zero(rest) {
+        if !is_zero(here) {
             return Some(Some(at));
         }
         at += wanted as u64;
