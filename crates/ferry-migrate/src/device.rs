@@ -12,6 +12,7 @@
 //!          resume                     only if the migration failed: before the vCPUs
 //! target   restore                    the VM's own state was restored
 //!          resume                     custody has passed: before the vCPUs
+//!          announce                   the guest runs
 //! ```
 //!
 //! A device is *quiet* from its creation to its first `resume`, and from `quiesce` to the next one.
@@ -147,6 +148,10 @@ pub trait Device: Send {
     fn resume(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
+
+    /// Tells the network where the guest is now: called on the target, once the guest runs. Must not wait. The
+    /// default is for devices that no network knows.
+    fn announce(&mut self) {}
 }
 
 /// What a device holds of the guest.
@@ -204,5 +209,9 @@ impl<D: Device + ?Sized> Device for Arc<Mutex<D>> {
 
     fn resume(&mut self) -> Result<(), MachineError> {
         self.lock().unwrap_or_else(PoisonError::into_inner).resume()
+    }
+
+    fn announce(&mut self) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).announce();
     }
 }

@@ -2,12 +2,13 @@
 
 use std::io::{self, Read, Write};
 
-use ferry_memory::IoError;
+use ferry_memory::{IoError, RamError};
 use ferry_protocol::LinkFault;
 use ferry_protocol::frame::{FrameError, FrameKind, HEADER_BYTES, Header, encode};
 use ferry_protocol::message::{Message, MessageError};
 
 use crate::link::Socket;
+use crate::sentence;
 
 /// A frame's head grows by at most this much before its bytes have come: nothing is allocated on the
 /// peer's word.
@@ -82,8 +83,18 @@ pub(crate) fn page_fault(error: IoError) -> LinkFault {
     match error {
         IoError::Ended { .. } => LinkFault::Closed,
         IoError::TimedOut { .. } => LinkFault::Silent,
-        IoError::Outside(error) => LinkFault::Garbled(error.to_string()),
+        IoError::Outside(error) => memory_fault(&error),
+        IoError::File { source, .. } => memory_fault(&source),
         IoError::Os { source, .. } => io_fault(&source),
-        other => LinkFault::Failed(other.to_string()),
+        other => LinkFault::Machine(sentence(&other)),
+    }
+}
+
+/// What an error of guest memory says: pages that are not there are the peer's mistake, a disk that fails is this side's
+/// affair.
+pub(crate) fn memory_fault(error: &RamError) -> LinkFault {
+    match error {
+        RamError::Outside { .. } | RamError::OutsidePages { .. } => LinkFault::Garbled(error.to_string()),
+        error => LinkFault::Machine(sentence(error)),
     }
 }

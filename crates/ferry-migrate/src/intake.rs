@@ -15,7 +15,7 @@ use ferry_protocol::message::RoundEnd;
 use ferry_state::{MAX_SECTIONS, MachineState, Part, Resources, Section, StateError};
 
 use crate::device::PREFIX;
-use crate::framing::{garbled, page_fault};
+use crate::framing::{garbled, memory_fault, page_fault};
 use crate::link::Socket;
 
 /// The most bytes of all sections together: 4096 vCPUs hold about 64 MiB.
@@ -253,11 +253,14 @@ impl Open {
     fn take_zeros(&mut self, head: &PageHead) -> Result<(), LinkFault> {
         for run in self.runs(head)? {
             self.zero_pages += run.count;
-            for page in run.first..run.first + run.count {
-                if self.written.contains(page) {
-                    let page = PageRange { first: page, count: 1 };
-                    self.ram.zero(page).map_err(|error| LinkFault::Garbled(error.to_string()))?;
+            let pages = run.first..run.first + run.count;
+            let mut written = pages.filter(|&page| self.written.contains(page)).peekable();
+            while let Some(first) = written.next() {
+                let mut zeros = PageRange { first, count: 1 };
+                while written.next_if(|&page| zeros.end() == Some(page)).is_some() {
+                    zeros.count += 1;
                 }
+                self.ram.zero(zeros).map_err(|error| memory_fault(&error))?;
             }
         }
         Ok(())
@@ -293,7 +296,7 @@ impl Open {
 }
 
 fn check_data(ram: &GuestRam, runs: &[PageRange], expected: u32) -> Result<(), LinkFault> {
-    let found = ram.checksum(runs).map_err(|error| LinkFault::Garbled(error.to_string()))?;
+    let found = ram.checksum(runs).map_err(|error| memory_fault(&error))?;
     if found == expected {
         return Ok(());
     }

@@ -11,6 +11,7 @@
 
 mod custody;
 mod device;
+mod disk;
 mod file_lock;
 mod framing;
 mod intake;
@@ -29,6 +30,7 @@ mod witness;
 
 pub use custody::Custody;
 pub use device::{Device, DevicePages, DeviceSet, Saved};
+pub use disk::{DiskImage, DiskImageError, DiskPlace, DiskPlaces, SECTOR_BYTES};
 pub use file_lock::{FileLock, FileLockError};
 pub use intake::Received;
 pub use link::{Address, AddressError, ListenError, Listener};

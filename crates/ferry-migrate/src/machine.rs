@@ -24,20 +24,21 @@
 //! [`release_resources`](Machine::release_resources), and the machine is dropped.
 
 use std::error::Error;
+use std::sync::Arc;
 
 use ferry_contract::Verdict;
 use ferry_memory::{GuestRam, PageSet};
 use ferry_protocol::{GuestId, MachineDescription};
 use ferry_state::{MachineState, Resources};
 
-use crate::Custody;
+use crate::{Custody, DiskImage};
 
 /// A guest's machine, as the engine sees it.
 ///
 /// Implementations own their threads and file descriptors; the engine owns none of them. A method
 /// that fails leaves the machine as it was, unless it says otherwise.
 pub trait Machine: Send {
-    /// What the target must build to take this guest. Constant for the life of the machine.
+    /// What the target must build to take this guest, without its disks. Constant for the life of the machine.
     fn description(&self) -> MachineDescription;
 
     /// The guest's memory. The handle stays valid while the guest runs and writes to it.
@@ -63,7 +64,9 @@ pub trait Machine: Send {
     /// which the guest ran.
     ///
     /// When this returns nothing changes guest memory or state any more, and what only one host may
-    /// hold is not used any more. If it fails the guest still runs.
+    /// hold is not used any more. A state that can be had in guest memory alone (the tables of arm64's interrupt
+    /// translation services) is written there before this returns, so that the last harvest finds it. If it fails
+    /// the guest still runs.
     fn pause(&mut self) -> Result<Custody, MachineError>;
 
     /// Runs the guest, from where it was paused or restored. If it fails the guest does not run and
@@ -110,6 +113,14 @@ pub trait Machine: Send {
         }
     }
 
+    /// The images of the guest's disks. Constant for the life of the machine. On the source those that move with the
+    /// guest if it is asked for; on the target those that [`DiskPlaces::make`](crate::DiskPlaces::make) gave the builder
+    /// for the [`disks`](MachineDescription::disks) of the description, or those that it found where both hosts see them.
+    /// A machine whose disks never move keeps the default.
+    fn disk_images(&self) -> Vec<Arc<DiskImage>> {
+        Vec::new()
+    }
+
     /// Tells the network where the guest is now. Called on the target, once the guest runs.
     fn announce(&mut self) {}
 }
@@ -131,6 +142,12 @@ pub trait Builder: Send {
     /// Holds an offered machine against this host, without building memory. Everything that can be
     /// found wrong is found here, before a page is sent.
     fn judge(&mut self, machine: &MachineDescription) -> Verdict;
+
+    /// Whether it makes images for the [`disks`](MachineDescription::disks) of a description; a guest that brings its
+    /// disks is refused otherwise.
+    fn takes_disks(&self) -> bool {
+        false
+    }
 
     /// Builds the machine with its memory and vCPUs; it does not run. Its memory reads as zero.
     fn build(&mut self, machine: &MachineDescription) -> Result<Self::Machine, MachineError>;

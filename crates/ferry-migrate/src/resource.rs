@@ -11,10 +11,12 @@
 //! kind, and must not create what is not there: a lock that a target makes itself locks nobody out.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ferry_protocol::GuestId;
 use ferry_state::{Part, ResourceName, Resources};
 
+use crate::disk::{DiskImage, ImageLocks};
 use crate::file_lock::FileLocks;
 use crate::{MachineError, sentence};
 
@@ -47,6 +49,8 @@ struct Entry {
     name: ResourceName,
     resource: Box<dyn Resource>,
     held_for: Option<GuestId>,
+    /// The guest cannot run without it, whatever the other side lists.
+    is_needed: bool,
 }
 
 impl Default for ResourceSet {
@@ -69,12 +73,35 @@ impl ResourceSet {
         self
     }
 
+    /// The same with the locks of a guest's images, without which it does not run here: a list that leaves one out is not
+    /// taken.
+    #[must_use]
+    pub fn with_images(self, images: &[Arc<DiskImage>]) -> Self {
+        let mut set = self.with_kind(ImageLocks(images.to_vec()));
+        for image in images {
+            if let Ok(place) = set.open(&image.resource())
+                && let Some(entry) = set.resources.get_mut(place)
+            {
+                entry.is_needed = true;
+            }
+        }
+        set
+    }
+
     /// Takes all of these, or none: those that this call took are let go of again when one cannot be
     /// had.
     pub fn take(&mut self, guest: &GuestId, wanted: &Resources) -> Result<(), MachineError> {
         wanted.check().map_err(|problem| {
             MachineError::new(format!("the list of the guest's resources is no list: {problem}"))
         })?;
+        let is_left_out = |entry: &&Entry| {
+            entry.is_needed && entry.held_for.is_none() && !wanted.released.contains(&entry.name)
+        };
+        if let Some(Entry { name, .. }) = self.resources.iter().find(is_left_out) {
+            return Err(MachineError::new(format!(
+                "the guest's machine needs the resource `{name}`, and the other side did not let go of it"
+            )));
+        }
         let mut taken = Vec::new();
         for name in &wanted.released {
             match self.take_one(guest, name) {
@@ -114,7 +141,7 @@ impl ResourceSet {
             MachineError::new(format!("this VMM does not know resources of the kind `{}`", name.kind))
         })?;
         let resource = kind.open(&name.name)?;
-        self.resources.push(Entry { name: name.clone(), resource, held_for: None });
+        self.resources.push(Entry { name: name.clone(), resource, held_for: None, is_needed: false });
         Ok(self.resources.len() - 1)
     }
 

@@ -11,7 +11,7 @@ use ferry_memory::{Classified, GuestRam, PAGE_SIZE, PageRange, PageSet, send_pag
 use ferry_protocol::frame::{FrameKind, MAX_DATA_PAGES, MAX_RANGES, PageHead, WireRange, encode};
 use ferry_protocol::{LinkFault, Pace, Time};
 
-use crate::framing::page_fault;
+use crate::framing::{memory_fault, page_fault};
 use crate::link::Socket;
 
 /// One round of one migration, shared by its lanes.
@@ -218,10 +218,9 @@ impl LaneSender {
     }
 
     fn send(&mut self, round: &Round, chunk: &[PageRange]) -> Result<Sent, LinkFault> {
-        let unreadable = |error: ferry_memory::RamError| LinkFault::Failed(error.to_string());
         self.classified.clear();
         for &range in chunk {
-            round.ram.classify(range, &mut self.classified).map_err(unreadable)?;
+            round.ram.classify(range, &mut self.classified).map_err(|error| memory_fault(&error))?;
         }
         for runs in self.classified.zero_runs().chunks(MAX_RANGES) {
             let head = round.head(FrameKind::Zeros, None, runs);
@@ -234,7 +233,7 @@ impl LaneSender {
             }
             // In the last round nothing writes any more, so the data can be summed before it is sent.
             let checksum = if round.last { Some(round.ram.checksum(runs)) } else { None };
-            let checksum = checksum.transpose().map_err(unreadable)?;
+            let checksum = checksum.transpose().map_err(|error| memory_fault(&error))?;
             let head = round.head(FrameKind::Pages, checksum, runs);
             self.write(round, &head, runs, &[])?;
         }
@@ -243,14 +242,13 @@ impl LaneSender {
 
     /// The guest writes while it is read: what is to have a checksum is copied first.
     fn send_copy(&self, round: &Round, runs: &[PageRange]) -> Result<(), LinkFault> {
-        let unreadable = |error: ferry_memory::RamError| LinkFault::Failed(error.to_string());
         let mut copy = Vec::new();
         for run in runs {
             let at = copy.len();
             let bytes = usize::try_from(run.count * PAGE_SIZE).unwrap_or(usize::MAX);
             copy.resize(at + bytes, 0);
             let into = copy.get_mut(at..).unwrap_or_default();
-            round.ram.read(run.first * PAGE_SIZE, into).map_err(unreadable)?;
+            round.ram.read(run.first * PAGE_SIZE, into).map_err(|error| memory_fault(&error))?;
         }
         let head = round.head(FrameKind::Pages, Some(crc32c::crc32c(&copy)), runs);
         self.write(round, &head, &[], &copy)

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use ferry_memory::{GuestRam, PAGE_SIZE, PageRange, PageSet};
-use ferry_protocol::message::{MAX_WRITTEN, ToTarget};
+use ferry_memory::{GuestRam, PAGE_SIZE, PageSet};
+use ferry_protocol::message::ToTarget;
 use ferry_protocol::{
-    Epoch, LinkFault, Pace, RegionSpan, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome,
-    SourcePhase,
+    Epoch, LinkFault, Pace, Source, SourceAction, SourceConfig, SourceEvent, SourceOutcome, SourcePhase,
 };
 use ferry_state::Resources;
 
@@ -25,12 +24,13 @@ use crate::report::{Observer, Progress, Report};
 use crate::send::{LaneSender, Round, Standing};
 use crate::turn::Turn;
 use crate::witness::Witness;
-use crate::{Custody, Harvest, Machine};
+use crate::{Custody, DiskImage, Harvest, Machine, disk};
 
 mod figures;
 mod jobs;
 mod peer;
 mod question;
+mod resident;
 mod steering;
 mod writing;
 
@@ -100,6 +100,8 @@ struct Plan {
     config: SourceConfig,
     journal: Arc<dyn Journal>,
     witness: Option<Arc<dyn Witness>>,
+    /// The images of its disks move with the guest.
+    with_disks: bool,
 }
 
 #[derive(Debug)]
@@ -125,7 +127,7 @@ impl Migration {
         let MigrateOptions { address, mut config, journal, witness } = options;
         config.address = address.to_string();
         config.instance = Some(journal.instance());
-        Self::planned(Plan { route: Route::Link(address), config, journal, witness })
+        Self::planned(Plan { route: Route::Link(address), config, journal, witness, with_disks: false })
     }
 
     /// A migration into a file or a descriptor, where nobody answers. Once custody was written the guest
@@ -134,12 +136,21 @@ impl Migration {
         config.one_way = true;
         config.address = sink.place();
         config.instance = Some(journal.instance());
-        Self::planned(Plan { route: Route::OneWay(Some(sink)), config, journal, witness: None })
+        let route = Route::OneWay(Some(sink));
+        Self::planned(Plan { route, config, journal, witness: None, with_disks: false })
     }
 
     fn planned(options: Plan) -> Self {
         let (sender, events) = bounded(QUEUE);
         Self { options, events, sender, doubtful: Slot::default() }
+    }
+
+    /// The same, and the images of the guest's disks ([`Machine::disk_images`]) move with it; without this the target must
+    /// see them where they are.
+    #[must_use]
+    pub fn with_disks(mut self) -> Self {
+        self.options.with_disks = true;
+        self
     }
 
     /// A handle to end it from another thread.
@@ -162,10 +173,13 @@ impl Migration {
         machine: &mut M,
         observer: &dyn Observer,
     ) -> (Report, Option<Custody>) {
-        let ram = machine.ram();
-        let dirty = PageSet::full(ram.layout());
         let mut options = self.options;
-        options.config.written = written(&ram);
+        let images = if options.with_disks { machine.disk_images() } else { Vec::new() };
+        options.config.machine.disks = images.iter().map(|image| image.span()).collect();
+        // Disks that cannot be beside the memory are none of a description that can be offered: the source says so.
+        let ram = disk::beside(machine.ram(), &images).unwrap_or_else(|_| machine.ram());
+        let dirty = PageSet::full(ram.layout());
+        options.config.written = resident::written(&ram);
         let mut pump = Pump {
             machine,
             observer,
@@ -180,6 +194,7 @@ impl Migration {
             links: 0,
             holder: Holder::Machine,
             ram,
+            images,
             dirty,
             round: None,
             lane: None,
@@ -212,6 +227,8 @@ struct Pump<'a, M: Machine + ?Sized> {
     links: u64,
     holder: Holder,
     ram: GuestRam,
+    /// The images that move with the guest.
+    images: Vec<Arc<DiskImage>>,
     /// The pages of the next round.
     dirty: PageSet,
     /// The round under way.
@@ -399,18 +416,6 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         self.dirty.clear();
     }
 
-    /// Memory that was never written is zero, and so is the target's: it need not be read. Looked at after
-    /// dirty tracking began, so that what is written from now on is in a later round.
-    fn leave_out_untouched(&mut self) {
-        if let Some(resident) = self.ram.resident() {
-            self.dirty.clear();
-            for range in resident {
-                self.dirty.insert(range);
-            }
-            self.figures.untouched(self.ram.layout().pages() - self.dirty.count());
-        }
-    }
-
     /// Sends a chunk of the round under way, or sees that it is over.
     fn go_on(&mut self) -> Option<SourceEvent> {
         let (round, lane) = (self.round.as_ref()?, self.lane.as_mut()?);
@@ -464,6 +469,9 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
 
     fn end(mut self) -> (Report, Option<Custody>) {
         self.disconnect();
+        for image in &self.images {
+            image.stop_tracking();
+        }
         let outcome = self.outcome.take().unwrap_or(SourceOutcome::Kept {
             cause: ferry_protocol::Cause::Machine("the migration ended without an outcome".into()),
         });
@@ -481,12 +489,4 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         };
         (report, custody)
     }
-}
-
-/// Where memory was ever written; nothing if that is not known or too scattered to tell.
-fn written(ram: &GuestRam) -> Vec<RegionSpan> {
-    let ranges = ram.resident().filter(|ranges| ranges.len() <= MAX_WRITTEN).unwrap_or_default();
-    let span =
-        |range: &PageRange| RegionSpan { start: range.first * PAGE_SIZE, length: range.count * PAGE_SIZE };
-    ranges.iter().map(span).collect()
 }

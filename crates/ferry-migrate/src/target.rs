@@ -7,10 +7,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferry_contract::{Finding, FindingKind, Layer};
 use ferry_memory::{GuestRam, PAGE_SIZE, PageRange, PageSet};
 use ferry_protocol::journal::Record;
 use ferry_protocol::{
-    Epoch, GuestId, RegionSpan, Target, TargetAction, TargetEvent, TargetOutcome, TargetPhase, Timeouts,
+    DiskSpan, Epoch, GuestId, MachineDescription, RegionSpan, Target, TargetAction, TargetEvent,
+    TargetOutcome, TargetPhase, Timeouts,
 };
 
 use crate::intake::Received;
@@ -19,7 +21,7 @@ use crate::link::Listener;
 use crate::report::{Arrival, Observer, cpu_time};
 use crate::source::sentence;
 use crate::witness::Witness;
-use crate::{Builder, Machine, MachineError};
+use crate::{Builder, DiskImage, Machine, MachineError, disk};
 
 mod books;
 mod desk;
@@ -112,6 +114,9 @@ pub(crate) struct Pump<'a, B: Builder, D: Desk> {
     builder: &'a mut B,
     observer: &'a dyn Observer,
     machine: Option<B::Machine>,
+    /// The guest's memory, and the images that come with it.
+    ram: Option<GuestRam>,
+    images: Vec<Arc<DiskImage>>,
     figures: Option<Figures>,
 }
 
@@ -130,7 +135,7 @@ struct Figures {
 
 impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
     pub(crate) fn new(doors: D, builder: &'a mut B, observer: &'a dyn Observer) -> Self {
-        Self { doors, builder, observer, machine: None, figures: None }
+        Self { doors, builder, observer, machine: None, ram: None, images: Vec::new(), figures: None }
     }
 
     /// Runs until a guest arrived, or until nothing comes any more.
@@ -204,22 +209,17 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 self.figures = Some(figures);
                 let mut verdict = self.builder.judge(&machine);
                 verdict.findings.extend(self.doors.objection());
+                verdict.findings.extend(self.stays_without_disks(&machine));
                 Ok(TargetEvent::Judged(verdict))
             }
-            TargetAction::Build { machine, written } => self.builder.build(&machine).map(|machine| {
-                let ram = machine.ram();
-                provide(&ram, &written);
-                self.doors.open_intake(ram);
-                self.machine = Some(machine);
+            TargetAction::Build { machine, written } => self.build(&machine, &written).map(|()| {
                 self.measure(|figures| {
                     figures.build = began.elapsed();
                     figures.cpu.0 = cpu_time();
                 });
                 TargetEvent::Built
             }),
-            TargetAction::HashMemory => {
-                self.with_machine(|machine| Ok(machine.ram().hash())).map(TargetEvent::Hashed)
-            }
+            TargetAction::HashMemory => self.hash_memory().map(TargetEvent::Hashed),
             TargetAction::Restore { sections } => self.restore(sections).map(|()| {
                 self.measure(|figures| figures.restore = began.elapsed());
                 TargetEvent::Restored
@@ -256,9 +256,48 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
         }))
     }
 
+    /// Why a guest that brings its disks cannot be taken.
+    fn stays_without_disks(&self, machine: &MachineDescription) -> Option<Finding> {
+        (!machine.disks.is_empty() && !self.builder.takes_disks()).then(|| Finding {
+            kind: FindingKind::Refusal,
+            subject: "disks".to_owned(),
+            layer: Layer::Vmm,
+            guest: format!("{} that come with it", machine.disks.len()),
+            target: "has a VMM that makes no images for them".to_owned(),
+            effect: "the guest would have no disk".to_owned(),
+            remedy:
+                "put the images where both hosts see them, and move the guest without copying its storage"
+                    .to_owned(),
+        })
+    }
+
+    fn build(&mut self, offered: &MachineDescription, written: &[RegionSpan]) -> Result<(), MachineError> {
+        let machine = self.builder.build(offered)?;
+        let found = machine.disk_images();
+        let image = |span: &DiskSpan| {
+            found.iter().find(|image| image.is(span)).map(Arc::clone).ok_or_else(|| {
+                MachineError::new(format!("the machine that was built has no image for disk {}", span.disk))
+            })
+        };
+        self.images = offered.disks.iter().map(image).collect::<Result<_, _>>()?;
+        let ram = disk::beside(machine.ram(), &self.images)?;
+        provide(&ram, written);
+        self.doors.open_intake(ram.clone());
+        (self.ram, self.machine) = (Some(ram), Some(machine));
+        Ok(())
+    }
+
+    fn hash_memory(&self) -> Result<[u8; 32], MachineError> {
+        let ram = self.ram.as_ref().ok_or_else(|| MachineError::new("no machine was built"))?;
+        ram.hash().map_err(|error| MachineError::with_source("the guest cannot be hashed", error))
+    }
+
     fn restore(&mut self, sections: u32) -> Result<(), MachineError> {
         let arrived = self.doors.state(sections).map_err(MachineError::new)?;
         let guest = self.doors.guest().ok_or_else(|| MachineError::new("the session is over"))?;
+        // A guest must not run on a disk that a power cut takes away.
+        let settled = self.images.iter().try_for_each(|image| image.settle());
+        settled.map_err(|error| MachineError::with_source("the guest's disk is not complete", error))?;
         self.with_machine(|machine| {
             // First, because a device may look at what the lock protects.
             machine.take_resources(&guest, &arrived.resources)?;
@@ -275,7 +314,11 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
             // A custody that comes back runs nothing: the epoch is refused, and the source takes its
             // own back.
             machine.resume(custody).map_err(|error| error.source)
-        })
+        })?;
+        for image in &self.images {
+            image.keep();
+        }
+        Ok(())
     }
 
     fn discard(&mut self) {
@@ -285,6 +328,8 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
             tracing::warn!(error = sentence(&error), "resources of a guest that was not taken");
         }
         self.doors.drop_intake();
+        // With them new images are removed.
+        (self.ram, self.images) = (None, Vec::new());
         self.figures = None;
     }
 

@@ -126,6 +126,11 @@ impl DeviceSet {
         }
         Ok(())
     }
+
+    /// Tells the network where the guest is now.
+    pub fn announce(&mut self) {
+        self.devices.iter_mut().for_each(|device| device.announce());
+    }
 }
 
 impl fmt::Debug for DeviceSet {

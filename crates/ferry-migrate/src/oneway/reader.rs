@@ -63,7 +63,9 @@ impl Reader {
         match fault {
             LinkFault::Closed => self.damage("it ends in the middle of what begins here"),
             LinkFault::Silent => self.damage("nothing came for too long"),
-            LinkFault::Failed(text) | LinkFault::Garbled(text) => self.damage(text.as_str()),
+            LinkFault::Failed(text) | LinkFault::Garbled(text) | LinkFault::Machine(text) => {
+                self.damage(text.as_str())
+            }
             LinkFault::OtherProtocol(_) => self.damage("what begins here is not of Ferry's making"),
         }
     }

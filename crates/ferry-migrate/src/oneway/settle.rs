@@ -106,8 +106,14 @@ mod tests {
         let (session, epoch) = (OF.session, OF.epoch);
         let hello = Hello { version_min: 1, version_max: 1, session, guest, epoch, program: String::new() };
         let regions = vec![RegionSpan { start: 0, length: 4096 }];
-        let machine =
-            MachineDescription { kind: "sim".into(), vcpus: 1, regions, config: vec![], contract: vec![] };
+        let machine = MachineDescription {
+            kind: "sim".into(),
+            vcpus: 1,
+            regions,
+            config: vec![],
+            contract: vec![],
+            disks: vec![],
+        };
         let offer = Offer::plain(machine);
         let mut messages = vec![
             ToTarget::Hello(hello),

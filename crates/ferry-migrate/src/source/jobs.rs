@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
+use ferry_memory::PageSet;
 use ferry_protocol::frame::{FrameKind, encode};
 use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{LinkFault, SourceAction, SourceEvent};
@@ -26,9 +27,15 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         let done = match job {
             SourceAction::OpenLanes { lanes } => Ok(self.open_lanes(*lanes)),
             SourceAction::StartLog => {
+                for image in &self.images {
+                    image.start_tracking();
+                }
                 self.machine.start_dirty_tracking().map(|()| Some(SourceEvent::LogStarted))
             }
             SourceAction::StopLog => {
+                for image in &self.images {
+                    image.stop_tracking();
+                }
                 if let Err(error) = self.machine.stop_dirty_tracking() {
                     tracing::warn!(error = sentence(&error), "dirty tracking could not be ended");
                 }
@@ -40,7 +47,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
                 self.released = released;
                 Some(SourceEvent::ResourcesReleased)
             }),
-            SourceAction::HashMemory => Ok(Some(SourceEvent::Hashed(self.ram.hash()))),
+            SourceAction::HashMemory => self.hash_memory(),
             SourceAction::SendState => self.send_state(),
             SourceAction::Seal => self.seal(),
             SourceAction::Resume { take_resources } => self.resume(*take_resources),
@@ -87,7 +94,19 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
         let when = if last { Harvest::Paused } else { Harvest::Live };
         // Pages of a round that could not be sent stay in the set: nothing is forgotten.
-        self.machine.harvest_dirty(when, &mut self.dirty)?;
+        if self.images.is_empty() {
+            self.machine.harvest_dirty(when, &mut self.dirty)?;
+        } else {
+            // The machine knows of memory alone.
+            let mut memory = PageSet::empty(self.machine.ram().layout());
+            self.machine.harvest_dirty(when, &mut memory)?;
+            if !self.dirty.union(&memory) {
+                return Err(MachineError::new("the machine's memory is not what it was at the offer"));
+            }
+            for image in &self.images {
+                image.harvest(&mut self.dirty);
+            }
+        }
         let dirty_pages = self.dirty.count();
         self.figures.harvested(dirty_pages);
         Ok(Some(SourceEvent::Harvested { dirty_pages }))
@@ -155,6 +174,11 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             // The events wait: nothing that comes now changes what is to be done.
             let _ = never::<()>().recv_timeout(BETWEEN_TRIES);
         }
+    }
+
+    fn hash_memory(&self) -> Result<Option<SourceEvent>, MachineError> {
+        let hashed = self.ram.hash().map(|hash| Some(SourceEvent::Hashed(hash)));
+        hashed.map_err(|error| MachineError::with_source("the guest cannot be hashed", error))
     }
 
     fn seal(&mut self) -> Result<Option<SourceEvent>, MachineError> {

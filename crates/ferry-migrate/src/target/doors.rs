@@ -134,8 +134,12 @@ impl Doors {
         }
         let now = self.now();
         let actions = self.target.step(now, event);
-        // A garbled link still gets the reason why it ends, and is closed after that.
-        if let Some(link) = lost.filter(|&link| !actions.contains(&TargetAction::Close(link))) {
+        // A link that is whole still gets the reason why it ends, and is closed after that: once the refusal is written.
+        let is_used = |link| {
+            let uses = |action: &TargetAction| matches!(action, TargetAction::Send(on, _) | TargetAction::Close(on) if *on == link);
+            actions.iter().any(uses)
+        };
+        if let Some(link) = lost.filter(|&link| !is_used(link)) {
             self.links.remove(&link);
         }
         actions
@@ -403,7 +407,15 @@ impl Reader {
                 Err(fault) => TargetEvent::LinkLost(self.link, fault),
             };
             let over = matches!(event, TargetEvent::LinkLost(..));
-            if self.events.send(Incoming::Event(event)).is_err() || over {
+            // The link itself is whole, and the source is to hear why it ends.
+            let lingers =
+                matches!(event, TargetEvent::LinkLost(_, LinkFault::Garbled(_) | LinkFault::Machine(_)));
+            let told = self.events.send(Incoming::Event(event)).is_ok();
+            if told && lingers {
+                let Self { socket, .. } = self;
+                return drain(&socket);
+            }
+            if over || !told {
                 return;
             }
         }
