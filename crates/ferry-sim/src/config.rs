@@ -175,6 +175,7 @@ impl SimConfig {
             regions: vec![RegionSpan { start: 0, length: self.memory_bytes }],
             config: self.to_bytes(),
             contract: Vec::new(),
+            disks: Vec::new(),
         })
     }
 

@@ -161,7 +161,7 @@ fn a_guest_that_writes_faster_than_the_link_carries_stalls_and_times_out() {
     let proxy = Proxy::new(&fresh_address(Transport::Unix, folder.path()), &waiting.address, slow(24 * MIB));
     let mut how = options(&source, &proxy.address, 2);
     how.config.timeouts.total = Duration::from_secs(2);
-    how.config.downtime_limit = Duration::from_millis(5);
+    how.config.downtime_limit = Duration::from_millis(1);
     let seen = Watching::default();
     let (report, custody) = Migration::new(how).run(&mut source, &seen);
     assert_eq!(custody, None);
@@ -171,7 +171,7 @@ fn a_guest_that_writes_faster_than_the_link_carries_stalls_and_times_out() {
     let told = seen.told();
     assert!(told.stalled > 0, "after {} rounds: {report:?}", report.rounds);
     let last = told.progress.iter().rfind(|progress| progress.phase == SourcePhase::Rounds).unwrap();
-    assert!(last.expected_downtime.unwrap() > Duration::from_millis(5), "{last:?}");
+    assert!(last.expected_downtime.unwrap() > Duration::from_millis(1), "{last:?}");
     assert!(last.dirty_bytes_per_second.unwrap() > 0, "{last:?}");
     is_kept(&mut source);
     drop(proxy);

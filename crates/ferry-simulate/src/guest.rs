@@ -1,6 +1,6 @@
 //! A guest's machine in one process: real pages, dirty tracking, state, stepped by the world's time.
 
-use ferry_memory::{PAGE_SIZE, PageRange, PageSet};
+use ferry_memory::{PAGE_SIZE, PageRange, PageSet, RamError};
 use ferry_protocol::{Epoch, MachineDescription, Time};
 use ferry_sim::{CoreError, RestoreError, SimConfig, SimCore};
 use ferry_state::{MachineState, Section, StateError};
@@ -110,7 +110,7 @@ impl Guest {
         Ok(())
     }
 
-    pub(crate) fn hash(&self) -> [u8; 32] {
+    pub(crate) fn hash(&self) -> Result<[u8; 32], RamError> {
         self.core.ram().hash()
     }
 

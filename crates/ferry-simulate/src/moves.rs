@@ -174,6 +174,7 @@ impl World {
             regions,
             config: Vec::new(),
             contract: Vec::new(),
+            disks: Vec::new(),
         };
         let offer = Offer::plain(machine);
         [ToTarget::Hello(hello), ToTarget::Offer(offer)].into_iter().take(words).collect()

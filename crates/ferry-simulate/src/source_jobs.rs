@@ -132,7 +132,10 @@ impl World {
                 }
                 SourceEvent::ResourcesReleased
             }
-            SourceAction::HashMemory => SourceEvent::Hashed(guest.hash()),
+            SourceAction::HashMemory => match guest.hash() {
+                Ok(hash) => SourceEvent::Hashed(hash),
+                Err(error) => return failed(error.to_string()),
+            },
             other => return failed(format!("{other:?} is no job of a link")),
         };
         Tried::Done(Some(event))

@@ -292,7 +292,8 @@ impl World {
                 return Ok(None);
             }
             TargetAction::HashMemory => {
-                TargetEvent::Hashed(this.guest.as_ref().map(Guest::hash).ok_or("there is no machine")?)
+                let guest = this.guest.as_ref().ok_or("there is no machine")?;
+                TargetEvent::Hashed(guest.hash().map_err(|error| error.to_string())?)
             }
             TargetAction::Restore { sections } => return self.restore(process, *sections).map(Some),
             TargetAction::RunGuest { .. } => {

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod disky;
 mod journal;
 mod leaks;
 mod proxy;
@@ -27,6 +28,7 @@ use ferry_protocol::{Cause, Epoch, InstanceId, SessionId, SourceConfig, SourceOu
 use ferry_sim::{SimBuilder, SimConfig, SimCore, SimMachine, SimOptions, Workload};
 use ferry_state::Resources;
 
+pub(crate) use disky::{Disky, DiskyBuilder};
 pub(crate) use journal::Journal;
 pub(crate) use leaks::{Leaks, alone};
 pub(crate) use proxy::{Direction, Fate, Pass, Proxy};

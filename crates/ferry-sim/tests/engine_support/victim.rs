@@ -98,7 +98,7 @@ pub(crate) fn data(pages: usize) -> Vec<u8> {
 pub(crate) fn transfer(guest: &mut SimMachine) -> Vec<Vec<u8>> {
     let content = data(3);
     guest.ram().write(PAGE_SIZE, &content).unwrap();
-    let blake3 = guest.ram().hash();
+    let blake3 = guest.ram().hash().unwrap();
     let mut frames = vec![
         zeros(0, &[(0, 1), (4, 4)]),
         pages(0, &[(1, 3)], &content, false),
