@@ -14,13 +14,14 @@ use std::time::Duration;
 use ferry_contract::{Contract, Verdict};
 use ferry_kvm::HugePages;
 use ferry_memory::{GuestRam, PageSet};
-use ferry_migrate::{Builder, Custody, Harvest, Machine, MachineError, ResumeError, RunWatch};
+use ferry_migrate::{Builder, Custody, DiskImage, Harvest, Machine, MachineError, ResumeError, RunWatch};
 use ferry_protocol::{GuestId, MachineDescription};
 use ferry_sim::{SimBuilder, SimOptions};
-use ferry_state::{MachineState, Resources};
+use ferry_state::{GuestTime, MachineState, Resources};
 
 use crate::kvm_guest::{self, KvmBuilder};
-use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, SerialPort, VmmError};
+use crate::virtio::ConsolePort;
+use crate::{Board, CheckReport, Guest, GuestConfig, GuestReport, Image, Places, SerialPort, VmmError, Wish};
 
 /// What a guest is to run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -141,6 +142,8 @@ pub struct Birth<'a> {
     pub contract: Option<&'a Contract>,
     /// What a payload [`Image`](crate::Payload::Image) runs. Only KVM runs one.
     pub image: Option<&'a Image>,
+    /// The kernel that it boots, and its devices. Only KVM has some.
+    pub board: Option<&'a Board>,
     /// In which pages of the host its memory is to lie. Only on KVM in others than ordinary ones.
     pub huge_pages: HugePages,
     /// How its written pages are noted. Only KVM has a choice.
@@ -164,6 +167,7 @@ pub fn create(
 ) -> Result<AnyGuest, VmmError> {
     match chosen {
         Chosen::Kvm => kvm_guest::create(config, birth, watch).map(AnyGuest::new),
+        Chosen::Sim { .. } if birth.board.is_some_and(|board| !board.is_empty()) => Err(VmmError::NoBoard),
         Chosen::Sim { .. } if birth.contract.is_some() => Err(VmmError::NoContract),
         Chosen::Sim { .. } if !simulated(birth.huge_pages) => Err(VmmError::NoHugePages),
         Chosen::Sim { .. } if birth.dirty == DirtyKind::Ring => Err(VmmError::NoDirtyRing),
@@ -201,12 +205,24 @@ impl Guest for AnyGuest {
         self.0.verify(timeout)
     }
 
+    fn set_guest_time(&mut self, time: GuestTime) {
+        self.0.set_guest_time(time);
+    }
+
     fn dirty_kind(&self) -> Option<DirtyKind> {
         self.0.dirty_kind()
     }
 
     fn serial(&self) -> Option<&SerialPort> {
         self.0.serial()
+    }
+
+    fn consoles(&self) -> &[ConsolePort] {
+        self.0.consoles()
+    }
+
+    fn asked(&self) -> Option<Wish> {
+        self.0.asked()
     }
 }
 
@@ -263,6 +279,10 @@ impl Machine for AnyGuest {
         self.0.take_resources(guest, resources)
     }
 
+    fn disk_images(&self) -> Vec<Arc<DiskImage>> {
+        self.0.disk_images()
+    }
+
     fn announce(&mut self) {
         self.0.announce();
     }
@@ -305,12 +325,49 @@ impl AnyBuilder {
         }
     }
 
-    /// The same with a file for what guests write to their serial port; those in the simulated machine
+    /// The same with guests whose clocks do so about the pause, whatever was asked for where they come from; those in
+    /// the simulated machine have none.
+    #[must_use]
+    pub fn with_guest_time(self, time: Option<GuestTime>) -> Self {
+        match self {
+            Self::Kvm(builder) => Self::Kvm(builder.with_guest_time(time)),
+            sim @ Self::Sim(_) => sim,
+        }
+    }
+
+    /// The same for guests whose devices' images and taps are there; those in the simulated machine have none.
+    #[must_use]
+    pub fn with_places(self, places: Places) -> Self {
+        match self {
+            Self::Kvm(builder) => Self::Kvm(builder.with_places(places)),
+            sim @ Self::Sim(_) => sim,
+        }
+    }
+
+    /// The same, and what lies where the images of a guest's disks are to be made may be overwritten.
+    #[must_use]
+    pub fn overwriting_disks(self, overwrites: bool) -> Self {
+        match self {
+            Self::Kvm(builder) => Self::Kvm(builder.overwriting_disks(overwrites)),
+            sim @ Self::Sim(_) => sim,
+        }
+    }
+
+    /// Builds a machine in which a guest's kernel begins: one like it had when it asked for a restart
+    /// ([`Guest::asked`]).
+    pub fn anew(&mut self, machine: &MachineDescription) -> Result<AnyGuest, VmmError> {
+        match self {
+            Self::Kvm(builder) => builder.anew(machine).map(AnyGuest::new),
+            Self::Sim(_) => Err(VmmError::NoBoard),
+        }
+    }
+
+    /// The same with files for what guests write to their serial port; those in the simulated machine
     /// have none.
     #[must_use]
-    pub fn with_serial_output(self, file: Option<Arc<File>>) -> Self {
+    pub fn with_serial_output(self, files: Vec<Arc<File>>) -> Self {
         match self {
-            Self::Kvm(builder) => Self::Kvm(builder.with_serial_output(file)),
+            Self::Kvm(builder) => Self::Kvm(builder.with_serial_output(files)),
             sim @ Self::Sim(_) => sim,
         }
     }
@@ -318,6 +375,13 @@ impl AnyBuilder {
 
 impl Builder for AnyBuilder {
     type Machine = AnyGuest;
+
+    fn takes_disks(&self) -> bool {
+        match self {
+            Self::Kvm(builder) => builder.takes_disks(),
+            Self::Sim(builder) => builder.takes_disks(),
+        }
+    }
 
     fn judge(&mut self, machine: &MachineDescription) -> Verdict {
         match self {

@@ -1,8 +1,7 @@
 //! What a guest is asked to be: its memory, its vCPUs, its payload.
 //!
-//! [`GuestConfig::validate`] says in one sentence what cannot be. On KVM the configuration crosses
-//! as the `config` of the machine description: a CBOR map with numbered fields. A form that this
-//! build would not write itself is refused, for what it skipped could be what the guest needs.
+//! [`GuestConfig::validate`] says in one sentence what cannot be. On KVM the configuration crosses as part of
+//! [`MachineConfig`](crate::MachineConfig).
 
 use std::ops::Range;
 
@@ -10,6 +9,7 @@ use ferry_memory::PAGE_SIZE;
 use ferry_protocol::RegionSpan;
 use minicbor::{Decode, Encode};
 
+use crate::board::BoardError;
 use crate::boot::{self, WORKING_SET_START};
 use crate::payload::{self, Parameters};
 
@@ -29,25 +29,17 @@ pub const MAX_RATE_BYTES_PER_SECOND: u64 = 64 << 30;
 /// An odd number that sets the seeds of vCPUs apart.
 const SEED_STEP: u64 = 0xd6e8_feb8_6659_fd93;
 
-/// The longest wire form of a configuration, in bytes.
-const MAX_ENCODED_BYTES: usize = 64;
-
 /// What a guest is asked to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
-#[cbor(map)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GuestConfig {
     /// Bytes of memory, a multiple of the page size.
-    #[n(0)]
     pub memory_bytes: u64,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
-    #[n(1)]
     pub cpus: u32,
     /// What it does.
-    #[n(2)]
     pub payload: Payload,
     /// Bytes of memory below the hole under 4 GiB, a multiple of 2 MiB; by default as much as fits. For
     /// tests of guests whose memory lies in more than one place.
-    #[n(3)]
     pub low_bytes: Option<u64>,
 }
 
@@ -95,9 +87,12 @@ pub enum Payload {
     /// birth.
     #[n(7)]
     Msrs,
+    /// A Linux kernel: that of its [`Board`](crate::Board).
+    #[n(8)]
+    Linux,
 }
 
-/// The privilege level at which an image begins.
+/// The privilege level at which an image begins on x86-64; on arm64 it is EL1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Level {
@@ -182,6 +177,18 @@ pub enum ConfigError {
         /// The most.
         max: u64,
     },
+    /// A payload that guests of this architecture do not have.
+    #[error(
+        "guests of {} have no payload `{payload}`: choose idle, churn, clock, features or ticks",
+        std::env::consts::ARCH
+    )]
+    NotHere {
+        /// The payload's name.
+        payload: &'static str,
+    },
+    /// A board that cannot be.
+    #[error(transparent)]
+    Board(#[from] BoardError),
     /// Bytes that are no configuration of this build.
     #[error("the guest's configuration cannot be read; was it made by another version or another VMM?")]
     Encoding,
@@ -199,13 +206,15 @@ impl Payload {
             Self::Msrs => "msrs",
             Self::Ticks => "ticks",
             Self::Image { .. } => "image",
+            Self::Linux => "linux",
         }
     }
 
     /// The privilege level at which its vCPUs begin.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn level(&self) -> Level {
         match self {
-            Self::Msrs | Self::Ticks => Level::Kernel,
+            Self::Msrs | Self::Ticks | Self::Linux => Level::Kernel,
             Self::Image { level } => *level,
             _ => Level::User,
         }
@@ -213,11 +222,8 @@ impl Payload {
 
     /// The least pages of a vCPU's share.
     fn pages_min(&self) -> u64 {
-        match self {
-            Self::Features => payload::features::pages(),
-            Self::Msrs => payload::msrs::pages(),
-            _ => 1,
-        }
+        let table = payload::table(self).len() as u64;
+        table.div_ceil(PAGE_SIZE).max(1)
     }
 }
 
@@ -257,27 +263,6 @@ impl GuestConfig {
         Ok(())
     }
 
-    /// The wire form.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(MAX_ENCODED_BYTES);
-        // Writing to a Vec cannot fail.
-        let _infallible = minicbor::encode(self, &mut bytes);
-        bytes
-    }
-
-    /// Reads the wire form and validates it.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ConfigError> {
-        if bytes.len() > MAX_ENCODED_BYTES {
-            return Err(ConfigError::Encoding);
-        }
-        let config: Self = minicbor::decode(bytes).map_err(|_| ConfigError::Encoding)?;
-        if config.to_bytes() != bytes {
-            return Err(ConfigError::Encoding);
-        }
-        config.validate()?;
-        Ok(config)
-    }
-
     /// The same with so many vCPUs.
     #[must_use]
     pub fn with_cpus(self, cpus: u32) -> Self {
@@ -299,12 +284,12 @@ impl GuestConfig {
 
     /// Where memory lies on KVM.
     pub(crate) fn regions(&self) -> Vec<RegionSpan> {
-        ferry_kvm::x86_layout(self.memory_bytes, self.low_end())
+        boot::layout(self.memory_bytes, self.low_end())
     }
 
     /// Where memory below the hole ends at the latest.
     pub(crate) fn low_end(&self) -> u64 {
-        self.low_bytes.unwrap_or(ferry_kvm::HOLE_START)
+        self.low_bytes.unwrap_or(boot::LOW_BYTES_MAX)
     }
 
     /// The pages of the working set that are a vCPU's share: together they are all, none twice.
@@ -314,29 +299,21 @@ impl GuestConfig {
         begin(cpu)..begin(cpu.saturating_add(1))
     }
 
-    /// What a vCPU's program is told on KVM, whose TSC counts so fast.
-    pub(crate) fn parameters(&self, seed: u64, cpu: u32, tsc_khz: u32) -> Parameters {
+    /// What a vCPU's program is told on KVM, whose counter (on x86-64 the TSC) counts so fast.
+    pub(crate) fn parameters(&self, seed: u64, cpu: u32, counter_khz: u32) -> Parameters {
         let share = self.share(cpu);
+        let wait_us = payload::wait_us(&self.payload);
         let (burst_pages, wait_us) = match self.payload {
-            Payload::Idle | Payload::Image { .. } => (0, 0),
             Payload::Churn { rate_bytes_per_second, .. } => {
                 payload::pages::burst(rate_bytes_per_second / u64::from(self.cpus.max(1)))
             }
-            Payload::Clock { jump_limit_ms } => {
-                (u64::from(jump_limit_ms) * u64::from(tsc_khz), payload::clock::WAIT_US)
-            }
-            Payload::Features => (0, payload::features::WAIT_US),
-            Payload::Exercise => (0, payload::exercise::WAIT_US),
-            Payload::Msrs => (0, payload::msrs::WAIT_US),
-            Payload::Ticks => (payload::ticks::PATIENCE_MS * u64::from(tsc_khz), payload::ticks::WAIT_US),
+            Payload::Clock { jump_limit_ms } => (u64::from(jump_limit_ms) * u64::from(counter_khz), wait_us),
+            Payload::Ticks => (payload::ticks::PATIENCE_MS * u64::from(counter_khz), wait_us),
+            _ => (0, wait_us),
         };
-        let pages = match self.payload {
-            Payload::Features => payload::features::entries(),
-            Payload::Msrs => payload::msrs::entries(),
-            _ => share.end - share.start,
-        };
+        let pages = payload::entries(&self.payload).unwrap_or(share.end - share.start);
         Parameters {
-            working_set: WORKING_SET_START + share.start * PAGE_SIZE,
+            working_set: boot::RAM_START + WORKING_SET_START + share.start * PAGE_SIZE,
             pages,
             burst_pages,
             wait_us,
@@ -348,6 +325,9 @@ impl GuestConfig {
     }
 
     fn validate_payload(&self) -> Result<(), ConfigError> {
+        if !payload::is_to_be_had(&self.payload) {
+            return Err(ConfigError::NotHere { payload: self.payload.name() });
+        }
         if self.payload == (Payload::Clock { jump_limit_ms: 0 }) {
             return Err(ConfigError::JumpLimit);
         }
@@ -388,7 +368,13 @@ mod tests {
             (idle(1 << 50, 1), "1125899906842624 bytes of memory are more"),
             (idle(8 << 20, MAX_CPUS + 1), "239 vCPUs are not to be had: give 1 to 238"),
             (churn(8 << 20, 4096, 4096).with_cpus(2), "1 pages are too few for 2 vCPUs"),
+            #[cfg(target_arch = "x86_64")]
             (GuestConfig { payload: Payload::Features, ..idle(4 << 20, 200) }, "512 pages are too few"),
+            #[cfg(target_arch = "aarch64")]
+            (
+                GuestConfig { payload: Payload::Msrs, ..idle(8 << 20, 1) },
+                "guests of aarch64 have no payload `msrs`",
+            ),
             (
                 GuestConfig { payload: Payload::Clock { jump_limit_ms: 0 }, ..idle(8 << 20, 1) },
                 "clock cannot",
@@ -411,33 +397,6 @@ mod tests {
     }
 
     #[test]
-    fn the_wire_form_returns_and_nothing_else_is_taken() {
-        let with = |payload| GuestConfig { payload, ..churn(8 << 20, 1, 1) };
-        for config in [
-            churn(8 << 20, 4096, 8192).with_cpus(2),
-            with(Payload::Idle),
-            GuestConfig { low_bytes: Some(4 << 20), ..with(Payload::Idle) },
-            with(Payload::Clock { jump_limit_ms: 7 }),
-            with(Payload::Features),
-            with(Payload::Exercise),
-            with(Payload::Msrs),
-            with(Payload::Ticks),
-            with(Payload::Image { level: Level::Kernel }),
-        ] {
-            let bytes = config.to_bytes();
-            assert!(bytes.len() <= MAX_ENCODED_BYTES);
-            assert_eq!(GuestConfig::from_bytes(&bytes), Ok(config));
-            for cut in 0..bytes.len() {
-                assert!(GuestConfig::from_bytes(&bytes[..cut]).is_err());
-            }
-            let mut longer = bytes.clone();
-            longer.push(0);
-            assert_eq!(GuestConfig::from_bytes(&longer), Err(ConfigError::Encoding));
-        }
-        assert_eq!(GuestConfig::from_bytes(&[0x9f; 65]), Err(ConfigError::Encoding));
-    }
-
-    #[test]
     fn shares_are_the_whole_working_set_and_the_rate_is_shared() {
         for cpus in [1, 3, 4, 7] {
             let config = churn(64 << 20, 40 << 20, 10 << 20).with_cpus(cpus);
@@ -451,7 +410,7 @@ mod tests {
             assert_eq!(next, 2560);
         }
         let parameters = churn(64 << 20, 40 << 20, 16 << 20).with_cpus(4).parameters(9, 3, 0);
-        assert_eq!(parameters.working_set, WORKING_SET_START + (12 << 20));
+        assert_eq!(parameters.working_set, boot::RAM_START + WORKING_SET_START + (12 << 20));
         assert_eq!((parameters.pages, parameters.cpu, parameters.cpus), (1024, 3, 4));
         assert_eq!((parameters.burst_pages, parameters.wait_us), payload::pages::burst(10 << 20));
     }

@@ -76,12 +76,12 @@ struct PortState {
     check_pages: u32,
     #[n(8)]
     check_faults: u32,
-    /// The largest step of time that `clock` saw, in TSC ticks.
+    /// The largest step of time that `clock` saw, in ticks of the counter.
     #[n(9)]
     largest_jump: u64,
-    /// The TSC's frequency at birth.
+    /// The frequency of the counter (on x86-64 the TSC) at birth.
     #[n(10)]
-    tsc_khz: u32,
+    counter_khz: u32,
 }
 
 /// A word of a page that holds what it should not.
@@ -112,9 +112,9 @@ impl DebugPort {
         Self { payload: config.payload, shares, inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
-    /// Notes how fast the vCPUs' TSCs count at birth.
-    pub(crate) fn born_with(&self, tsc_khz: u32) {
-        self.lock().cpus.iter_mut().for_each(|cpu| cpu.state.tsc_khz = tsc_khz);
+    /// Notes how fast the vCPUs' counters (on x86-64 the TSCs) count at birth.
+    pub(crate) fn born_with(&self, counter_khz: u32) {
+        self.lock().cpus.iter_mut().for_each(|cpu| cpu.state.counter_khz = counter_khz);
     }
 
     /// A 32-bit write by a vCPU; blocks for [`ports::WAIT`].
@@ -201,16 +201,7 @@ impl DebugPort {
         let mut cpus = inner.cpus.iter().zip(&self.shares).enumerate();
         cpus.find_map(|(index, (cpu, share))| {
             let Fault { page, word, expected, found } = cpu.state.first_fault?;
-            let sentence = match self.payload {
-                Payload::Clock { .. } => payload::clock::fault(page, expected, found),
-                Payload::Features => payload::features::fault(page, word, expected, found),
-                Payload::Exercise => payload::exercise::fault(page),
-                Payload::Msrs => payload::msrs::fault(page, word, expected, found),
-                Payload::Ticks => payload::ticks::fault(page, expected, found),
-                Payload::Idle | Payload::Churn { .. } | Payload::Image { .. } => {
-                    payload::pages::fault(share + u64::from(page), word, expected, found)
-                }
-            };
+            let sentence = payload::fault(&self.payload, *share, page, word, expected, found);
             let alone = inner.cpus.len() == 1;
             Some(if alone { sentence } else { format!("vCPU {index}: {sentence}") })
         })
@@ -349,7 +340,7 @@ impl PortState {
 
     /// None before time was read twice, and for payloads that read none.
     fn largest_jump_us(&self) -> Option<u64> {
-        let us = u128::from(self.largest_jump) * 1000 / u128::from(self.tsc_khz.max(1));
+        let us = u128::from(self.largest_jump) * 1000 / u128::from(self.counter_khz.max(1));
         (self.largest_jump > 0).then(|| u64::try_from(us).unwrap_or(u64::MAX))
     }
 }

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use ferry_contract::{BirthError, Finding, FindingKind, Layer};
-#[cfg(target_arch = "x86_64")]
 use ferry_kvm::ContractApplyError;
 use ferry_kvm::probe::ProbeError;
 use ferry_kvm::{DirtyRingError, KickError, MemoryError, OpenError};
 use ferry_memory::RamError;
 use ferry_migrate::MachineError;
 
-use crate::{ConfigError, ImageError};
+use crate::{ConfigError, ImageError, LinuxError};
 
 /// A guest could not be made, asked or run.
 #[derive(Debug, thiserror::Error)]
@@ -19,12 +18,6 @@ pub enum VmmError {
     /// KVM cannot be used here.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Guests on KVM are of another architecture.
-    #[error(
-        "so far guests on KVM are of x86-64, and this host is of {}: use the simulated machine (`--backend sim`)",
-        std::env::consts::ARCH
-    )]
-    Architecture,
     /// The configuration asks for something that cannot be.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -56,9 +49,16 @@ pub enum VmmError {
     #[error(transparent)]
     Birth(#[from] BirthError),
     /// KVM did not keep what the contract says.
-    #[cfg(target_arch = "x86_64")]
     #[error(transparent)]
     Contract(#[from] ContractApplyError),
+    /// The contract asks for a machine that this VMM does not make.
+    #[error("the guest cannot have {asked}: {reason}")]
+    NotMade {
+        /// What it asks for.
+        asked: String,
+        /// Why there is none.
+        reason: &'static str,
+    },
     /// The dirty ring that was asked for cannot be had.
     #[error("the guest cannot have a dirty ring: {0}")]
     DirtyRing(#[from] DirtyRingError),
@@ -68,6 +68,9 @@ pub enum VmmError {
     /// A contract was given for a guest in the simulated machine.
     #[error("the simulated machine shows a guest no processor: a contract needs KVM (`--backend kvm`)")]
     NoContract,
+    /// A kernel or devices were asked for in the simulated machine.
+    #[error("the simulated machine has no processor and no devices: a kernel needs KVM (`--backend kvm`)")]
+    NoBoard,
     /// Huge pages were asked for in the simulated machine.
     #[error("the simulated machine has its memory in ordinary pages: huge pages need KVM (`--backend kvm`)")]
     NoHugePages,
@@ -103,6 +106,9 @@ pub enum VmmError {
         /// The most.
         max: u64,
     },
+    /// A kernel cannot be booted.
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
     /// An image is not what it must be.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -140,8 +146,8 @@ impl VmmError {
     pub fn findings(&self) -> Vec<Finding> {
         match self {
             Self::Birth(error) => error.findings().to_vec(),
-            #[cfg(target_arch = "x86_64")]
             Self::Contract(error) => vec![error.to_finding()],
+            error @ Self::NotMade { .. } => vec![error.to_finding()],
             _ => Vec::new(),
         }
     }
@@ -149,8 +155,16 @@ impl VmmError {
     /// The same as a finding: why an offered guest cannot come here.
     pub(crate) fn to_finding(&self) -> Finding {
         match self {
-            #[cfg(target_arch = "x86_64")]
             Self::Contract(error) => error.to_finding(),
+            Self::NotMade { asked, reason } => Finding {
+                kind: FindingKind::Refusal,
+                subject: "machine of the contract".to_owned(),
+                layer: Layer::Vmm,
+                guest: asked.clone(),
+                target: format!("makes none: {reason}"),
+                effect: "the guest would not have the machine that it counts on".to_owned(),
+                remedy: "start the guest with a contract without it".to_owned(),
+            },
             error => Finding {
                 kind: FindingKind::Refusal,
                 subject: "KVM".to_owned(),

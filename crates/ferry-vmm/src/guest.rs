@@ -1,11 +1,15 @@
 //! What the program wants of a guest beyond moving it: how it is doing, and its own word that
 //! nothing was lost. Guests on KVM and in the simulated machine answer alike.
 
+use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_migrate::Machine;
+use ferry_state::GuestTime;
 
-use crate::{DirtyKind, SerialPort, VmmError};
+use crate::virtio::ConsolePort;
+use crate::{DirtyKind, SerialPort, VmmError, Wish};
 
 /// A machine whose payload reports.
 pub trait Guest: Machine {
@@ -15,14 +19,38 @@ pub trait Guest: Machine {
     /// Asks the running guest to verify itself all that its payload verifies, and waits for its answer.
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError>;
 
+    /// What its clocks do about the pauses of the moves that follow. One in the simulated machine has none.
+    fn set_guest_time(&mut self, time: GuestTime);
+
     /// Where its machine learns which pages it wrote; none for the simulated machine, which just knows.
     fn dirty_kind(&self) -> Option<DirtyKind> {
+        None
+    }
+
+    /// What the guest asked of its machine: to be off, or a restart. It runs no more here then; a restart is a new
+    /// machine ([`AnyBuilder::anew`](crate::AnyBuilder::anew)). Only guests with a kernel ask.
+    fn asked(&self) -> Option<Wish> {
         None
     }
 
     /// The guest's serial port, if it has one: those in the simulated machine do not.
     fn serial(&self) -> Option<&SerialPort> {
         None
+    }
+
+    /// The guest's virtio consoles, in the order of their places.
+    fn consoles(&self) -> &[ConsolePort] {
+        &[]
+    }
+
+    /// Sends what the guest writes to its serial port and its virtio consoles to these files from now on.
+    fn write_to(&self, files: &[Arc<File>]) {
+        if let Some(port) = self.serial() {
+            port.write_to(files.to_vec());
+        }
+        for console in self.consoles() {
+            console.write_to(files.to_vec());
+        }
     }
 }
 

@@ -1,16 +1,17 @@
 //! A guest's program from a file, instead of a built-in payload: ELF64 or flat.
 //!
-//! An ELF64 executable for x86-64 has its loadable segments copied to their physical addresses and begins
+//! An ELF64 executable has its loadable segments copied to their physical addresses and begins
 //! at its entry. Any other file is flat: it lies at [`FLAT_ADDRESS`] and begins with its first byte. What
-//! the program finds there is written in `docs/payloads.md`: 64-bit mode, paging on, at privilege level
-//! 0 or 3.
+//! the program finds there is written in `docs/payloads.md`.
 //!
-//! Facts: System V ABI, "Object files" (header, program header) and its AMD64 supplement.
+//! Facts: System V ABI, "Object files" (header, program header) and its supplements for AMD64 and for `AArch64`.
 
 use std::ops::Range;
 
+use crate::boot::{ELF_MACHINE, LOW_BYTES_MAX, RAM_START, WORKING_SET_START};
+
 /// Where a flat image lies, and the lowest address of a segment: what comes before is the boot's.
-pub const FLAT_ADDRESS: u64 = crate::boot::WORKING_SET_START;
+pub const FLAT_ADDRESS: u64 = RAM_START + WORKING_SET_START;
 
 /// The longest file taken, in bytes.
 pub const MAX_IMAGE_BYTES: usize = 64 << 20;
@@ -24,7 +25,6 @@ const MAGIC: [u8; 4] = *b"\x7fELF";
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
 const EXECUTABLE: u16 = 2;
-const X86_64: u16 = 62;
 const LOADABLE: u32 = 1;
 
 /// A program to be loaded.
@@ -64,7 +64,10 @@ pub enum ImageError {
         what: &'static str,
     },
     /// An ELF file for another machine, or of another kind.
-    #[error("the image is no ELF64 executable for x86-64, fixed at its addresses ({what} is {found})")]
+    #[error(
+        "the image is no ELF64 executable for {}, fixed at its addresses ({what} is {found})",
+        std::env::consts::ARCH
+    )]
     WrongMachine {
         /// The header's field.
         what: &'static str,
@@ -81,7 +84,7 @@ pub enum ImageError {
     },
     /// A segment that does not lie in memory above the boot's, or over another.
     #[error(
-        "the image's segment of {bytes} bytes at {address:#x} does not fit: segments lie apart, from {FLAT_ADDRESS:#x} to below 3G and the end of the guest's memory"
+        "the image's segment of {bytes} bytes at {address:#x} does not fit: segments lie apart, from {FLAT_ADDRESS:#x} to the end of the guest's memory, on x86-64 below 3G"
     )]
     DoesNotFit {
         /// The segment's physical address.
@@ -141,7 +144,7 @@ impl Image {
             ("its class", u16::from(header.u8(4)?), u16::from(CLASS_64)),
             ("its byte order", u16::from(header.u8(5)?), u16::from(LITTLE_ENDIAN)),
             ("its type", header.u16(16)?, EXECUTABLE),
-            ("its machine", header.u16(18)?, X86_64),
+            ("its machine", header.u16(18)?, ELF_MACHINE),
         ];
         for (what, found, wanted) in kinds {
             if found != wanted {
@@ -180,7 +183,7 @@ impl Image {
 
     /// Each segment in its place, and the entry in one of them.
     fn check_places(&self, memory_bytes: u64) -> Result<(), ImageError> {
-        let end_max = memory_bytes.min(ferry_kvm::HOLE_START);
+        let end_max = RAM_START + memory_bytes.min(LOW_BYTES_MAX);
         let mut places: Vec<Range<u64>> = Vec::new();
         for segment in &self.segments {
             let (address, bytes) = (segment.address, segment.memory_bytes);
@@ -243,12 +246,15 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
 
+    /// Where the segments of these tests lie.
+    const HERE: u64 = RAM_START + 0x40_0000;
+
     /// An ELF64 executable of these segments: address, bytes in the file, bytes in memory.
     fn elf(entry: u64, segments: &[(u64, &[u8], u64)]) -> Vec<u8> {
         let mut file = vec![0; HEADER_BYTES + 56 * segments.len()];
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");
         file[16] = 2;
-        file[18] = 62;
+        file[18] = ELF_MACHINE.to_le_bytes()[0];
         file[24..32].copy_from_slice(&entry.to_le_bytes());
         file[32] = 64;
         file[54] = 56;
@@ -267,22 +273,19 @@ mod tests {
     #[test]
     fn flat_and_elf_are_taken_apart() {
         let flat = Image::parse(&[0x90, 0xc3]).unwrap();
-        assert_eq!(flat.entry(), 0x20_0000);
-        assert_eq!(flat.pieces().collect::<Vec<_>>(), [(0x20_0000, &[0x90, 0xc3][..])]);
-        let file = elf(0x40_0001, &[(0x40_0000, &[1, 2, 3], 4096), (0x20_0000, &[], 8)]);
+        assert_eq!(flat.entry(), FLAT_ADDRESS);
+        assert_eq!(flat.pieces().collect::<Vec<_>>(), [(FLAT_ADDRESS, &[0x90, 0xc3][..])]);
+        let file = elf(HERE + 1, &[(HERE, &[1, 2, 3], 4096), (FLAT_ADDRESS, &[], 8)]);
         let image = Image::parse(&file).unwrap();
-        assert_eq!(image.entry(), 0x40_0001);
-        assert_eq!(image.pieces().next(), Some((0x40_0000, &[1, 2, 3][..])));
+        assert_eq!(image.entry(), HERE + 1);
+        assert_eq!(image.pieces().next(), Some((HERE, &[1, 2, 3][..])));
         image.check_fits(0x40_1000).unwrap();
-        assert!(matches!(
-            image.check_fits(0x40_0fff),
-            Err(ImageError::DoesNotFit { address: 0x40_0000, .. })
-        ));
+        assert!(matches!(image.check_fits(0x40_0fff), Err(ImageError::DoesNotFit { address: HERE, .. })));
     }
 
     #[test]
     fn every_cut_of_an_elf_is_refused() {
-        let file = elf(0x40_0000, &[(0x40_0000, &[1, 2, 3], 4096)]);
+        let file = elf(HERE, &[(HERE, &[1, 2, 3], 4096)]);
         for cut in 4..file.len() {
             assert!(matches!(Image::parse(&file[..cut]), Err(ImageError::Truncated { .. })), "{cut}");
         }
@@ -291,7 +294,7 @@ mod tests {
 
     #[test]
     fn what_is_no_image_has_its_sentence() {
-        let good = elf(0x40_0000, &[(0x40_0000, &[1], 1)]);
+        let good = elf(HERE, &[(HERE, &[1], 1)]);
         let with = |at: usize, value: u8| {
             let mut file = good.clone();
             file[at] = value;
@@ -300,17 +303,17 @@ mod tests {
         assert!(with(4, 1).contains("(its class is 1)"));
         assert!(with(5, 2).contains("(its byte order is 2)"));
         assert!(with(16, 3).contains("(its type is 3)"));
-        assert!(with(18, 183).contains("(its machine is 183)"));
+        assert!(with(18, 40).contains("(its machine is 40)"));
         assert!(with(54, 57).contains("1 program headers of 57 bytes"));
         assert!(with(56, 0).contains("0 program headers"));
         assert!(with(39, 0xff).contains("before the end of its program headers"));
-        assert!(with(64, 2).contains("entry 0x400000 lies in none"), "no segment is to be loaded");
+        assert!(with(64, 2).contains(&format!("entry {HERE:#x} lies in none")), "no segment is to be loaded");
         for bad in [
             elf(0x1000, &[(0x1000, &[1], 1)]),
-            elf(0x40_0000, &[(0x40_0000, &[1], 9), (0x40_0008, &[1], 1)]),
-            elf(0x40_0000, &[(0x40_0000, &[1, 2], 1)]),
+            elf(HERE, &[(HERE, &[1], 9), (HERE + 8, &[1], 1)]),
+            elf(HERE, &[(HERE, &[1, 2], 1)]),
             elf(u64::MAX, &[(u64::MAX, &[1], 1)]),
-            elf(3 << 30, &[(3 << 30, &[1], 1)]),
+            elf(RAM_START + LOW_BYTES_MAX, &[(RAM_START + LOW_BYTES_MAX, &[1], 1)]),
         ] {
             assert!(matches!(Image::parse(&bad), Err(ImageError::DoesNotFit { .. })));
         }

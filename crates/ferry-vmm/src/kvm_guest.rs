@@ -3,10 +3,6 @@
 //! [`create`] makes one that is born here; [`KvmBuilder`] makes the machine on the target of a
 //! migration. Either way it is a [`KvmGuest`] whose vCPUs are stopped: it runs once
 //! [`resume`](ferry_migrate::Machine::resume) gets its custody.
-//!
-//! Facts from the kernel's Documentation/virt/kvm/api.rst: 4.24 `KVM_CREATE_IRQCHIP`, 4.37
-//! `KVM_SET_TSS_ADDR` and 4.41 `KVM_SET_IDENTITY_MAP_ADDR` (both needed on Intel; unused guest-physical
-//! pages below 4 GiB), 4.20 `KVM_SET_CPUID2`, 4.39 `KVM_SET_MP_STATE`, 4.71 `KVM_CREATE_PIT2`.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -16,29 +12,24 @@ use ferry_contract::{Contract, Finding, FindingKind, Layer, Verdict};
 use ferry_kvm::{
     Deviation, DirtyRing, HostLimits, HugePages, KvmMachine, MemoryError, MemorySlots, OpenError, Pages,
 };
-use ferry_migrate::{Builder, Machine, MachineError, RunWatch};
+use ferry_migrate::{Builder, DiskImage, DiskImageError, DiskPlaces, Machine, MachineError, RunWatch};
 use ferry_protocol::MachineDescription;
-use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_PIT_SPEAKER_DUMMY, kvm_mp_state, kvm_pit_config,
-};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use ferry_state::GuestTime;
+use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::backend::{Birth, DirtyKind};
 use crate::debug_port::DebugPort;
 use crate::devices::KvmDevices;
+use crate::linux::{self, Surroundings};
+use crate::power::{Power, Wish};
 use crate::serial::SerialPort;
-use crate::shell::Shell;
+use crate::shell::{Controller, Shell, take_controller};
 use crate::vcpu_threads::VcpuThreads;
-use crate::{CheckReport, Guest, GuestConfig, GuestReport, Image, Payload, VmmError, boot};
-
-/// Three pages for a TSS that Intel's KVM needs, in the hole below 4 GiB.
-const TSS_ADDRESS: u64 = 0xfffb_d000;
-
-/// One page for an identity map that Intel's KVM needs, before the TSS.
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
-
-/// Bits 17 and 18 of XCR0: AMX's components, for which a process must ask its kernel first.
-const XCR0_AMX: u64 = 0x6_0000;
+use crate::virtio::ConsolePort;
+use crate::{
+    Board, CheckReport, ConfigError, Guest, GuestConfig, GuestReport, MachineConfig, Payload, Places,
+    VmmError, boot, virtio,
+};
 
 /// A guest on KVM.
 pub type KvmGuest = KvmMachine<VcpuThreads, KvmDevices>;
@@ -58,12 +49,24 @@ impl Guest for KvmGuest {
         self.devices().port().verify(timeout)
     }
 
+    fn set_guest_time(&mut self, time: GuestTime) {
+        KvmMachine::set_guest_time(self, time);
+    }
+
     fn dirty_kind(&self) -> Option<DirtyKind> {
         Some(if self.has_dirty_ring() { DirtyKind::Ring } else { DirtyKind::Log })
     }
 
     fn serial(&self) -> Option<&SerialPort> {
         Some(self.devices().serial())
+    }
+
+    fn consoles(&self) -> &[ConsolePort] {
+        self.devices().virtio().consoles()
+    }
+
+    fn asked(&self) -> Option<Wish> {
+        self.devices().power().and_then(Power::asked)
     }
 }
 
@@ -78,11 +81,15 @@ pub fn create(
     birth: Birth<'_>,
     watch: Option<Arc<dyn RunWatch>>,
 ) -> Result<KvmGuest, VmmError> {
-    let Birth { seed, contract, image, huge_pages, dirty } = birth;
+    let Birth { seed, contract, image, board, huge_pages, dirty } = birth;
+    let machine = MachineConfig { guest: *config, board: board.cloned().unwrap_or_default() };
     if let Some(image) = image {
         image.check_fits(config.memory_bytes.min(config.low_end()))?;
     }
-    config.validate()?;
+    machine.validate()?;
+    if let Some(kernel) = &machine.board.linux {
+        linux::look_at(kernel)?;
+    }
     if matches!(config.payload, Payload::Image { .. }) != image.is_some() {
         return Err(VmmError::ImageMismatch { payload: config.payload.name() });
     }
@@ -98,64 +105,50 @@ pub fn create(
         return Err(VmmError::MemoryUnavailable { bytes: config.memory_bytes, available });
     }
     let shell = Shell::born(&kvm, config.cpus, contract, dirty)?;
-    let mut guest = Parts::build(shell, config, huge_pages)?.assemble(&kvm, config, watch)?;
+    let images = virtio::open_images(&machine.board).map_err(no_disk)?;
+    let mut guest = Parts::build(shell, config, huge_pages)?.assemble(&kvm, &machine, images, watch)?;
+    if machine.board.linux.is_some() {
+        start_kernel(&mut guest, &machine)?;
+        return Ok(guest);
+    }
     boot::load(&guest.ram(), config, image)?;
     for cpu in 0..config.cpus {
         guest.with_vcpu(cpu, &mut |vcpu| {
-            start_at(vcpu, cpu, config, seed, image).map_err(|error| {
+            boot::start_at(vcpu, cpu, config, seed, image).map_err(|error| {
                 MachineError::with_source("the guest's first registers cannot be set", error)
             })
         })?;
     }
-    let mut tsc_khz = 0;
+    let mut counter_khz = 0;
     guest.with_vcpu(0, &mut |vcpu| {
-        tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
+        counter_khz = boot::counter_khz(vcpu);
         Ok(())
     })?;
-    guest.devices().port().born_with(tsc_khz);
+    guest.devices().port().born_with(counter_khz);
     Ok(guest)
 }
 
-/// Makes a vCPU begin with the program.
-fn start_at(
-    vcpu: &VcpuFd,
-    cpu: u32,
-    config: &GuestConfig,
-    seed: u64,
-    image: Option<&Image>,
-) -> Result<(), VmmError> {
-    let cpuid = vcpu
-        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-        .map_err(|source| step("say which CPUID a vCPU has", source))?;
-    let leaf = |function, index| {
-        cpuid.as_slice().iter().find(|entry| (entry.function, entry.index) == (function, index)).copied()
-    };
-    let extensions = boot::Extensions {
-        fsgsbase: leaf(7, 0).is_some_and(|entry| entry.ebx & 1 != 0),
-        xsave: leaf(1, 0).is_some_and(|entry| entry.ecx >> 26 & 1 != 0),
-    };
-    let level = config.payload.level();
-    let sregs = vcpu.get_sregs().map_err(|source| step("read special registers", source))?;
-    vcpu.set_sregs(&boot::special_registers(sregs, cpu, level, extensions))
-        .map_err(|source| step("set special registers", source))?;
-    if let Some(components) = leaf(0xd, 0).filter(|_| extensions.xsave) {
-        open_components(vcpu, u64::from(components.eax) | u64::from(components.edx) << 32)?;
+/// Puts the kernel of a new machine into its memory, and its vCPUs where it begins.
+fn start_kernel(guest: &mut KvmGuest, machine: &MachineConfig) -> Result<(), VmmError> {
+    let Some(kernel) = &machine.board.linux else { return Ok(()) };
+    let mut cpus = Vec::new();
+    for cpu in 0..machine.guest.cpus {
+        guest.with_vcpu(cpu, &mut |vcpu| {
+            cpus.push(linux::name_of(vcpu, cpu)?);
+            Ok(())
+        })?;
     }
-    let parameters = config.parameters(seed, cpu, vcpu.get_tsc_khz().unwrap_or(0));
-    vcpu.set_regs(&boot::registers(&parameters, level, image.map(Image::entry)))
-        .map_err(|source| step("set registers", source))?;
-    // vCPUs beyond the first wait for a start-up IPI else, which nobody sends.
-    let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
-    vcpu.set_mp_state(runnable).map_err(|source| step("make a vCPU runnable", source))
-}
-
-/// Opens the extended state components that the vCPU's CPUID has (leaf 0xd), but AMX's.
-fn open_components(vcpu: &VcpuFd, offered: u64) -> Result<(), VmmError> {
-    let mut xcrs = vcpu.get_xcrs().map_err(|source| step("read XCR0", source))?;
-    if let Some(xcr0) = xcrs.xcrs.first_mut() {
-        xcr0.value = offered & !XCR0_AMX;
+    let devices = u32::try_from(machine.board.devices.len()).unwrap_or(u32::MAX);
+    let around = Surroundings { memory: guest.memory(), devices, cpus: &cpus };
+    let entry = linux::load(kernel, &around)?;
+    for cpu in 0..machine.guest.cpus {
+        guest.with_vcpu(cpu, &mut |vcpu| {
+            linux::start_at(vcpu, cpu, &entry).map_err(|error| {
+                MachineError::with_source("the guest's first registers cannot be set", error)
+            })
+        })?;
     }
-    vcpu.set_xcrs(&xcrs).map_err(|source| step("set XCR0", source))
+    Ok(())
 }
 
 /// Makes guests on the target of a migration.
@@ -164,16 +157,29 @@ pub struct KvmBuilder {
     watch: Option<Arc<dyn RunWatch>>,
     /// What was built while the last offer was judged, and for which offer.
     prepared: Option<Box<(MachineDescription, Shell)>>,
-    serial: Option<Arc<File>>,
+    serial: Vec<Arc<File>>,
     huge_pages: HugePages,
     dirty: DirtyKind,
+    places: Places,
+    guest_time: Option<GuestTime>,
+    overwrites: bool,
 }
 
 impl KvmBuilder {
     /// Opens KVM.
     pub fn new() -> Result<Self, OpenError> {
-        let (huge_pages, dirty) = (HugePages::default(), DirtyKind::default());
-        Ok(Self { kvm: ferry_kvm::open()?, watch: None, prepared: None, serial: None, huge_pages, dirty })
+        let (huge_pages, dirty, places) = (HugePages::default(), DirtyKind::default(), Places::default());
+        Ok(Self {
+            kvm: ferry_kvm::open()?,
+            watch: None,
+            prepared: None,
+            serial: Vec::new(),
+            huge_pages,
+            dirty,
+            places,
+            guest_time: None,
+            overwrites: false,
+        })
     }
 
     /// The same with someone who is told when a guest starts and stops to run.
@@ -192,10 +198,24 @@ impl KvmBuilder {
         Ok(self)
     }
 
-    /// The same with a file for what guests write to their serial port.
+    /// The same for guests whose devices' images and taps are there.
     #[must_use]
-    pub fn with_serial_output(mut self, file: Option<Arc<File>>) -> Self {
-        self.serial = file;
+    pub fn with_places(mut self, places: Places) -> Self {
+        self.places = places;
+        self
+    }
+
+    /// The same, and what lies where the images of a guest's disks are to be made may be overwritten.
+    #[must_use]
+    pub fn overwriting_disks(mut self, overwrites: bool) -> Self {
+        self.overwrites = overwrites;
+        self
+    }
+
+    /// The same with files for what guests write to their serial port.
+    #[must_use]
+    pub fn with_serial_output(mut self, files: Vec<Arc<File>>) -> Self {
+        self.serial = files;
         self
     }
 }
@@ -205,6 +225,13 @@ impl KvmBuilder {
     #[must_use]
     pub fn with_huge_pages(mut self, wish: HugePages) -> Self {
         self.huge_pages = wish;
+        self
+    }
+
+    /// The same with guests whose clocks do so about the pause, whatever was asked for where they come from.
+    #[must_use]
+    pub fn with_guest_time(mut self, time: Option<GuestTime>) -> Self {
+        self.guest_time = time;
         self
     }
 
@@ -218,17 +245,69 @@ impl KvmBuilder {
         Ok((self.assemble(shell, machine)?, found))
     }
 
+    /// Builds a machine in which a guest's kernel begins: one like it had when it asked for a restart.
+    pub fn anew(&mut self, machine: &MachineDescription) -> Result<KvmGuest, VmmError> {
+        let mut guest = self.build(machine)?;
+        start_kernel(&mut guest, &MachineConfig::from_bytes(&machine.config)?)?;
+        Ok(guest)
+    }
+
     /// A machine in a VM that was made for it.
     fn assemble(&self, shell: Shell, machine: &MachineDescription) -> Result<KvmGuest, MachineError> {
-        let built = GuestConfig::from_bytes(&machine.config).map_err(VmmError::from).and_then(|config| {
-            Parts::build(shell, &config, self.huge_pages)?.assemble(&self.kvm, &config, self.watch.clone())
+        let built = self.config_of(machine).map_err(VmmError::from).and_then(|config| {
+            let parts = Parts::build(shell, &config.guest, self.huge_pages)?;
+            let images = if machine.disks.is_empty() {
+                virtio::open_images(&config.board)
+            } else {
+                self.disk_places(&config.board).make(&machine.disks)
+            };
+            parts.assemble(&self.kvm, &config, images.map_err(no_disk)?, self.watch.clone())
         });
-        let guest =
+        let mut guest =
             built.map_err(|error| MachineError::with_source("the guest's machine cannot be built", error))?;
-        if let Some(file) = &self.serial {
-            guest.devices().serial().write_to(Arc::clone(file));
+        if let Some(time) = self.guest_time {
+            guest.set_guest_time(time);
         }
+        guest.write_to(&self.serial);
         Ok(guest)
+    }
+
+    /// What an offered machine is on this host.
+    fn config_of(&self, machine: &MachineDescription) -> Result<MachineConfig, ConfigError> {
+        let MachineConfig { guest, board } = MachineConfig::from_bytes(&machine.config)?;
+        let config = MachineConfig { guest, board: board.at(&self.places)? };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Where the images of disks that come with a guest are made.
+    fn disk_places(&self, board: &Board) -> DiskPlaces {
+        DiskPlaces::new(virtio::disks(board)).overwriting(self.overwrites)
+    }
+
+    /// What the devices of a guest need and this host has not.
+    fn judge_devices(&self, machine: &MachineDescription, board: &Board) -> Vec<Finding> {
+        let finding = |(device, problem)| Finding {
+            kind: FindingKind::Refusal,
+            subject: device,
+            layer: Layer::Vmm,
+            guest: "it has one".to_owned(),
+            target: problem,
+            effect: "the guest would lose the device".to_owned(),
+            remedy:
+                "bring what is missing to this host, or name another with `--disk N=PATH` or `--net N=TAP`"
+                    .to_owned(),
+        };
+        let with_images = !machine.disks.is_empty();
+        let mut findings: Vec<_> = virtio::missing(board, with_images).into_iter().map(finding).collect();
+        if with_images {
+            findings.extend(self.disk_places(board).judge(&machine.disks));
+            let (brought, wanted) = (machine.disks.len(), virtio::disks(board).count());
+            if brought != wanted {
+                findings.push(not_its_machine(format!("{brought} images"), format!("would need {wanted}")));
+            }
+        }
+        findings
     }
 
     /// What of the machine this host cannot hold. Reserved pages are not what it has available otherwise.
@@ -253,11 +332,23 @@ impl std::fmt::Debug for KvmBuilder {
 impl Builder for KvmBuilder {
     type Machine = KvmGuest;
 
+    fn takes_disks(&self) -> bool {
+        true
+    }
+
     fn judge(&mut self, machine: &MachineDescription) -> Verdict {
         self.prepared = None;
         let mut findings = self.judge_host(machine);
         if machine.kind == ferry_kvm::KIND {
-            findings.extend(judge_config(machine));
+            match self.config_of(machine) {
+                Ok(config) => findings.extend(
+                    judge_config(machine, &config.guest)
+                        .into_iter()
+                        .chain(self.judge_devices(machine, &config.board)),
+                ),
+                Err(error) => findings
+                    .push(not_its_machine("one of its own".to_owned(), format!("cannot use it: {error}"))),
+            }
         }
         // Nothing is built for a guest that cannot come: its numbers are its own word.
         if findings.iter().all(|finding| finding.kind == FindingKind::Notice) {
@@ -297,10 +388,19 @@ fn no_pages(machine: &MachineDescription, error: &MemoryError) -> Finding {
     }
 }
 
-/// What is wrong with the configuration of an offered machine, by itself or against the rest of the
-/// description.
-fn judge_config(machine: &MachineDescription) -> Option<Finding> {
-    let refusal = |guest: String, target: String| Finding {
+/// The configuration of an offered machine, held against the rest of the description.
+fn judge_config(machine: &MachineDescription, config: &GuestConfig) -> Option<Finding> {
+    if config.cpus == machine.vcpus && config.regions() == machine.regions {
+        return None;
+    }
+    Some(not_its_machine(
+        format!("{} vCPUs and {} bytes", machine.vcpus, machine.memory_bytes()),
+        format!("would build {} vCPUs and {} bytes", config.cpus, config.memory_bytes),
+    ))
+}
+
+fn not_its_machine(guest: String, target: String) -> Finding {
+    Finding {
         kind: FindingKind::Refusal,
         subject: "guest configuration".to_owned(),
         layer: Layer::Vmm,
@@ -308,15 +408,12 @@ fn judge_config(machine: &MachineDescription) -> Option<Finding> {
         target,
         effect: "the machine would not be the guest's".to_owned(),
         remedy: "run the same version of ferry on both hosts".to_owned(),
-    };
-    match GuestConfig::from_bytes(&machine.config) {
-        Err(error) => Some(refusal("one of its own".to_owned(), format!("cannot use it: {error}"))),
-        Ok(config) if config.cpus != machine.vcpus || config.regions() != machine.regions => Some(refusal(
-            format!("{} vCPUs and {} bytes", machine.vcpus, machine.memory_bytes()),
-            format!("would build {} vCPUs and {} bytes", config.cpus, config.memory_bytes),
-        )),
-        Ok(_) => None,
     }
+}
+
+/// A guest without one of its disks is none.
+fn no_disk(error: DiskImageError) -> MachineError {
+    MachineError::with_source("a disk of the guest cannot be had", error)
 }
 
 /// A VM with its memory and vCPUs, before it is a machine.
@@ -325,32 +422,36 @@ struct Parts {
     pages: Pages,
     vcpus: Vec<VcpuFd>,
     contract: Contract,
+    controller: Controller,
     ring: Option<DirtyRing>,
 }
 
 impl Parts {
     fn build(shell: Shell, config: &GuestConfig, huge_pages: HugePages) -> Result<Self, VmmError> {
-        let Shell { vm, vcpus, contract, ring } = shell;
+        let Shell { vm, vcpus, contract, controller, ring } = shell;
         let (memory, pages) = ferry_kvm::allocate_in(&config.regions(), huge_pages)?;
         let mut memory = MemorySlots::register(vm, memory)?;
         if let Some(ring) = &ring {
             memory.use_dirty_ring(ring)?;
         }
-        Ok(Self { memory, pages, vcpus, contract, ring })
+        Ok(Self { memory, pages, vcpus, contract, controller, ring })
     }
 
     fn assemble(
         self,
         kvm: &Kvm,
-        config: &GuestConfig,
+        config: &MachineConfig,
+        images: Vec<Arc<DiskImage>>,
         watch: Option<Arc<dyn RunWatch>>,
     ) -> Result<KvmGuest, VmmError> {
-        let serial = SerialPort::new(Arc::clone(self.memory.vm()));
-        let devices = KvmDevices::new(Arc::new(DebugPort::new(config)), config.cpus, serial, self.pages)?;
+        let port = Arc::new(DebugPort::new(&config.guest));
+        let devices = KvmDevices::new(port, config, &images, &self.memory, self.pages)?;
         let vcpus = VcpuThreads::start(self.vcpus, devices.ports(), self.ring)?;
         let machine = KvmMachine::new(kvm, self.memory, vcpus, devices)?
+            .with_images(images)
             .with_config(config.to_bytes())
             .with_contract(&self.contract);
+        let machine = take_controller(machine, self.controller)?;
         Ok(match watch {
             Some(watch) => machine.with_watch(watch),
             None => machine,
@@ -358,23 +459,6 @@ impl Parts {
     }
 }
 
-pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, VmmError> {
-    let vm = kvm.create_vm().map_err(|source| step("create a VM", source))?;
-    if vm.check_extension(Cap::SetIdentityMapAddr) {
-        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
-            .map_err(|source| step("place the identity map", source))?;
-    }
-    if vm.check_extension(Cap::SetTssAddr) {
-        let address = usize::try_from(TSS_ADDRESS).unwrap_or(usize::MAX);
-        vm.set_tss_address(address).map_err(|source| step("place the TSS", source))?;
-    }
-    vm.create_irq_chip().map_err(|source| step("create the interrupt controllers", source))?;
-    // After the controllers, whose line 0 it drives. With the speaker's port answered in the kernel.
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(pit).map_err(|source| step("create the interval timer", source))?;
-    Ok(vm)
-}
-
-fn step(step: &'static str, source: vmm_sys_util::errno::Error) -> VmmError {
+pub(crate) fn step(step: &'static str, source: vmm_sys_util::errno::Error) -> VmmError {
     VmmError::Kvm { step, source }
 }

@@ -1,9 +1,17 @@
 //! The ports through which payloads and devices speak: all they share.
 //!
-//! Every access to the debug port is 32 bits wide. The payload writes with `OUT DX, EAX` and reads with `IN EAX, DX`.
+//! Every access to the debug port is 32 bits wide. On x86-64 the payload writes with `OUT DX, EAX` and reads with `IN EAX, DX`; on
+//! arm64 with `STR` and `LDR` of a W register, at an immediate offset or none (others tell KVM no address).
 //! Values that belong together are written one after the other; the last one counts them. What was
 //! written but not yet counted is part of the device's state, so that a guest can be moved in
 //! between.
+
+/// Where the ports begin on arm64, which has none: port `n` is a register at `WINDOW + n`, as behind a host bridge of PCI.
+pub const WINDOW: u64 = 0x0a00_0000;
+
+/// Write, on arm64 alone: an exception that the program does not handle, with the low half of `ESR_EL1`. Ends the
+/// guest, which says so with the address in `ELR_EL1`.
+pub const EXCEPTION: u16 = 0xf3c;
 
 /// Write: wait. The value is the time in microseconds from the moment at which the last wait was
 /// due, so that bursts keep their rate however long they take; 0 waits without a time. The wait may
@@ -48,7 +56,7 @@ pub const CHECK_FAULTS: u16 = 0xf2c;
 /// Write: the ticket of the check that ends. Answers the host.
 pub const CHECK_DONE: u16 = 0xf30;
 
-/// Write: the low half of the largest step of time so far, in TSC ticks.
+/// Write: the low half of the largest step of time so far, in ticks of the counter.
 pub const JUMP_LOW: u16 = 0xf34;
 
 /// Write: the high half.

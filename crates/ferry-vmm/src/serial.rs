@@ -1,7 +1,7 @@
-//! The serial port at 0x3f8 with interrupt 4, as PCs have it: vm-superio's emulation, whose registers
+//! The serial port at 0x3f8, as PCs have it, with interrupt 4, on arm64 33: vm-superio's emulation, whose registers
 //! cross with the guest as part `device/serial`.
 //!
-//! Output goes to a file or nowhere. Each byte is written before the guest's instruction ends, so
+//! Output goes to files or nowhere. Each byte is written before the guest's instruction ends, so
 //! nothing is under way when the guest pauses: none is lost, none comes twice. Input is taken only
 //! while the port is not quiet: what was not taken stays with the caller, who gives it to the port of
 //! the host where the guest then runs.
@@ -9,7 +9,8 @@
 //! Interrupts go in by `KVM_IRQ_LINE` and not by an irqfd: when the call returns the interrupt is in
 //! the interrupt controller, and crosses with its state. An irqfd may still have it in a work queue
 //! when the state is captured (`irqfd_wakeup` in the kernel's virt/kvm/eventfd.c). The line is
-//! pulsed, because a PC's interrupt 4 is triggered by its edge.
+//! pulsed, because a PC's interrupt 4 is triggered by its edge; on arm64 the guest sets 33 to be so, too
+//! (`GICD_ICFGR2`).
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -24,7 +25,13 @@ use vm_superio::Trigger;
 use vm_superio::serial::{Error, NoEvents, Serial, SerialState};
 
 /// The interrupt of a PC's first serial port.
-const IRQ: u32 = 4;
+#[cfg(target_arch = "x86_64")]
+pub(crate) const IRQ: u32 = 4;
+
+/// Interrupt 33 of the GIC, the second of those of devices, as `KVM_IRQ_LINE` has it on arm64: the kind in bits 31 to
+/// 24 (Documentation/virt/kvm/api.rst, 4.25).
+#[cfg(target_arch = "aarch64")]
+const IRQ: u32 = kvm_bindings::KVM_ARM_IRQ_TYPE_SPI << kvm_bindings::KVM_ARM_IRQ_TYPE_SHIFT | 0x21;
 
 /// A handle of the port; all clones are the same port.
 #[derive(Debug, Clone)]
@@ -63,20 +70,19 @@ impl Trigger for Irq {
     }
 }
 
-/// Where output goes; nowhere, if there is no file.
+/// Where output goes; nowhere, if there are no files.
 #[derive(Debug, Clone, Default)]
-struct Output(Option<Arc<File>>);
+struct Output(Vec<Arc<File>>);
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.0 {
-            Some(file) => (&**file).write(bytes),
-            None => Ok(bytes.len()),
-        }
+        // One that fails keeps nothing from the others.
+        let written = self.0.iter().map(|file| (&**file).write_all(bytes)).fold(Ok(()), Result::and);
+        written.map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(()) // a file has no buffer here
+        Ok(()) // files have no buffer here
     }
 }
 
@@ -100,9 +106,9 @@ impl SerialPort {
         Self { inner: Arc::new(Mutex::new(Inner { serial, vm, is_quiet: true, has_failed: false })) }
     }
 
-    /// Sends output to this file from now on. Who does not read from a pipe holds the guest up.
-    pub fn write_to(&self, file: Arc<File>) {
-        self.lock().serial.writer_mut().0 = Some(file);
+    /// Sends output to these files from now on. Who does not read from a pipe holds the guest up.
+    pub fn write_to(&self, files: Vec<Arc<File>>) {
+        self.lock().serial.writer_mut().0 = files;
     }
 
     /// Gives input to the guest; the number of bytes taken, from the front. The rest does not fit yet,

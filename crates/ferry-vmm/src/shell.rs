@@ -4,9 +4,21 @@
 //! there, and what cannot be kept is a finding. Once the offer is accepted memory is built into that very
 //! VM. A guest that is born gets its contract the same way.
 
+#[cfg(target_arch = "aarch64")]
+mod arm64;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(target_arch = "aarch64")]
+use arm64 as arch;
+#[cfg(target_arch = "x86_64")]
+use x86 as arch;
+
+pub(crate) use arch::{Controller, take_controller};
+
 use std::sync::Arc;
 
-use ferry_contract::{BirthRequest, Contract, Features, Finding, X86Profile};
+use ferry_contract::{BirthRequest, Contract, Features, Finding, Profile};
 use ferry_kvm::{Deviation, DirtyRing, apply_contract, force_contract, judge_contract};
 use ferry_migrate::MachineError;
 use ferry_protocol::MachineDescription;
@@ -14,13 +26,14 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use crate::VmmError;
 use crate::backend::DirtyKind;
-use crate::kvm_guest::create_vm;
 
 /// A VM with vCPUs that are what the contract says, and nothing else.
 pub(crate) struct Shell {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) vcpus: Vec<VcpuFd>,
     pub(crate) contract: Contract,
+    /// Its interrupt controller, where that is a device of its own.
+    pub(crate) controller: Controller,
     /// Its dirty rings, if it is to have them: KVM makes them with the vCPUs.
     pub(crate) ring: Option<DirtyRing>,
 }
@@ -33,10 +46,9 @@ impl Shell {
         contract: Option<&Contract>,
         dirty: DirtyKind,
     ) -> Result<Self, VmmError> {
-        let profile = ferry_kvm::probe::probe_x86(kvm)?;
-        let features = contract.map_or(Features::Offered { hyperv: false }, |contract| {
-            Features::Contract(Box::new(contract.clone()))
-        });
+        let profile = ferry_kvm::probe::probe_for(kvm, contract)?;
+        let features = contract
+            .map_or(Features::Offered(Vec::new()), |contract| Features::Contract(Box::new(contract.clone())));
         let contract = Contract::birth(&profile, &BirthRequest { vcpus, features })?;
         Self::build(kvm, contract, &profile, dirty)
     }
@@ -49,7 +61,10 @@ impl Shell {
         dirty: DirtyKind,
     ) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
         let unmade = |error: VmmError| vec![error.to_finding()];
-        let profile = ferry_kvm::probe::probe_x86(kvm).map_err(|error| unmade(error.into()))?;
+        // What cannot be read is refused below.
+        let read = Contract::from_bytes(&machine.contract).ok();
+        let profile =
+            ferry_kvm::probe::probe_for(kvm, read.as_ref()).map_err(|error| unmade(error.into()))?;
         let (contract, notices) = judge_contract(&machine.contract, machine.vcpus, &profile)?;
         let shell = Self::build(kvm, contract, &profile, dirty).map_err(unmade)?;
         Ok((shell, notices))
@@ -64,38 +79,36 @@ impl Shell {
         let unmade = |error: VmmError| MachineError::with_source("the guest's VM cannot be made", error);
         let contract = Contract::from_bytes(&machine.contract)
             .map_err(|error| MachineError::with_source("the guest's contract cannot be read", error))?;
-        let vm = Arc::new(create_vm(kvm).map_err(unmade)?);
+        let (vm, controller) = arch::create_vm(kvm, &contract).map_err(unmade)?;
+        let vm = Arc::new(vm);
         let (mut vcpus, mut found) = (Vec::new(), Vec::new());
         for index in 0..machine.vcpus {
             let vcpu = vm
                 .create_vcpu(index.into())
                 .map_err(|source| unmade(VmmError::Kvm { step: "create a vCPU", source }))?;
-            // A source that shows its guests what it is told has no other list.
-            found.extend(force_contract(&vcpu, index, &contract, contract.kvm_cpuid.is_none()));
+            found.extend(force_contract(&vm, &vcpu, index, &contract));
             vcpus.push(vcpu);
         }
-        Ok((Self { vm, vcpus, contract, ring: None }, found))
+        let controller = arch::ready(controller, &vcpus, &contract).map_err(unmade)?;
+        Ok((Self { vm, vcpus, contract, controller, ring: None }, found))
     }
 
-    fn build(
-        kvm: &Kvm,
-        contract: Contract,
-        profile: &X86Profile,
-        dirty: DirtyKind,
-    ) -> Result<Self, VmmError> {
-        let vm = Arc::new(create_vm(kvm)?);
+    fn build(kvm: &Kvm, contract: Contract, profile: &Profile, dirty: DirtyKind) -> Result<Self, VmmError> {
+        let (vm, controller) = arch::create_vm(kvm, &contract)?;
+        let vm = Arc::new(vm);
         let ring = match dirty {
             DirtyKind::Log => None,
             DirtyKind::Ring => Some(DirtyRing::enable(&vm, DirtyRing::ENTRIES)?),
         };
         let mut vcpus = Vec::new();
-        for index in 0..contract.vcpus {
+        for index in 0..contract.vcpus() {
             let vcpu = vm
                 .create_vcpu(index.into())
                 .map_err(|source| VmmError::Kvm { step: "create a vCPU", source })?;
-            apply_contract(&vcpu, index, &contract, profile)?;
+            apply_contract(&vm, &vcpu, index, &contract, profile)?;
             vcpus.push(vcpu);
         }
-        Ok(Self { vm, vcpus, contract, ring })
+        let controller = arch::ready(controller, &vcpus, &contract)?;
+        Ok(Self { vm, vcpus, contract, controller, ring })
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ferry_migrate::RunWatch;
 use ferry_sim::{SimConfig, SimMachine, SimOptions, Workload};
+use ferry_state::GuestTime;
 
 use crate::{CheckReport, Guest, GuestConfig, GuestReport, Payload, VmmError};
 
@@ -45,6 +46,8 @@ impl Guest for SimMachine {
             ..GuestReport::default()
         }
     }
+
+    fn set_guest_time(&mut self, _: GuestTime) {}
 
     fn verify(&self, timeout: Duration) -> Result<CheckReport, VmmError> {
         let verified = SimMachine::verify(self, timeout)?;

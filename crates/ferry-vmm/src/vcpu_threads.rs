@@ -4,8 +4,19 @@
 //! engine's ioctls, or inside [`run_until_stopped`]. Orders change under one lock, together with the
 //! [`Kick`]s that carry them to the vCPUs; so no order is lost, wherever a thread is.
 //!
-//! If one vCPU ends (the guest crashed, or did what nothing here answers), all end: the guest has
-//! ended, and the debug port says why.
+//! If one vCPU ends (the guest crashed, or did what nothing here answers, or switched itself off), all end: the guest
+//! has ended, and the debug port says why. A guest that asked for a restart has stopped, too, but lives: none of its
+//! vCPUs runs any more in this machine, which whoever has it replaces.
+
+#[cfg(target_arch = "aarch64")]
+mod arm64;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(target_arch = "aarch64")]
+use arm64 as arch;
+#[cfg(target_arch = "x86_64")]
+use x86 as arch;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
@@ -19,6 +30,7 @@ use rustix::io::Errno;
 
 use crate::VmmError;
 use crate::devices::PortDevices;
+use crate::power::{Power, Wish};
 
 /// How long a vCPU may take to stop. It takes a fraction of a millisecond; only a host that hangs
 /// takes longer.
@@ -48,6 +60,15 @@ struct Control {
     running: usize,
     /// Why the guest ended by itself.
     ended: Option<String>,
+}
+
+/// Why a vCPU stopped that was not ordered to.
+#[derive(Debug)]
+enum Stopped {
+    /// The guest asked for it.
+    Asked(Wish),
+    /// It cannot go on.
+    Broken(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +128,9 @@ impl Vcpus for VcpuThreads {
     fn resume(&mut self) -> Result<(), MachineError> {
         let mut control = self.shared.lock();
         control.check_alive()?;
-        self.shared.order_run(&mut control);
+        if !self.shared.is_to_restart() {
+            self.shared.order_run(&mut control);
+        }
         Ok(())
     }
 
@@ -145,6 +168,11 @@ impl Shared {
         self.kicks.iter().for_each(Kick::kick);
         self.ports.interrupt();
         self.changed.notify_all();
+    }
+
+    /// Whether the guest waits for a new machine.
+    fn is_to_restart(&self) -> bool {
+        self.ports.power().and_then(Power::asked) == Some(Wish::Restart)
     }
 
     /// Orders every thread to run.
@@ -191,18 +219,39 @@ impl Shared {
     }
 
     /// Says that a vCPU has stopped, by order or by itself.
-    fn stopped(&self, outcome: Result<(), String>) {
+    fn stopped(&self, outcome: Result<(), Stopped>) {
         let mut control = self.lock();
         control.running -= 1;
-        if let Err(reason) = outcome {
-            tracing::warn!(%reason, "the guest has ended");
-            self.ports.guest_ended(&reason);
-            control.ended.get_or_insert(reason);
+        if let Err(why) = outcome {
+            self.note(&mut control, why);
             if control.order == Order::Run {
                 self.order_stop(&mut control, Order::Stop);
             }
         }
         self.changed.notify_all();
+    }
+
+    /// Writes down why a vCPU stopped by itself.
+    fn note(&self, control: &mut Control, why: Stopped) {
+        let reason = match why {
+            Stopped::Asked(wish) => {
+                if let Some(power) = self.ports.power() {
+                    power.ask(wish);
+                }
+                if wish == Wish::Restart {
+                    tracing::info!("the guest asks for a restart");
+                    return;
+                }
+                tracing::info!("the guest switched itself off");
+                "it switched itself off".to_owned()
+            }
+            Stopped::Broken(reason) => {
+                tracing::warn!(%reason, "the guest has ended");
+                reason
+            }
+        };
+        self.ports.guest_ended(&reason);
+        control.ended.get_or_insert(reason);
     }
 }
 
@@ -230,33 +279,28 @@ fn thread_main(index: usize, shared: &Shared, vcpu: &Mutex<VcpuFd>) {
 
 /// Runs the vCPU until it is ordered to stop, with no exit left half done; or says why the guest
 /// ended.
-fn run_until_stopped(index: usize, vcpu: &mut VcpuFd, kick: &Kick, shared: &Shared) -> Result<(), String> {
+fn run_until_stopped(index: usize, vcpu: &mut VcpuFd, kick: &Kick, shared: &Shared) -> Result<(), Stopped> {
     loop {
         let ended = match vcpu.run() {
-            Ok(VcpuExit::IoOut(port, data)) => {
-                shared.ports.write(index, port, data);
-                continue;
-            }
-            Ok(VcpuExit::IoIn(port, data)) => {
-                shared.ports.read(index, port, data);
-                continue;
-            }
             Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => match shared.make_room(index) {
                 Ok(()) => continue,
                 Err(reason) => reason,
             },
-            // A signal, or the kick: the exit before it was completed first.
-            Err(error) if error.errno() == Errno::INTR.raw_os_error() => {
+            // A signal, or the kick: the exit before it was completed first. Or the vCPU waited for another to start
+            // it, and was woken (`KVM_MP_STATE_UNINITIALIZED` in kvm_arch_vcpu_ioctl_run of arch/x86/kvm/x86.c).
+            Err(error) if [Errno::INTR, Errno::AGAIN].map(Errno::raw_os_error).contains(&error.errno()) => {
                 if shared.may_run(kick) {
                     continue;
                 }
                 return Ok(());
             }
             Err(error) => format!("its vCPU cannot run: {error}"),
-            Ok(VcpuExit::Shutdown) => "an exception that it cannot handle (KVM_EXIT_SHUTDOWN)".to_owned(),
-            Ok(exit) => format!("it did what this machine does not answer ({exit:?})"),
+            Ok(exit) => match arch::answer(&shared.ports, index, exit) {
+                Ok(()) => continue,
+                Err(Stopped::Broken(reason)) => reason,
+                Err(asked) => return Err(asked),
+            },
         };
-        let place = vcpu.get_regs().map_or_else(|_| String::new(), |regs| format!(" at {:#x}", regs.rip));
-        return Err(ended + &place);
+        return Err(Stopped::Broken(ended + &arch::place(vcpu)));
     }
 }

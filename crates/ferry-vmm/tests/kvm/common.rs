@@ -84,3 +84,8 @@ pub(crate) fn harvest(guest: &mut KvmGuest, when: Harvest) -> PageSet {
     guest.harvest_dirty(when, &mut pages).unwrap();
     pages
 }
+
+/// Where the payload lies that a guest starts with: before the working set.
+pub(crate) fn code_address() -> u64 {
+    IDLE.working_set_address(0) - (2 << 20) + 0x8000
+}

@@ -6,6 +6,7 @@ use ferry_memory::{GuestRam, PageSet};
 use ferry_migrate::{Builder, Harvest, Machine};
 use ferry_vmm::{Guest, KvmBuilder, KvmGuest};
 
+use crate::arch;
 use crate::common::{IDLE, PATIENCE, churn, harvest, kvm_is_here, nap, progress, running, wait_until};
 
 /// Copies these pages.
@@ -18,11 +19,16 @@ fn copy(pages: &PageSet, from: &GuestRam, to: &GuestRam) {
     }
 }
 
+/// Copies all of a machine's memory.
+pub(crate) fn copy_all(from: &KvmGuest, to: &KvmGuest) {
+    copy(&PageSet::full(from.ram().layout()), &from.ram(), &to.ram());
+}
+
 /// Moves a guest that runs, as a migration does it, and gives its new machine.
 pub(crate) fn cross(mut source: KvmGuest) -> KvmGuest {
     let mut target = KvmBuilder::new().unwrap().build(&source.description()).unwrap();
     source.start_dirty_tracking().unwrap();
-    copy(&PageSet::full(source.ram().layout()), &source.ram(), &target.ram());
+    copy_all(&source, &target);
     for _ in 0..2 {
         let pages = harvest(&mut source, Harvest::Live);
         copy(&pages, &source.ram(), &target.ram());
@@ -95,7 +101,7 @@ fn a_state_goes_only_into_a_machine_that_has_never_run_and_stands_still() {
     // Without a section of its vCPU a machine is not the guest's.
     let mut target = KvmBuilder::new().unwrap().build(&guest.description()).unwrap();
     let mut partial = state;
-    partial.sections.retain(|section| section.name != "x86.regs");
+    partial.sections.retain(|section| section.name != arch::REGISTERS);
     assert!(target.restore(&partial).is_err());
     // What is in it now is no guest: it takes no other state and runs nothing.
     let error = target.restore(&guest.capture().unwrap()).unwrap_err();

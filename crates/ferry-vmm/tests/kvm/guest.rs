@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::common::{IDLE, PATIENCE, born, churn, custody, kvm_is_here, nap, progress, running, wait_until};
-use ferry_contract::{Contract, Finding};
+use crate::arch;
+use crate::common::{
+    IDLE, PATIENCE, born, churn, code_address, custody, kvm_is_here, nap, progress, running, wait_until,
+};
 use ferry_migrate::{Builder, Custody, Machine, RunWatch};
-use ferry_protocol::MachineDescription;
-use ferry_vmm::{Birth, Guest, GuestConfig, KvmBuilder};
+use ferry_vmm::{Birth, Guest, KvmBuilder};
 
 #[test]
 fn both_payloads_run_and_find_their_pages_whole() {
@@ -39,31 +40,6 @@ fn churn_keeps_its_rate_without_taking_the_processor() {
     let bytes = (guest.report().pages_checked - before) * 4096;
     let wanted = u64::try_from(began.elapsed().as_millis()).unwrap() * rate / 1000;
     assert!((wanted / 4..wanted * 6 / 5).contains(&bytes), "wrote {bytes} instead of {wanted} bytes");
-}
-
-#[test]
-fn memory_behind_the_hole_follows_on_memory_before_it() {
-    if !kvm_is_here() {
-        return;
-    }
-    let memory_bytes = (3 << 30) + (8 << 20);
-    let mut guest = born(&GuestConfig { memory_bytes, ..IDLE });
-    // To fill all memory up to the hole takes long: let the working set begin 1 MiB before it.
-    guest
-        .with_vcpu(0, &mut |vcpu| {
-            let mut regs = vcpu.get_regs().unwrap();
-            (regs.rbx, regs.r8) = ((3 << 30) - (1 << 20), 512);
-            vcpu.set_regs(&regs).unwrap();
-            Ok(())
-        })
-        .unwrap();
-    guest.resume(custody()).unwrap();
-    let check = guest.verify(PATIENCE).unwrap();
-    assert_eq!((check.pages, check.faults), (512, 0));
-    // The first page behind the hole is the 256th, and says so in its second word.
-    let mut word = [0; 8];
-    guest.ram().read((4 << 30) + 8, &mut word).unwrap();
-    assert_eq!(u64::from_le_bytes(word), 256);
 }
 
 #[test]
@@ -141,12 +117,11 @@ fn a_guest_that_crashes_says_so_and_cannot_be_paused() {
         return;
     }
     let mut guest = born(&IDLE);
-    // HLT is a privileged instruction: at level 3 an exception, and there is no handler.
-    guest.ram().write(0x8000, &[0xf4; 16]).unwrap();
+    guest.ram().write(code_address(), arch::CRASH).unwrap();
     guest.resume(custody()).unwrap();
     wait_until("it crashes", || guest.report().stopped.is_some());
     let reason = guest.report().stopped.unwrap();
-    assert!(reason.contains("KVM_EXIT_SHUTDOWN"), "{reason}");
+    assert!(reason.contains(arch::CRASHED), "{reason}");
     assert!(guest.pause().unwrap_err().to_string().contains("has ended"));
     let error = guest.verify(PATIENCE).unwrap_err().to_string();
     assert!(error.starts_with("the guest has ended"), "{error}");
@@ -217,32 +192,4 @@ fn a_builder_refuses_what_it_cannot_be() {
         let error = builder.build(&bad).unwrap_err().to_string();
         assert!(error.starts_with("this machine cannot be built here"), "{error}");
     }
-}
-
-#[test]
-fn a_guest_is_built_under_its_contract_and_no_other() {
-    if !kvm_is_here() {
-        return;
-    }
-    let guest = born(&IDLE);
-    let offer = guest.description();
-    let contract = Contract::from_bytes(&offer.contract).unwrap();
-    let mut builder = KvmBuilder::new().unwrap();
-    assert!(!builder.judge(&offer).is_refusal());
-    assert_eq!(builder.build(&offer).unwrap().description(), offer);
-
-    // One feature more than this host has: bit 0 of CPUID leaf 7 EDX is reserved.
-    let mut promising = contract;
-    let entry = promising.cpuid.iter_mut().find(|entry| entry.key() == (7, 0)).unwrap();
-    entry.edx |= 1;
-    let error =
-        ferry_vmm::create_on_kvm(&IDLE, Birth { contract: Some(&promising), ..Birth::plain(1) }, None)
-            .unwrap_err();
-    assert!(error.to_string().contains("CPUID.7.0:EDX"), "{error}");
-    assert!(error.findings().iter().all(Finding::is_bounded) && !error.findings().is_empty());
-    let offer = MachineDescription { contract: promising.to_bytes(), ..offer };
-    let verdict = builder.judge(&offer);
-    assert!(verdict.is_refusal());
-    assert!(verdict.findings.iter().any(|finding| finding.subject.starts_with("CPUID.7.0:EDX")));
-    assert!(builder.build(&offer).is_err());
 }

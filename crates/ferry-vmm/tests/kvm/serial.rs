@@ -7,84 +7,23 @@ use std::time::Duration;
 use ferry_migrate::journal::Volatile;
 use ferry_migrate::{Builder, Listener, Machine, MigrateOptions, Migration, ReceiveOptions, Reception};
 use ferry_protocol::{Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome};
-use ferry_state::{device, x86};
-use ferry_vmm::{Guest, KvmBuilder, KvmGuest, SerialPort, ports};
-use iced_x86::code_asm::{CodeAssembler, al, cl, dx, eax, ebx, ecx};
+use ferry_state::device;
+use ferry_vmm::{Guest, KvmBuilder, KvmGuest, SerialPort};
 
-use crate::common::{IDLE, PATIENCE, born, custody, kvm_is_here, nap, wait_until};
+use crate::arch;
+use crate::common::{IDLE, PATIENCE, born, code_address, custody, kvm_is_here, nap, wait_until};
 
-/// Where the payload lies that a guest starts with.
-const CODE: u64 = 0x8000;
-
-type Program = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
-
-/// A guest that runs this program at privilege level 3 instead of its payload; its output goes to
-/// the file.
-fn runs(program: Program, output: &std::path::Path) -> KvmGuest {
-    let mut assembler = CodeAssembler::new(64).unwrap();
-    program(&mut assembler).unwrap();
+/// A guest that runs this program instead of its payload; its output goes to the file.
+fn runs(program: &[u8], output: &std::path::Path) -> KvmGuest {
     let mut guest = born(&IDLE);
-    guest.ram().write(CODE, &assembler.assemble(CODE).unwrap()).unwrap();
-    guest.devices().serial().write_to(created(output));
+    guest.ram().write(code_address(), program).unwrap();
+    guest.devices().serial().write_to(vec![created(output)]);
     guest.resume(custody()).unwrap();
     guest
 }
 
 fn created(path: &std::path::Path) -> Arc<File> {
     Arc::new(File::create(path).unwrap())
-}
-
-/// Prints the numbers from 0 in eight hexadecimal digits, a line each, as fast as it can.
-fn print(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
-    let (mut number, mut digit, mut decimal) = (a.create_label(), a.create_label(), a.create_label());
-    a.mov(dx, u32::from(ports::SERIAL))?;
-    a.xor(ebx, ebx)?;
-    a.set_label(&mut number)?;
-    a.mov(ecx, 32)?;
-    a.set_label(&mut digit)?;
-    a.sub(ecx, 4)?;
-    a.mov(eax, ebx)?;
-    a.shr(eax, cl)?;
-    a.and(eax, 15)?;
-    a.add(eax, u32::from(b'0'))?;
-    a.cmp(eax, u32::from(b'9'))?;
-    a.jbe(decimal)?;
-    a.add(eax, u32::from(b'a' - b'9' - 1))?;
-    a.set_label(&mut decimal)?;
-    a.out(dx, al)?;
-    a.test(ecx, ecx)?;
-    a.jnz(digit)?;
-    a.mov(al, u32::from(b'\n'))?;
-    a.out(dx, al)?;
-    a.inc(ebx)?;
-    a.jmp(number)
-}
-
-/// Reads byte after byte and writes each back.
-fn echo(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
-    let mut wait = a.create_label();
-    a.set_label(&mut wait)?;
-    a.mov(dx, u32::from(ports::SERIAL + 5))?; // LSR
-    a.in_(al, dx)?;
-    a.test(al, 1)?;
-    a.jz(wait)?;
-    a.mov(dx, u32::from(ports::SERIAL))?;
-    a.in_(al, dx)?;
-    a.out(dx, al)?;
-    a.jmp(wait)
-}
-
-/// Asks for the interrupt of received data, says so, and reads none.
-fn deaf(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
-    let mut forever = a.create_label();
-    a.mov(dx, u32::from(ports::SERIAL + 1))?; // IER
-    a.mov(al, 1)?;
-    a.out(dx, al)?;
-    a.mov(dx, u32::from(ports::SERIAL))?;
-    a.mov(al, u32::from(b'!'))?;
-    a.out(dx, al)?;
-    a.set_label(&mut forever)?;
-    a.jmp(forever)
 }
 
 /// Moves a guest by the engine, over a Unix socket; its output goes on in the file.
@@ -94,7 +33,7 @@ fn moved(mut source: KvmGuest, epoch: u64, folder: &std::path::Path, output: Arc
     let address = listener.address().clone();
     let target = std::thread::spawn(move || {
         let options = ReceiveOptions::new(Arc::new(Volatile::new(InstanceId(epoch))));
-        let mut builder = KvmBuilder::new().unwrap().with_serial_output(Some(output));
+        let mut builder = KvmBuilder::new().unwrap().with_serial_output(vec![output]);
         Reception::new(listener, options).unwrap().wait(&mut builder, &()).unwrap().machine
     });
     let guest = "guest".parse().unwrap();
@@ -117,7 +56,7 @@ fn a_guest_that_prints_all_the_time_loses_no_byte_and_prints_none_twice() {
     }
     let folder = tempfile::tempdir().unwrap();
     let output = |number: u64| folder.path().join(format!("out-{number}"));
-    let mut guest = runs(print, &output(1));
+    let mut guest = runs(&arch::print(), &output(1));
     for epoch in 2..8 {
         wait_until("it prints", || length(&output(epoch - 1)) > 2000 + epoch * 37);
         guest = moved(guest, epoch, folder.path(), created(&output(epoch)));
@@ -140,7 +79,7 @@ fn input_that_a_moving_guest_has_not_read_arrives_once_and_in_order() {
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out");
-    let mut guest = runs(echo, &path);
+    let mut guest = runs(&arch::echo(), &path);
     let input: Vec<u8> = (0..4000_u32).map(|number| b'a' + u8::try_from(number * 7 % 26).unwrap()).collect();
     let mut given = 0;
     let mut give = |port: &SerialPort, most: usize| {
@@ -170,7 +109,7 @@ fn an_interrupt_is_raised_once_and_crosses_with_the_controller() {
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out");
-    let mut source = runs(deaf, &path);
+    let mut source = runs(&arch::deaf(), &path);
     wait_until("it is ready", || length(&path) == 1);
     assert_eq!(source.devices().serial().send(b"hello"), 5);
     drop(source.pause().unwrap());
@@ -181,19 +120,16 @@ fn an_interrupt_is_raised_once_and_crosses_with_the_controller() {
     assert_eq!(serial.interrupt_identification & 4, 4, "received data waits");
     let section = devices.section("device/serial", 0).unwrap().unwrap();
     assert_eq!(section.needed, [2, 3, 5, 9], "no more than what differs from birth");
-    let mut chips: x86::Irqchip = state.require(0).unwrap();
-    assert_eq!(chips.pic_master.irr & 0x10, 0x10, "interrupt 4 waits in the controller");
+    assert!(arch::serial_interrupt_waits(&state), "the interrupt waits in the controller");
 
     // The guest has had the interrupt and not read the byte yet: it must not come again.
-    chips.pic_master.irr &= !0x10;
-    let section = ferry_state::Section::of(&chips, 0, None).unwrap();
-    *state.sections.iter_mut().find(|section| section.name == "x86.irqchip").unwrap() = section;
+    arch::take_serial_interrupt(&mut state);
+    assert!(!arch::serial_interrupt_waits(&state));
     let mut target = KvmBuilder::new().unwrap().build(&source.description()).unwrap();
     target.restore(&state).unwrap();
     target.restore_devices(&devices).unwrap();
     assert_eq!(target.capture_devices().unwrap(), devices);
-    let arrived: x86::Irqchip = target.capture().unwrap().require(0).unwrap();
-    assert_eq!(arrived.pic_master.irr & 0x10, 0);
+    assert!(!arch::serial_interrupt_waits(&target.capture().unwrap()));
 }
 
 #[test]

@@ -1,13 +1,18 @@
 //! The registers with which a vCPU of x86-64 begins.
 
-use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
-
-use super::{
-    CODE, CPU_AREAS, GDT, GDT_LIMIT, IDT, IDT_LIMIT, KERNEL_CODE, KERNEL_DATA, PML4, STACK_0_END,
-    STACK_3_END, TABLE_BYTES, TASK, TASK_LIMIT, USER_CODE, USER_DATA, area,
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_dtable, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs,
 };
-use crate::Level;
+use kvm_ioctls::VcpuFd;
+
+use super::super::{CODE, CPU_AREAS, STACK_END, TABLE_BYTES, VECTORS, area};
+use super::{
+    GDT, GDT_LIMIT, IDT_LIMIT, KERNEL_CODE, KERNEL_DATA, PML4, STACK_0_END, TASK, TASK_LIMIT, USER_CODE,
+    USER_DATA,
+};
+use crate::kvm_guest::step;
 use crate::payload::Parameters;
+use crate::{GuestConfig, Image, Level, VmmError};
 
 // CR0: PE, MP, ET, NE, WP, PG. CR4: PAE, OSFXSR, OSXMMEXCPT. EFER: LME, LMA.
 const CR0: u64 = 0x8001_0033;
@@ -18,6 +23,9 @@ const EFER: u64 = 0x500;
 const CR4_FSGSBASE: u64 = 1 << 16;
 const CR4_OSXSAVE: u64 = 1 << 18;
 
+/// Bits 17 and 18 of XCR0: AMX's components, for which a process must ask its kernel first.
+const XCR0_AMX: u64 = 0x6_0000;
+
 /// `IA32_APIC_BASE`: x2APIC mode, enabled.
 const X2APIC: u64 = 0xc00;
 
@@ -26,20 +34,15 @@ const RFLAGS: u64 = 0x3002;
 
 /// What a vCPU's CPUID has that its first registers depend on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Extensions {
+struct Extensions {
     /// Leaf 7 EBX bit 0.
-    pub(crate) fsgsbase: bool,
+    fsgsbase: bool,
     /// Leaf 1 ECX bit 26.
-    pub(crate) xsave: bool,
+    xsave: bool,
 }
 
 /// The special registers of a vCPU that begins with the program, on top of what it has.
-pub(crate) fn special_registers(
-    mut sregs: kvm_sregs,
-    cpu: u32,
-    level: Level,
-    extensions: Extensions,
-) -> kvm_sregs {
+fn special_registers(mut sregs: kvm_sregs, cpu: u32, level: Level, extensions: Extensions) -> kvm_sregs {
     let (code, data) = match level {
         Level::Kernel => (segment(KERNEL_CODE, 11, 0, true), segment(KERNEL_DATA, 3, 0, false)),
         Level::User => (segment(USER_CODE, 11, 3, true), segment(USER_DATA, 3, 3, false)),
@@ -56,7 +59,7 @@ pub(crate) fn special_registers(
     };
     sregs.ldt = kvm_segment { unusable: 1, ..Default::default() };
     sregs.gdt = kvm_dtable { base: GDT, limit: GDT_LIMIT, ..Default::default() };
-    sregs.idt = kvm_dtable { base: IDT, limit: IDT_LIMIT, ..Default::default() };
+    sregs.idt = kvm_dtable { base: VECTORS, limit: IDT_LIMIT, ..Default::default() };
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, PML4, CR4, EFER);
     sregs.cr4 |= if extensions.fsgsbase { CR4_FSGSBASE } else { 0 };
     sregs.cr4 |= if extensions.xsave { CR4_OSXSAVE } else { 0 };
@@ -65,10 +68,10 @@ pub(crate) fn special_registers(
 }
 
 /// The registers with which a vCPU begins; an image has its own entry.
-pub(crate) fn registers(parameters: &Parameters, level: Level, entry: Option<u64>) -> kvm_regs {
+fn registers(parameters: &Parameters, level: Level, entry: Option<u64>) -> kvm_regs {
     let stack = match level {
         Level::Kernel => STACK_0_END,
-        Level::User => STACK_3_END,
+        Level::User => STACK_END,
     };
     kvm_regs {
         rip: entry.unwrap_or(CODE),
@@ -83,6 +86,53 @@ pub(crate) fn registers(parameters: &Parameters, level: Level, entry: Option<u64
         r13: parameters.seed,
         ..Default::default()
     }
+}
+
+/// Makes a vCPU begin with the program.
+pub(crate) fn start_at(
+    vcpu: &VcpuFd,
+    cpu: u32,
+    config: &GuestConfig,
+    seed: u64,
+    image: Option<&Image>,
+) -> Result<(), VmmError> {
+    let cpuid = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|source| step("say which CPUID a vCPU has", source))?;
+    let leaf = |function, index| {
+        cpuid.as_slice().iter().find(|entry| (entry.function, entry.index) == (function, index)).copied()
+    };
+    let extensions = Extensions {
+        fsgsbase: leaf(7, 0).is_some_and(|entry| entry.ebx & 1 != 0),
+        xsave: leaf(1, 0).is_some_and(|entry| entry.ecx >> 26 & 1 != 0),
+    };
+    let level = config.payload.level();
+    let sregs = vcpu.get_sregs().map_err(|source| step("read special registers", source))?;
+    vcpu.set_sregs(&special_registers(sregs, cpu, level, extensions))
+        .map_err(|source| step("set special registers", source))?;
+    if let Some(components) = leaf(0xd, 0).filter(|_| extensions.xsave) {
+        open_components(vcpu, u64::from(components.eax) | u64::from(components.edx) << 32)?;
+    }
+    let parameters = config.parameters(seed, cpu, counter_khz(vcpu));
+    vcpu.set_regs(&registers(&parameters, level, image.map(Image::entry)))
+        .map_err(|source| step("set registers", source))?;
+    // vCPUs beyond the first wait for a start-up IPI else, which nobody sends.
+    let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+    vcpu.set_mp_state(runnable).map_err(|source| step("make a vCPU runnable", source))
+}
+
+/// Opens the extended state components that the vCPU's CPUID has (leaf 0xd), but AMX's.
+fn open_components(vcpu: &VcpuFd, offered: u64) -> Result<(), VmmError> {
+    let mut xcrs = vcpu.get_xcrs().map_err(|source| step("read XCR0", source))?;
+    if let Some(xcr0) = xcrs.xcrs.first_mut() {
+        xcr0.value = offered & !XCR0_AMX;
+    }
+    vcpu.set_xcrs(&xcrs).map_err(|source| step("set XCR0", source))
+}
+
+/// How fast its TSC counts.
+pub(crate) fn counter_khz(vcpu: &VcpuFd) -> u32 {
+    vcpu.get_tsc_khz().unwrap_or(0)
 }
 
 /// A flat segment.

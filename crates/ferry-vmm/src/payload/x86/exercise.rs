@@ -17,7 +17,7 @@ use super::{Handlers, answer, if_asked, out, turn_over};
 use crate::ports;
 
 /// Microseconds between two rounds.
-pub(crate) const WAIT_US: u32 = 5000;
+pub(super) const WAIT_US: u32 = 5000;
 
 /// The vector of #UD, an undefined instruction.
 const UNDEFINED: u8 = 6;
@@ -131,7 +131,7 @@ const FEATURES: &[Feature] = &[
 ];
 
 /// What a fault says.
-pub(crate) fn fault(feature: u32) -> String {
+pub(super) fn fault(feature: u32) -> String {
     let name = FEATURES.get(feature as usize).map_or("an unknown feature", |feature| feature.name);
     format!("CPUID promised {name} at birth, and its instruction raises #UD")
 }

@@ -17,7 +17,7 @@ use super::{Handlers, answer, if_asked, out, turn_over};
 use crate::ports;
 
 /// Microseconds between two rounds of all registers.
-pub(crate) const WAIT_US: u32 = 20_000;
+pub(super) const WAIT_US: u32 = 20_000;
 
 /// The vector of #GP, which has an error code.
 const PROTECTION: u8 = 13;
@@ -105,17 +105,12 @@ const ENTRIES: &[Entry] = &[
 ];
 
 /// How many entries a table has.
-pub(crate) fn entries() -> u64 {
+pub(super) fn entries() -> u64 {
     ENTRIES.len() as u64
 }
 
-/// Pages that the table takes.
-pub(crate) fn pages() -> u64 {
-    (entries() * ENTRY_BYTES as u64).div_ceil(super::PAGE_BYTES)
-}
-
 /// A table as it is before birth.
-pub(crate) fn table() -> Vec<u8> {
+pub(super) fn table() -> Vec<u8> {
     let mut table = Vec::new();
     for &(msr, mask, promise) in ENTRIES {
         let mut entry = [0; ENTRY_BYTES];
@@ -135,7 +130,7 @@ pub(crate) fn table() -> Vec<u8> {
 }
 
 /// What a fault says.
-pub(crate) fn fault(msr: u32, raised: u32, expected: u64, found: u64) -> String {
+pub(super) fn fault(msr: u32, raised: u32, expected: u64, found: u64) -> String {
     if raised != 0 {
         return format!("MSR {msr:#x}: {expected:#018x} at birth, now RDMSR raises #GP");
     }

@@ -15,7 +15,7 @@ use super::{answer, if_asked, out, turn_over};
 use crate::ports;
 
 /// Microseconds between two rounds of all leaves.
-pub(crate) const WAIT_US: u32 = 20_000;
+pub(super) const WAIT_US: u32 = 20_000;
 
 /// Bytes of one entry: leaf, subleaf, four masks, four values at birth, four values now, padding.
 const ENTRY_BYTES: usize = 64;
@@ -68,17 +68,12 @@ const LEAVES: &[(std::ops::RangeInclusive<u32>, u32, [u32; 4])] = &[
 ];
 
 /// How many entries a table has.
-pub(crate) fn entries() -> u64 {
+pub(super) fn entries() -> u64 {
     LEAVES.iter().map(|(leaves, subleaves, _)| leaves.clone().count() as u64 * u64::from(*subleaves)).sum()
 }
 
-/// Pages that the table takes.
-pub(crate) fn pages() -> u64 {
-    (entries() * ENTRY_BYTES as u64).div_ceil(super::PAGE_BYTES)
-}
-
 /// A table as it is before birth.
-pub(crate) fn table() -> Vec<u8> {
+pub(super) fn table() -> Vec<u8> {
     let mut table = Vec::new();
     for (leaves, subleaves, ignored) in LEAVES {
         for leaf in leaves.clone() {
@@ -96,7 +91,7 @@ pub(crate) fn table() -> Vec<u8> {
 }
 
 /// What a fault says.
-pub(crate) fn fault(leaf: u32, word: u32, expected: u64, found: u64) -> String {
+pub(super) fn fault(leaf: u32, word: u32, expected: u64, found: u64) -> String {
     let register = REGISTERS.get(word as usize & 3).copied().unwrap_or_default();
     format!(
         "CPUID leaf {leaf:#x}, subleaf {}, {register}: {expected:#010x} at birth, {found:#010x} now",

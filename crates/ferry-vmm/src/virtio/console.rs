@@ -1,0 +1,127 @@
+//! The console: one port, whose output goes to files or nowhere, and whose input comes from the caller.
+//!
+//! As with the serial port each byte is written before the guest's request is done, and input that
+//! the guest has no room for stays with the caller, who gives it to the console of the host where the guest then runs.
+//!
+//! Facts: virtio 1.2, 5.3.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ferry_migrate::MachineError;
+use ferry_state::device::{VirtioConsole, VirtioTransport};
+use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
+
+use super::chain::{Chain, Malformed};
+use super::complaints::Complaints;
+use super::device::{Backend, Device};
+use super::memory::DeviceMemory;
+use super::turn::Turn;
+
+/// The queues.
+const INPUT: usize = 0;
+const OUTPUT: usize = 1;
+
+/// Bytes that are on their way at once.
+const BUFFER_BYTES: usize = 4096;
+
+/// A console.
+#[derive(Debug, Default)]
+pub(super) struct Console {
+    output: Vec<Arc<File>>,
+    /// Input of the turn at hand, and how much of it the guest has.
+    input: Vec<u8>,
+    taken: usize,
+    complaints: Complaints,
+}
+
+impl Console {
+    fn write(&mut self, memory: &DeviceMemory, chain: &Chain) -> Result<(), Malformed> {
+        let mut buffer = [0; BUFFER_BYTES];
+        let mut done = 0;
+        loop {
+            let bytes = chain.read(memory, done, &mut buffer)?;
+            let Some(part @ [_, ..]) = buffer.get(..bytes) else { return Ok(()) };
+            done += bytes as u64;
+            for file in &self.output {
+                if let Err(error) = (&**file).write_all(part)
+                    && let Some(unsaid) = self.complaints.may_say(Instant::now())
+                {
+                    tracing::warn!(unsaid, %error, "output of the virtio console is lost");
+                }
+            }
+        }
+    }
+}
+
+impl Backend for Console {
+    type State = VirtioConsole;
+    const NAME: &'static str = "virtio-console";
+    const ID: u32 = VIRTIO_ID_CONSOLE;
+    const QUEUES: &'static [u16] = &[64, 64];
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn serve(&mut self, turn: &mut Turn<'_>) -> Result<(), Malformed> {
+        turn.answer(OUTPUT, usize::MAX, |memory, chain| {
+            self.write(memory, chain)?;
+            Ok(0)
+        })?;
+        while let Some(rest @ [_, ..]) = self.input.get(self.taken..)
+            && let Some(chain) = turn.next(INPUT)?
+        {
+            let written = chain.write(turn.memory(), 0, rest)?;
+            self.taken += written;
+            turn.complete(INPUT, &chain, u32::try_from(written).unwrap_or(u32::MAX))?;
+        }
+        Ok(())
+    }
+
+    fn save(&self, transport: VirtioTransport) -> VirtioConsole {
+        VirtioConsole { transport }
+    }
+
+    fn restore(&mut self, state: VirtioConsole) -> Result<VirtioTransport, MachineError> {
+        Ok(state.transport)
+    }
+}
+
+/// A handle of a guest's virtio console; all clones are the same console.
+#[derive(Clone)]
+pub struct ConsolePort(Arc<Device<Console>>);
+
+impl ConsolePort {
+    pub(super) fn new(device: &Arc<Device<Console>>) -> Self {
+        Self(Arc::clone(device))
+    }
+
+    /// Sends output to these files from now on. Who does not read from a pipe holds the console up.
+    pub fn write_to(&self, files: Vec<Arc<File>>) {
+        self.0.with_backend(|console| console.output = files);
+    }
+
+    /// Gives input to the guest; the number of bytes taken, from the front. The rest does not fit yet,
+    /// or the guest is not running here.
+    pub fn send(&self, input: &[u8]) -> usize {
+        let begin = |console: &mut Console| (console.input, console.taken) = (input.to_vec(), 0);
+        let end = |console: &mut Console| {
+            console.input.clear();
+            std::mem::take(&mut console.taken)
+        };
+        self.0.turn_with(begin, end).unwrap_or(0)
+    }
+}
+
+impl std::fmt::Debug for ConsolePort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsolePort").finish_non_exhaustive()
+    }
+}

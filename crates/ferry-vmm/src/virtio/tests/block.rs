@@ -1,0 +1,219 @@
+//! The block device.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use ferry_memory::{Layout, PageRange, PageSet, Span};
+use ferry_migrate::{Device as _, Saved};
+use rustix::fs::{MemfdFlags, SealFlags};
+use tempfile::NamedTempFile;
+
+use super::*;
+
+const SECTORS: u64 = 128;
+const HEAD: u64 = BUFFERS;
+const DATA: u64 = BUFFERS + 0x1000;
+const STATUS: u64 = BUFFERS + 0x6000;
+
+fn image() -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    let bytes: Vec<u8> = (0..SECTORS * 512).map(|at| u8::try_from(at / 512).unwrap()).collect();
+    file.write_all(&bytes).unwrap();
+    file
+}
+
+fn open(path: &Path, read_only: bool) -> Arc<DiskImage> {
+    DiskImage::open(0, path, read_only).unwrap()
+}
+
+fn rig(path: &Path, is_read_only: bool) -> Rig<Block> {
+    let rig = Rig::new(Block::new(open(path, is_read_only), 3), memory());
+    rig.device.resume().unwrap();
+    rig
+}
+
+impl Rig<Block> {
+    fn ask_for(&self, kind: u32, sector: u64, data: &[Buffer]) {
+        let mut head = u64::from(kind).to_le_bytes().to_vec();
+        head.extend(sector.to_le_bytes());
+        self.fill(HEAD, &head);
+        self.fill(STATUS, &[0xff]);
+        let mut buffers = vec![reads(HEAD, 16)];
+        buffers.extend(data);
+        buffers.push(writes(STATUS, 1));
+        self.request(0, 0, &buffers);
+    }
+
+    /// Asks, lets the device answer, gives the status.
+    fn ask(&self, kind: u32, sector: u64, data: &[Buffer]) -> u8 {
+        self.ask_for(kind, sector, data);
+        self.device.turn();
+        self.bytes(STATUS, 1)[0]
+    }
+}
+
+#[test]
+fn sectors_are_written_and_read_and_brought_to_the_disk() {
+    let file = image();
+    let rig = rig(file.path(), false);
+    rig.start();
+    assert_eq!(rig.ask(0, 5, &[writes(DATA, 512), writes(DATA + 0x1000, 1024)]), 0);
+    assert_eq!(rig.bytes(DATA, 512), [5; 512]);
+    assert_eq!(rig.bytes(DATA + 0x1000, 512), [6; 512]);
+    assert_eq!(rig.bytes(DATA + 0x1200, 512), [7; 512]);
+    rig.fill(DATA, &[0xaa; 1024]);
+    assert_eq!(rig.ask(1, 126, &[reads(DATA, 100), reads(DATA + 100, 924)]), 0);
+    let mut found = [0; 1024];
+    file.as_file().read_exact_at(&mut found, 126 * 512).unwrap();
+    assert_eq!(found, [0xaa; 1024]);
+    assert_eq!(rig.ask(4, 0, &[]), 0);
+    assert_eq!(rig.ask(8, 0, &[writes(DATA, 20)]), 0);
+    assert_eq!(rig.bytes(DATA, 8), *b"ferry-3\0");
+    assert_eq!(rig.used(0), [(0, 1537), (0, 1), (0, 1), (0, 21)]);
+    assert_eq!(rig.acknowledge(), 1);
+    assert!(!rig.line.is_high());
+    let mut capacity = [0; 8];
+    rig.device.read(0x100, &mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), SECTORS);
+}
+
+#[test]
+fn what_no_disk_does_fails_the_request_and_nothing_else() {
+    let file = image();
+    let rig = rig(file.path(), false);
+    rig.start();
+    for (kind, sector, data, status) in [
+        (0, SECTORS, writes(DATA, 512), 1),
+        (0, SECTORS - 1, writes(DATA, 1024), 1),
+        (1, u64::MAX, reads(DATA, 512), 1),
+        (1, 1 << 55, reads(DATA, 512), 1),
+        (0, 0, writes(DATA, 100), 1),
+        (1, 0, reads(DATA, 511), 1),
+        (77, 0, writes(DATA, 512), 2),
+    ] {
+        assert_eq!(rig.ask(kind, sector, &[data]), status, "{kind} {sector}");
+    }
+    assert_eq!(rig.status(), 15);
+    // Somebody cuts the image off: what is left is read, the rest fails.
+    file.as_file().set_len(64 * 512).unwrap();
+    assert_eq!(rig.ask(0, 63, &[writes(DATA, 512)]), 0);
+    assert_eq!(rig.ask(0, 64, &[writes(DATA, 512)]), 1);
+    assert_eq!(rig.status(), 15);
+}
+
+#[test]
+fn an_image_that_cannot_be_written_fails_the_request() {
+    let fd = rustix::fs::memfd_create("image", MemfdFlags::ALLOW_SEALING).unwrap();
+    let file = File::from(fd);
+    file.set_len(4096).unwrap();
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let writable = rig(Path::new(&path), false);
+    rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE).unwrap();
+    writable.start();
+    assert_eq!(writable.ask(1, 0, &[reads(DATA, 512)]), 1);
+    assert_eq!(writable.status(), 15);
+
+    let file = image();
+    let only = rig(file.path(), true);
+    assert_eq!(only.offered() >> 5 & 1, 1, "the driver is told");
+    only.start();
+    assert_eq!(only.ask(1, 0, &[reads(DATA, 512)]), 1);
+    assert_eq!(only.ask(0, 9, &[writes(DATA, 512)]), 0);
+}
+
+#[test]
+fn every_page_that_the_device_wrote_is_noted_once() {
+    let file = image();
+    let rig = rig(file.path(), false);
+    rig.start();
+    let layout = Layout::new(vec![Span { start: 0, length: MEMORY as u64 }]).unwrap();
+    let mut noted = PageSet::empty(&layout);
+    rig.device.harvest_dirty(&mut noted).unwrap();
+    assert!(noted.is_empty(), "the driver's own writes are not the device's");
+    assert_eq!(rig.ask(0, 0, &[writes(DATA + 0xffe, 512)]), 0);
+    rig.device.harvest_dirty(&mut noted).unwrap();
+    let [_, _, used] = Rig::<Block>::rings(0);
+    let page = |address: u64, count| PageRange { first: address / 4096, count };
+    assert_eq!(noted.ranges().collect::<Vec<_>>(), [page(used, 1), page(DATA, 2), page(STATUS, 1)]);
+    noted.clear();
+    rig.device.harvest_dirty(&mut noted).unwrap();
+    assert!(noted.is_empty());
+}
+
+/// Waits until the device has answered so many requests.
+fn wait_for(rig: &Rig<Block>, count: usize) {
+    let (deadline, (_never, nothing)) = (Instant::now() + Duration::from_secs(20), never());
+    while rig.used(0).len() < count {
+        assert!(Instant::now() < deadline, "the device does not answer");
+        let _timeout = nothing.recv_timeout(Duration::from_millis(1));
+    }
+}
+
+fn never() -> (mpsc::Sender<()>, Receiver<()>) {
+    mpsc::channel()
+}
+
+#[test]
+fn a_guest_goes_on_with_its_disk_elsewhere_and_after_a_move_that_failed() {
+    let file = image();
+    let source = Rig::new(Block::new(open(file.path(), false), 3), memory());
+    let mut its_thread = Thread::start(Arc::clone(&source.device)).unwrap();
+    its_thread.resume().unwrap();
+    source.start();
+    source.ask_for(0, 9, &[writes(DATA, 512)]);
+    wait_for(&source, 1);
+    its_thread.quiesce().unwrap();
+    // The guest stands still here; this notification came just before.
+    source.fill(DATA, &[0; 512]);
+    source.ask_for(0, 10, &[writes(DATA, 512)]);
+    let Saved::Section(section) = its_thread.save().unwrap() else { panic!("nothing is saved") };
+    assert_eq!(source.used(0).len(), 1, "a quiet device does nothing");
+
+    let other = image();
+    let line = Arc::<Counted>::default();
+    let target = Device::new(
+        Block::new(open(other.path(), false), 3),
+        3,
+        source.memory.clone(),
+        Box::new(CountedLine(Arc::clone(&line))),
+    );
+    let target = Rig { device: Arc::new(target.unwrap()), memory: source.memory.clone(), line };
+    let mut target_thread = Thread::start(Arc::clone(&target.device)).unwrap();
+    target_thread.restore(&section).unwrap();
+    target_thread.resume().unwrap();
+    wait_for(&target, 2);
+    assert_eq!(target.bytes(DATA, 512), [10; 512]);
+    assert!(target.line.is_high());
+    assert_eq!(target.acknowledge(), 1);
+    target_thread.quiesce().unwrap();
+
+    // Back where it came from, as after a migration that failed: all memory is as it was.
+    let [_, _, used] = Rig::<Block>::rings(0);
+    source.memory.write_obj(1_u16, GuestAddress(used + 2)).unwrap();
+    source.fill(DATA, &[0; 512]);
+    its_thread.resume().unwrap();
+    wait_for(&source, 2);
+    assert_eq!(source.bytes(DATA, 512), [10; 512]);
+    assert_eq!(source.acknowledge(), 1);
+}
+
+#[test]
+fn another_disk_is_refused() {
+    let (file, other) = (image(), image());
+    let source = rig(file.path(), false);
+    source.start();
+    source.device.quiesce().unwrap();
+    let Saved::Section(section) = source.device.save().unwrap() else { panic!("nothing is saved") };
+    other.as_file().set_len(4096).unwrap();
+    let target = Rig::new(Block::new(open(other.path(), false), 3), memory());
+    let error = target.device.restore(&section).unwrap_err().to_string();
+    assert!(error.starts_with("the guest's disk has 128 sectors of 512 bytes, the image "), "{error}");
+    assert!(error.ends_with(" has 8"), "{error}");
+    let target = Rig::new(Block::new(open(file.path(), true), 3), memory());
+    target.device.restore(&section).unwrap();
+    assert_eq!(target.offered(), source.offered(), "the guest sees what it was offered at birth");
+}
