@@ -73,8 +73,8 @@ impl Artefact {
         let Some(text) = in_catalog else {
             return Ok((Self::read(path)?, Found { name, origin: Origin::File }));
         };
-        let artefact = Self::parse(text.as_bytes())
-            .map_err(|what| CliError::plain(format!("{name} of the catalogue {what}")))?;
+        let artefact =
+            Self::parse(&text).map_err(|what| CliError::plain(format!("{name} of the catalogue {what}")))?;
         Ok((artefact, Found { name, origin: Origin::Catalog }))
     }
 
@@ -120,30 +120,19 @@ impl Artefact {
         }
     }
 
-    /// The contract, where only one will do.
-    pub(crate) fn read_contract(path: &Path) -> Result<Contract, CliError> {
-        match Self::read(path)? {
-            Self::Contract(contract) => Ok(*contract),
-            Self::Profile(_) => Err(CliError::plain(format!(
-                "the file {} is a profile where a contract is needed",
-                path.display()
-            ))),
-        }
+    /// The contract for a guest that is to be born: of a file, or what a host of the catalogue offers.
+    pub(crate) fn find_contract(path: &Path, vcpus: u32) -> Result<Contract, CliError> {
+        let (artefact, _) = Self::find(path)?;
+        artefact.into_guest(vcpus)
     }
 
-    /// The contract of the guest that a file stands for: its own, or that of a guest with one vCPU and
+    /// The contract of the guest that a file stands for: its own, or that of a guest with so many vCPUs and
     /// all that a host offers.
-    pub(crate) fn into_guest(self) -> Result<Contract, CliError> {
+    pub(crate) fn into_guest(self, vcpus: u32) -> Result<Contract, CliError> {
         match self {
             Self::Contract(contract) => Ok(*contract),
             Self::Profile(profile) => {
-                let Profile::X86(profile) = *profile else {
-                    return Err(CliError::plain(format!(
-                        "a profile of {} stands for no guest: so far guests of x86-64 alone have contracts",
-                        profile.architecture()
-                    )));
-                };
-                let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: false } };
+                let request = BirthRequest { vcpus, features: Features::Offered(Vec::new()) };
                 Contract::birth(&profile, &request).map_err(|error| CliError::of(&error))
             }
         }

@@ -3,13 +3,16 @@
 //! They lie in `catalog/VENDOR/KERNEL/MODEL.json`, where `cargo xtask lab probe` puts them, and are named
 //! without the ending: `amd/6.12/EPYC`. `build.rs` makes the table.
 
-/// Names and texts, sorted by name.
-static PROFILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/catalog.rs"));
+use ferry_contract::MAX_FILE_BYTES;
+
+/// Names and texts, packed; sorted by name.
+static PROFILES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/catalog.rs"));
 
 /// The text of the profile of that name.
-pub(crate) fn find(name: &str) -> Option<&'static str> {
+pub(crate) fn find(name: &str) -> Option<Vec<u8>> {
     let at = PROFILES.binary_search_by_key(&name, |(name, _)| name).ok()?;
-    PROFILES.get(at).map(|(_, text)| *text)
+    let (_, packed) = PROFILES.get(at)?;
+    miniz_oxide::inflate::decompress_to_vec_with_limit(packed, MAX_FILE_BYTES).ok()
 }
 
 /// All names, sorted.
@@ -51,8 +54,8 @@ mod tests {
         assert!(names().count() > 20);
         for name in names() {
             let text = find(name).unwrap();
-            let profile = Profile::from_json(text.as_bytes()).unwrap();
-            let fields: serde_json::Value = serde_json::from_str(text).unwrap();
+            let profile = Profile::from_json(&text).unwrap();
+            let fields: serde_json::Value = serde_json::from_slice(&text).unwrap();
             assert_eq!(fields["taken_with"], format!("cargo xtask lab probe {name}"));
             // The kernel's series is in the name, its exact version inside.
             let series = name.split('/').nth(1).unwrap();
@@ -63,9 +66,8 @@ mod tests {
             };
             let known = [("AuthenticAMD", "amd/"), ("GenuineIntel", "intel/"), ("arm64", "arm64/")];
             assert!(known.iter().any(|(known, at)| *known == vendor && name.starts_with(at)), "{name}");
-            // The file is as `ferry probe` would have written it.
-            let file = format!("{}/catalog/{name}.json", env!("CARGO_MANIFEST_DIR"));
-            assert!(std::fs::read_to_string(file).unwrap() == profile.to_json(), "{name}");
+            // It is as `ferry probe` would have written it.
+            assert!(text == profile.to_json().as_bytes(), "{name}");
         }
         assert_eq!(find("amd/6.12"), None);
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ferry_vmm::Level;
+use ferry_vmm::{GuestTime, Level};
 use serde_json::Value;
 
 use crate::cli::{Format, GuestArgs};
@@ -28,6 +28,7 @@ pub(crate) struct Wish {
     pub(crate) downtime_limit: Duration,
     pub(crate) verify: bool,
     pub(crate) lanes: u8,
+    pub(crate) guest_time: GuestTime,
 }
 
 /// The guest's own word after a move.
@@ -185,7 +186,9 @@ impl Process {
             timeout_ms: 600_000.0,
             verify: wish.verify,
             lanes: wish.lanes,
+            copy_storage: false,
             bandwidth_limit_bytes_per_second: None,
+            guest_time: wish.guest_time.to_string(),
             wait: true,
         };
         match self.client.ask(&request)? {

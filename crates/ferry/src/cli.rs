@@ -9,17 +9,25 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ferry_migrate::Address;
 use ferry_migrate::oneway::Place;
 use ferry_protocol::GuestId;
-use ferry_vmm::{Backend, DirtyKind, GuestConfig, HugePages, Level, Payload};
+use ferry_vmm::{
+    Backend, DEFAULT_COMMAND_LINE, DirtyKind, GuestConfig, GuestTime, HugePages, Level, Payload,
+};
 
 use crate::size::{Millis, Seconds, Size};
 
 mod bench;
+mod devices;
 mod importing;
+mod looking;
 mod settling;
+mod timing;
 
 pub(crate) use bench::{Bench, BenchArgs, BenchJournalArgs, BenchPrecopyArgs, Peer};
+pub(crate) use devices::{DeviceArgs, PlaceArgs, absolute};
 pub(crate) use importing::{ImportArgs, ImportFormat};
+pub(crate) use looking::{CheckArgs, InspectArgs, ProbeArgs, StatusArgs};
 pub(crate) use settling::{RecoverArgs, StateArgs};
+pub(crate) use timing::TimeArgs;
 
 /// Moves running KVM guests between hosts that are not alike.
 #[derive(Debug, Parser)]
@@ -86,14 +94,14 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,
     /// What it does: idle (waits), churn (writes its working set again and again), clock (time never goes
-    /// back nor leaps), features (CPUID shows what it showed at birth), exercise (uses an instruction of
-    /// every feature), msrs (RDMSR gives what it gave at birth), ticks (counts interrupts); or a file, an ELF64 executable or a flat binary.
+    /// back nor leaps), features (CPUID, on arm64 the identification registers, show what they showed at birth), exercise (x86-64:
+    /// uses an instruction of every feature), msrs (x86-64: RDMSR gives what it gave at birth), ticks (counts interrupts); or a file, an ELF64 executable or a flat binary.
     #[arg(long, value_name = "NAME|FILE", default_value = "churn")]
     pub(crate) payload: PayloadName,
     /// The largest step of time that clock allows.
     #[arg(long, value_name = "MS", default_value = "5000")]
     pub(crate) jump_limit: Millis,
-    /// The privilege level at which a file's program begins: 0 or 3.
+    /// The privilege level at which a file's program begins on x86-64: 0 or 3; on arm64 it is EL1.
     #[arg(long, value_name = "0|3", default_value = "3", value_parser = level)]
     pub(crate) image_level: Level,
     /// Bytes that churn writes each second.
@@ -204,12 +212,31 @@ impl GuestArgs {
     }
 }
 
+/// A Linux kernel instead of a payload.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct KernelArgs {
+    /// Boot this Linux kernel: on x86-64 a bzImage or a `vmlinux` with a PVH entry, on arm64 an uncompressed `Image`.
+    /// It is read again when the guest restarts. Needs KVM.
+    #[arg(long, value_name = "FILE", conflicts_with = "payload")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The kernel's initramfs.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initramfs: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = DEFAULT_COMMAND_LINE)]
+    pub(crate) cmdline: String,
+}
+
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct SerialArgs {
     /// Append what the guest writes to its serial port to this file; - is standard output. By
     /// default it goes nowhere.
     #[arg(long, value_name = "FILE|-")]
     pub(crate) serial: Option<PathBuf>,
+    /// Make this terminal the guest's serial console: what is typed goes to it. Ctrl-A x ends the guest, Ctrl-A
+    /// Ctrl-A types Ctrl-A.
+    #[arg(long)]
+    pub(crate) console: bool,
 }
 
 /// Hooks of tests and benchmarks; they change nothing of the protocol.
@@ -254,21 +281,29 @@ pub(crate) struct DemoArgs {
     /// Pause the guest when the rest is predicted to take at most this long.
     #[arg(long, value_name = "MS", default_value = "30")]
     pub(crate) downtime_limit: Millis,
+    #[command(flatten)]
+    pub(crate) time: TimeArgs,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ferry run --id web-1 --memory 1G
-  ferry run --payload idle --backend sim")]
+  ferry run --payload idle --backend sim
+  ferry run --id deb-1 --kernel /boot/vmlinuz --initramfs /boot/initrd.img --serial -")]
 pub(crate) struct RunArgs {
     /// The guest's name; by default one is made up.
     #[arg(long)]
     pub(crate) id: Option<GuestId>,
-    /// What it may see of its processors: a contract; by default all that this host offers. Needs KVM.
+    /// What it may see of its processors: a contract, or a profile or a host of the catalogue for all that that
+    /// host offers; by default all that this host offers. Needs KVM.
     #[arg(long, value_name = "FILE")]
     pub(crate) contract: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) guest: GuestArgs,
+    #[command(flatten)]
+    pub(crate) kernel: KernelArgs,
+    #[command(flatten)]
+    pub(crate) devices: DeviceArgs,
     /// A lock file that only one host may hold for the guest, on storage that the hosts share; made
     /// if it is not there. Give it once for each lock: the target takes them before the guest moves.
     #[arg(long, value_name = "FILE")]
@@ -316,6 +351,11 @@ pub(crate) struct ReceiveArgs {
     pub(crate) huge_pages: HugePages,
     #[command(flatten)]
     pub(crate) dirty: DirtyArgs,
+    /// What its clocks do about the pause, whatever `ferry migrate` was told: stops or catches-up.
+    #[arg(long, value_name = "stops|catches-up")]
+    pub(crate) guest_time: Option<GuestTime>,
+    #[command(flatten)]
+    pub(crate) places: PlaceArgs,
     #[command(flatten)]
     pub(crate) serial: SerialArgs,
     #[command(flatten)]
@@ -328,6 +368,8 @@ pub(crate) struct ReceiveArgs {
 #[command(after_help = "Examples:
   ferry migrate web-1 --to 127.0.0.1:7000 --wait      to where `ferry receive` waits
   ferry migrate web-1 --to unix:/run/b.sock --lanes 4
+  ferry migrate web-1 --to 127.0.0.1:7000 --copy-storage
+                                                      with its disks, which the other host does not see
   ferry migrate web-1 --to file:/backup/web-1.ferry --wait
                                                       into a file; the guest ends here
   ferry migrate web-1 --to fd:4 --wait 4>&1 >report | ssh b ferry receive --from fd:0
@@ -357,55 +399,14 @@ pub(crate) struct MigrateArgs {
     /// How many connections carry pages, 1 to 16.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(crate) lanes: u8,
+    #[command(flatten)]
+    pub(crate) time: TimeArgs,
+    /// Send the images of the guest's disks, too; without it the target must find them on storage that both hosts see.
+    #[arg(long)]
+    pub(crate) copy_storage: bool,
     /// Stay until it is over; show progress and the report.
     #[arg(long)]
     pub(crate) wait: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ProbeArgs {
-    /// Write the profile to this file, as JSON.
-    #[arg(short = 'o', value_name = "FILE")]
-    pub(crate) file: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  ferry check web-1 host-b.json
-  ferry check amd/5.10/EPYC amd/6.12/EPYC-Rome        hosts of the catalogue
-  ferry check --list
-
-A file goes before a name of the catalogue.")]
-pub(crate) struct CheckArgs {
-    /// A file with a contract, or with a profile (then a guest with all that host offers), a host of the
-    /// catalogue (the same), or the name of a guest that runs here.
-    #[arg(required_unless_present = "list")]
-    pub(crate) guest: Option<String>,
-    /// The profile of the host to which it would be moved, made there with `ferry probe -o FILE`, or a host
-    /// of the catalogue.
-    #[arg(required_unless_present = "list")]
-    pub(crate) target: Option<PathBuf>,
-    /// Print the names of the catalogue.
-    #[arg(long, conflicts_with_all = ["guest", "target"])]
-    pub(crate) list: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  ferry status
-  ferry status web-1 --output json")]
-pub(crate) struct StatusArgs {
-    /// The guest's name; all guests, if none is given.
-    pub(crate) id: Option<GuestId>,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  ferry inspect web-1.ferry
-  ferry inspect web-1.ferry --output json | jq .custody")]
-pub(crate) struct InspectArgs {
-    /// The file, or the name of a profile of the catalogue.
-    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -204,6 +204,8 @@ pub(crate) struct MigrationReport {
     pub(crate) rounds: u32,
     pub(crate) data_bytes: u64,
     pub(crate) zero_bytes: u64,
+    /// Bytes of the images of disks that were to move with the guest; the figures beside this count them as memory.
+    pub(crate) disk_bytes: u64,
     /// Never written before the move, and so neither read nor sent.
     pub(crate) untouched_bytes: u64,
     pub(crate) throughput_bytes_per_second: u64,
@@ -298,6 +300,7 @@ impl MigrationReport {
             rounds: report.rounds,
             data_bytes: report.data_bytes,
             zero_bytes: report.zero_bytes,
+            disk_bytes: 0,
             untouched_bytes: report.untouched_bytes,
             throughput_bytes_per_second: report.throughput_bytes_per_second,
             cpu_ms: millis(report.cpu),

@@ -16,6 +16,7 @@ mod output;
 mod progress;
 mod size;
 mod spread;
+mod terminal;
 mod verbs;
 
 use std::process::ExitCode;

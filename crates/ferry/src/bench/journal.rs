@@ -4,6 +4,7 @@
 //! that forget, so that both see the same machine. Beside the difference, which the noise of the moves
 //! may hide, stands what both sides waited for the journal, as they measured it themselves.
 
+use ferry_vmm::GuestTime;
 use serde_json::{Value, json};
 
 use crate::children::{Process, Wish};
@@ -70,7 +71,8 @@ pub(crate) fn journal(args: &BenchJournalArgs, format: Format) -> Result<u8, Cli
     let guest = &args.guest;
     let mut with = Lane::new("journal", guest, backend, vec![&on_disk])?;
     let mut without = Lane::new("forget", guest, backend, vec!["--volatile-journal"])?;
-    let how = Wish { downtime_limit: args.downtime_limit.0, verify: false, lanes: 1 };
+    let how =
+        Wish { downtime_limit: args.downtime_limit.0, verify: false, lanes: 1, guest_time: GuestTime::Stops };
     for number in 0..args.moves {
         // Neither is always the first after the other.
         let (first, second) =

@@ -3,6 +3,7 @@
 //! Pairs of raw loop and migration are interleaved, so that both see the same machine; each pair gives a
 //! ratio, and the median of these is the figure.
 
+use ferry_vmm::GuestTime;
 use indicatif::{HumanBytes, HumanDuration};
 use serde_json::{Value, json};
 
@@ -55,7 +56,12 @@ pub(crate) fn precopy(args: &BenchPrecopyArgs, format: Format) -> Result<u8, Cli
     let mut source = Process::run("bench", &guest, backend, &["--fill-random"])?;
     source.await_work()?;
     let memcpy: Vec<_> = (0..3).map(|_| memory.memcpy()).collect();
-    let wish = Wish { downtime_limit: args.downtime_limit.0, verify: false, lanes: args.lanes };
+    let wish = Wish {
+        downtime_limit: args.downtime_limit.0,
+        verify: false,
+        lanes: args.lanes,
+        guest_time: GuestTime::Stops,
+    };
     let mut pairs = Vec::new();
     for number in 1..=args.pairs {
         let raw = memory.moved(usize::from(args.lanes)).map_err(|error| CliError::of(&error))?;

@@ -12,16 +12,18 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use ferry_contract::Contract;
 use ferry_migrate::journal::Journal;
 use ferry_migrate::{Answering, Canceller, Custody, Decider, Machine};
-use ferry_protocol::{Cause, Epoch, GuestId, MachineDescription, PersonsChoice, SourceOutcome};
-use ferry_vmm::{AnyGuest, CheckReport, DirtyKind, Guest, GuestReport};
+use ferry_protocol::{Epoch, GuestId, MachineDescription, PersonsChoice, SourceOutcome};
+use ferry_vmm::{AnyBuilder, AnyGuest, CheckReport, DirtyKind, Guest, GuestReport, SerialPort};
 
 use super::Reply;
 use super::deciding::{self, Doubt};
+use super::looking;
 use super::observer::MoveObserver;
 use super::planning::Planned;
 use crate::cli::TestArgs;
-use crate::error::{CliError, Kind};
+use crate::error::CliError;
 use crate::form::{ArrivalForm, DoubtForm, MigrationReport, State, Status};
+use crate::terminal::Raw;
 
 /// How long a guest may take to verify all its pages.
 const CHECK: Duration = Duration::from_secs(120);
@@ -62,6 +64,10 @@ pub(crate) struct Listener {
 pub(crate) struct Shared {
     facts: Mutex<Facts>,
     pub(super) guest: Mutex<Option<AnyGuest>>,
+    /// That of the guest, for what is typed.
+    serial: Mutex<Option<SerialPort>>,
+    /// The terminal, while it is the guest's console.
+    terminal: Mutex<Option<Raw>>,
     /// Who wants to hear of the migration under way; and the handle that ends it.
     audience: Mutex<Audience>,
     /// Whether the process stopped itself already, where a test wanted it.
@@ -96,6 +102,8 @@ pub(super) struct Facts {
     /// The highest epoch that this process used or offered.
     pub(super) highest: Epoch,
     pub(super) machine: Option<MachineDescription>,
+    /// How many disks the guest has.
+    pub(super) disks: usize,
     dirty: Option<DirtyKind>,
     report: Option<GuestReport>,
     listen: Option<String>,
@@ -120,6 +128,7 @@ impl Shared {
             doubt: None,
             highest: Epoch::BIRTH,
             machine: None,
+            disks: 0,
             dirty: None,
             report: None,
             listen: None,
@@ -129,6 +138,8 @@ impl Shared {
         Arc::new(Self {
             facts: Mutex::new(facts),
             guest: Mutex::new(None),
+            serial: Mutex::new(None),
+            terminal: Mutex::new(None),
             audience: Mutex::default(),
             has_stopped: AtomicBool::new(false),
             jobs,
@@ -144,6 +155,8 @@ impl Shared {
     /// The guest runs here from now on.
     pub(crate) fn adopt(&self, guest: AnyGuest, id: &GuestId, epoch: Epoch) {
         let (machine, report, dirty) = (guest.description(), guest.report(), guest.dirty_kind());
+        let disks = guest.disk_images().len();
+        self.has_serial(&guest);
         *self.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(guest);
         let mut facts = self.facts();
         facts.id = Some(id.clone());
@@ -152,8 +165,30 @@ impl Shared {
         facts.epoch = Some(epoch);
         facts.highest = facts.highest.max(epoch);
         facts.machine = Some(machine);
+        facts.disks = disks;
         facts.dirty = dirty;
         facts.report = Some(report);
+    }
+
+    /// What is typed goes to this guest from now on.
+    pub(super) fn has_serial(&self, guest: &AnyGuest) {
+        *self.serial.lock().unwrap_or_else(PoisonError::into_inner) = guest.serial().cloned();
+    }
+
+    /// Gives input to the guest's serial port; how many bytes it took.
+    pub(crate) fn type_in(&self, input: &[u8]) -> usize {
+        let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        serial.as_ref().map_or(0, |port| port.send(input))
+    }
+
+    /// Keeps the terminal until the end, which puts it back.
+    pub(crate) fn has_terminal(&self, raw: Option<Raw>) {
+        *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = raw;
+    }
+
+    /// Whether the guest runs here, and no migration is under way.
+    pub(super) fn is_running(&self) -> bool {
+        self.where_it_is().0 == State::Running
     }
 
     pub(crate) fn listens(&self, address: String) {
@@ -324,16 +359,26 @@ impl Shared {
 pub(crate) enum End {
     /// The guest was moved away.
     Moved(Box<MigrationReport>),
+    /// The guest switched itself off.
+    Off,
     /// A client or a signal asked for it.
     Stopped,
 }
 
-/// Serves the guest until it is moved away or ended.
+/// Serves the guest until it is moved away or ended. The builder makes it a new machine when it restarts.
 pub(crate) fn serve(
     shared: &Shared,
     jobs: &Receiver<Job>,
+    builder: &mut AnyBuilder,
     answering: Option<Answering>,
 ) -> Result<End, CliError> {
+    let end = attend(shared, jobs, builder);
+    shared.has_terminal(None);
+    drop(answering);
+    end
+}
+
+fn attend(shared: &Shared, jobs: &Receiver<Job>, builder: &mut AnyBuilder) -> Result<End, CliError> {
     // A guest that could not be resumed keeps its custody here; without it nothing could run it.
     let mut held: Option<Custody> = None;
     let mut doubt: Option<Doubt> = None;
@@ -365,11 +410,15 @@ pub(crate) fn serve(
                 await_clients(&[heard]);
                 break End::Stopped;
             }
-            Err(RecvTimeoutError::Timeout) => look_after(shared)?,
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(end) = looking::look_after(shared, builder)? {
+                    break end;
+                }
+            }
             Err(RecvTimeoutError::Disconnected) => break End::Stopped,
         }
     };
-    drop((held, answering));
+    drop(held);
     Ok(end)
 }
 
@@ -392,20 +441,6 @@ fn has_custody(state: State, phase: Option<&'static str>) -> bool {
     }
 }
 
-/// Notices a guest that ended by itself.
-fn look_after(shared: &Shared) -> Result<(), CliError> {
-    let status = shared.status();
-    match (status.state, status.stopped) {
-        (State::Running, Some(why)) => {
-            shared.note_end();
-            shared.enter(State::Ended, None);
-            let id = status.id.unwrap_or_default();
-            Err(CliError::plain(format!("the guest `{id}` ended by itself: {why}")))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// What a migration left.
 struct Over {
     report: MigrationReport,
@@ -418,8 +453,9 @@ struct Over {
 /// Moves the guest; nothing happens without one.
 fn migrate(shared: &Shared, wanted: Move) -> Option<Over> {
     let mut seat = shared.guest.lock().unwrap_or_else(PoisonError::into_inner);
-    let Planned { migration, of, id, epoch, verify, to } = wanted.planned;
+    let Planned { migration, of, id, epoch, verify, copies_storage, to, guest_time } = wanted.planned;
     let guest = seat.as_mut()?;
+    guest.set_guest_time(guest_time);
     let started = wanted.client.replies.clone();
     let decider = migration.decider();
     // Whoever hears that it started can watch and cancel it.
@@ -434,7 +470,10 @@ fn migrate(shared: &Shared, wanted: Move) -> Option<Over> {
     drop(started);
     let (report, custody) = migration.run(guest, &MoveObserver::new(shared));
     let who = (id.as_str(), shared.facts().backend, guest.dirty_kind());
-    let form = MigrationReport::new(who, &to, verify, &report);
+    let mut form = MigrationReport::new(who, &to, verify, &report);
+    if copies_storage {
+        form.disk_bytes = guest.disk_images().iter().map(|image| image.bytes()).sum();
+    }
     let state = match &report.outcome {
         SourceOutcome::Moved { .. } | SourceOutcome::Abandoned { .. } => State::Moved,
         SourceOutcome::Kept { .. } => State::Running,
@@ -455,24 +494,4 @@ fn migrate(shared: &Shared, wanted: Move) -> Option<Over> {
     let heard = told.collect();
     let doubt = (state == State::Ambiguous).then(|| Doubt { of, guest: id, to, decider });
     Some(Over { report: form, custody, doubt, heard })
-}
-
-/// The error that a report is for whoever waited for it.
-pub(crate) fn error_of(report: &MigrationReport) -> CliError {
-    let reason = report.reason.clone().unwrap_or_default();
-    if report.outcome == "doubtful" {
-        let message = format!("who may run the guest `{}` is not known: {reason}", report.id);
-        return CliError::new(Kind::Ambiguous, message);
-    }
-    let guest = match report.outcome.as_str() {
-        "held" => "is paused on this host",
-        _ => "still runs on this host",
-    };
-    let message = format!("the guest `{}` was not moved to {} and {guest}: {reason}", report.id, report.to);
-    CliError { kind: Kind::of_status(report.exit_status), message, findings: report.findings.clone() }
-}
-
-/// The cause that a session without a guest gives; kept here so that its words stay together.
-pub(crate) fn session_failed(cause: &Cause) -> String {
-    format!("a guest was offered and not taken: {cause}; still waiting")
 }

@@ -7,6 +7,7 @@
 pub(crate) mod client;
 mod deciding;
 pub(crate) mod host;
+mod looking;
 pub(crate) mod observer;
 pub(crate) mod passing;
 mod planning;
@@ -15,6 +16,7 @@ pub(crate) mod server;
 
 use ferry_contract::Contract;
 use ferry_protocol::journal::Choice;
+use ferry_vmm::GuestTime;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Kind};
@@ -43,9 +45,15 @@ pub(crate) enum Request {
         /// How many connections carry pages, 1 to 16.
         #[serde(default = "one_lane")]
         lanes: u8,
+        /// Send the images of the guest's disks, too.
+        #[serde(default)]
+        copy_storage: bool,
         /// How many bytes of pages live rounds may send a second; no bound without it.
         #[serde(default)]
         bandwidth_limit_bytes_per_second: Option<u64>,
+        /// What the guest's clocks do about the pause: `stops` or `catches-up`.
+        #[serde(default = "stops")]
+        guest_time: String,
         /// Stay for progress and report.
         #[serde(default)]
         wait: bool,
@@ -99,6 +107,10 @@ impl From<ChoiceForm> for Choice {
             ChoiceForm::Abandon => Self::Abandon,
         }
     }
+}
+
+fn stops() -> String {
+    GuestTime::Stops.to_string()
 }
 
 fn one_lane() -> u8 {
@@ -181,7 +193,9 @@ mod tests {
             timeout_ms: 600_000.0,
             verify: false,
             lanes: 1,
+            copy_storage: false,
             bandwidth_limit_bytes_per_second: None,
+            guest_time: "stops".into(),
             wait: false,
         };
         assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);

@@ -8,7 +8,7 @@ use ferry_migrate::{Observer, Progress, Word};
 use ferry_protocol::{SourcePhase, TargetOutcome, TargetPhase};
 
 use super::Reply;
-use super::host::{Shared, session_failed};
+use super::host::Shared;
 use crate::form::{ProgressForm, State};
 use crate::output;
 
@@ -91,7 +91,7 @@ impl Observer for ArrivalObserver<'_> {
 
     fn target_finished(&self, outcome: &TargetOutcome) {
         if let TargetOutcome::NotTaken { cause, .. } = outcome {
-            output::note(&format!("ferry: {}", session_failed(cause)));
+            output::note(&format!("ferry: a guest was offered and not taken: {cause}; still waiting"));
         }
     }
 }

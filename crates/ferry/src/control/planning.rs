@@ -7,7 +7,7 @@ use ferry_migrate::Migration;
 use ferry_migrate::oneway::{Place, PlaceError};
 use ferry_protocol::message::{MAX_LANES, OfEpoch};
 use ferry_protocol::{Epoch, GuestId, SessionId, SourceConfig};
-use ferry_vmm::fresh_seed;
+use ferry_vmm::{GuestTime, GuestTimeError, fresh_seed};
 
 use super::Request;
 use super::host::Shared;
@@ -24,7 +24,9 @@ pub(crate) struct Planned {
     pub(super) id: GuestId,
     pub(super) epoch: Epoch,
     pub(super) verify: bool,
+    pub(super) copies_storage: bool,
     pub(super) to: String,
+    pub(super) guest_time: GuestTime,
 }
 
 impl Shared {
@@ -36,12 +38,16 @@ impl Shared {
             timeout_ms,
             verify,
             lanes,
+            copy_storage,
             bandwidth_limit_bytes_per_second: bandwidth,
+            guest_time,
             ..
         } = request
         else {
             return Err(CliError::usage("that is no migration"));
         };
+        let guest_time =
+            guest_time.parse().map_err(|error: GuestTimeError| CliError::usage(error.to_string()))?;
         let place: Place = to.parse().map_err(|error: PlaceError| CliError::usage(error.to_string()))?;
         if !(1..=MAX_LANES).contains(lanes) {
             return Err(CliError::usage(format!("{lanes} lanes are not to be had: give 1 to {MAX_LANES}")));
@@ -61,6 +67,9 @@ impl Shared {
                 "no guest that could be moved runs here: this process is `{state}`"
             )));
         };
+        if *copy_storage && facts.disks == 0 {
+            return Err(CliError::usage(format!("the guest `{id}` has no disk whose image could be copied")));
+        }
         facts.highest = facts.highest.next();
         facts.state = State::Migrating;
         let mut config = SourceConfig::new(id.clone(), SessionId(fresh_seed()), facts.highest, machine);
@@ -72,13 +81,16 @@ impl Shared {
         config.timeouts.total = total;
         let (epoch, verify) = (config.epoch, config.verify);
         let of = OfEpoch { session: config.session, epoch };
+        let migration = route.migration(config, Arc::clone(&self.journal));
         Ok(Planned {
-            migration: route.migration(config, Arc::clone(&self.journal)),
+            migration: if *copy_storage { migration.with_disks() } else { migration },
             of,
             id,
             epoch,
             verify,
+            copies_storage: *copy_storage,
             to: to.clone(),
+            guest_time,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ferry_contract::{Contract, FindingKind, Register, Verdict, compare};
+use ferry_contract::{Arm64Contract, Contract, FindingKind, Register, Verdict, X86Contract, compare};
 use serde_json::json;
 
 use super::probe::summary;
@@ -51,7 +51,7 @@ fn find_guest(name: &str) -> Result<(Contract, Found), CliError> {
     // The name of a guest has no slash.
     if path.exists() || name.contains('/') {
         let (artefact, found) = Artefact::find(path)?;
-        return Ok((artefact.into_guest()?, found));
+        return Ok((artefact.into_guest(1)?, found));
     }
     let (mut client, _) = client::find(name).map_err(|error| {
         CliError::new(error.kind, format!("{}; there is no file of that name either", error.message))
@@ -93,6 +93,30 @@ pub(crate) fn show(artefact: &Artefact, format: Format) {
 }
 
 fn describe(contract: &Contract) -> Vec<String> {
+    match contract {
+        Contract::X86(contract) => describe_x86(contract),
+        Contract::Arm64(contract) => describe_arm64(contract),
+    }
+}
+
+fn describe_arm64(contract: &Arm64Contract) -> Vec<String> {
+    let features: Vec<&str> = contract.features.iter().map(|feature| feature.name()).collect();
+    let gic = contract.gic_version.map_or_else(|| "none in the kernel".to_owned(), |it| format!("GICv{it}"));
+    let counter =
+        contract.counter_frequency_hz.map_or_else(|| "not known".to_owned(), |it| format!("{it} Hz"));
+    let mut lines = vec![
+        format!("{:<13}{}, {} vCPUs", "machine", contract.kind, contract.vcpus),
+        format!("{:<13}{}", "features", features.join(" ")),
+        format!("{:<13}{} bits physical", "addresses", contract.ipa_bits),
+        format!("{:<13}{gic}", "interrupts"),
+        format!("{:<13}{counter}", "counter"),
+        format!("{:<13}{}", "registers", contract.registers.len()),
+    ];
+    lines.extend(contract.registers.iter().map(|(id, value)| format!("  {id} {value}")));
+    lines
+}
+
+fn describe_x86(contract: &X86Contract) -> Vec<String> {
     let seen = match contract.kvm_cpuid {
         None => "as KVM is told",
         Some(_) => "as its host shows it, whatever KVM is told",

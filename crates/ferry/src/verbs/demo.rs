@@ -19,7 +19,12 @@ pub(crate) fn demo(args: &DemoArgs, format: Format) -> Result<u8, CliError> {
     let backend = choose(args.guest.backend)?.name();
     let mut source = Process::run("demo", &args.guest, backend, &[])?;
     say(format, &format!("guest       {} starts on {backend}, process {}", source.id, source.child.id()));
-    let wish = Wish { downtime_limit: args.downtime_limit.0, verify: args.verify, lanes: args.lanes };
+    let wish = Wish {
+        downtime_limit: args.downtime_limit.0,
+        verify: args.verify,
+        lanes: args.lanes,
+        guest_time: args.time.guest_time,
+    };
     let before = source.await_work()?;
     let mut moves = Vec::new();
     for number in 1..=args.moves {

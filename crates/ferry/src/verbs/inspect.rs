@@ -60,6 +60,9 @@ fn document(found: &Survey) -> Value {
             "regions": offer.machine.regions.iter().map(|region| json!({
                 "start": format!("{:#x}", region.start), "length_bytes": region.length,
             })).collect::<Vec<_>>(),
+            "disks": offer.machine.disks.iter().map(|disk| json!({
+                "disk": disk.disk, "bytes": disk.bytes, "allocated_bytes": disk.allocated_bytes,
+            })).collect::<Vec<_>>(),
         })),
         "rounds": found.rounds,
         "data_pages": found.data_pages,
@@ -111,6 +114,10 @@ fn lines(path: &Path, found: &Survey) -> Vec<String> {
         let machine = &offer.machine;
         let memory = HumanBytes(machine.memory_bytes());
         lines.push(format!("machine     {}, {} vCPUs, {memory}", machine.kind, machine.vcpus));
+        for disk in &machine.disks {
+            let (bytes, held) = (HumanBytes(disk.bytes), HumanBytes(disk.allocated_bytes));
+            lines.push(format!("disk        {} of {bytes}, which took up {held}", disk.disk));
+        }
     }
     let (data, zeros) = (found.data_pages.saturating_mul(4096), found.zero_pages.saturating_mul(4096));
     let (data, zeros) = (HumanBytes(data), HumanBytes(zeros));

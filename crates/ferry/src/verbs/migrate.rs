@@ -9,7 +9,6 @@ use indicatif::HumanBytes;
 
 use crate::cli::{Format, MigrateArgs};
 use crate::control::client::{Client, all, find};
-use crate::control::host::error_of;
 use crate::control::{Reply, Request};
 use crate::error::{CliError, Kind};
 use crate::form::{MigrationReport, State};
@@ -35,7 +34,9 @@ pub(crate) fn migrate(args: &MigrateArgs, format: Format) -> Result<u8, CliError
         timeout_ms: args.timeout.0.as_secs_f64() * 1e3,
         verify: args.verify,
         lanes: args.lanes,
+        copy_storage: args.copy_storage,
         bandwidth_limit_bytes_per_second: args.max_bandwidth.map(|size| size.0),
+        guest_time: args.time.guest_time.to_string(),
         wait: args.wait,
     };
     let started = match fd {
@@ -89,6 +90,21 @@ pub(crate) fn follow(client: &mut Client, format: Format) -> Result<u8, CliError
     let verified = verified_here(&report);
     say_report(&report, verified, format);
     if report.exit_status == 0 { Ok(0) } else { Err(error_of(&report)) }
+}
+
+/// The error that a report is for whoever waited for it.
+fn error_of(report: &MigrationReport) -> CliError {
+    let reason = report.reason.clone().unwrap_or_default();
+    if report.outcome == "doubtful" {
+        let message = format!("who may run the guest `{}` is not known: {reason}", report.id);
+        return CliError::new(Kind::Ambiguous, message);
+    }
+    let guest = match report.outcome.as_str() {
+        "held" => "is paused on this host",
+        _ => "still runs on this host",
+    };
+    let message = format!("the guest `{}` was not moved to {} and {guest}: {reason}", report.id, report.to);
+    CliError { kind: Kind::of_status(report.exit_status), message, findings: report.findings.clone() }
 }
 
 /// Waits for the end of a migration, showing progress.
@@ -186,6 +202,12 @@ pub(crate) fn lines(report: &MigrationReport, verified: Option<bool>) -> Vec<Str
             HumanBytes(report.untouched_bytes)
         ),
     ];
+    if report.disk_bytes > 0 {
+        lines.push(format!(
+            "disks       {} of images moved with the guest, and count as memory above",
+            HumanBytes(report.disk_bytes)
+        ));
+    }
     lines.extend(report.dirty_source.as_ref().map(|source| format!("tracking    by KVM's dirty {source}")));
     if report.hashes_equal == Some(true) {
         lines.push("hashes      equal: all memory, on both sides, while the guest was paused".into());

@@ -13,6 +13,7 @@ pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod watch;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -20,13 +21,14 @@ use std::sync::Arc;
 use ferry_migrate::RunWatch;
 use ferry_migrate::journal::{Journal, Life, OpenKind, StateFolder, Volatile};
 use ferry_protocol::{Epoch, GuestId, InstanceId};
-use ferry_vmm::{Backend, Chosen, RunLog, fresh_seed};
+use ferry_vmm::{AnyBuilder, Backend, Chosen, DirtyKind, HugePages, RunLog, fresh_seed};
 
 use crate::cli::{Format, SerialArgs, StateArgs, TestArgs};
-use crate::control::host::End;
+use crate::control::host::{End, Shared};
 use crate::error::CliError;
 use crate::folder;
 use crate::output;
+use crate::terminal::{self, Raw};
 
 /// Decides the backend; a fall-back is said in one line with its reason.
 pub(crate) fn choose(backend: Backend) -> Result<Chosen, CliError> {
@@ -97,26 +99,61 @@ fn birth(folder: &StateFolder, id: &GuestId, unheard: bool) -> Result<Epoch, Cli
     Ok(lives.highest(id).map_or(Epoch::BIRTH, Epoch::next))
 }
 
-/// Where the guest's serial port writes to, if anywhere.
-fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<Option<Arc<File>>, CliError> {
-    let Some(path) = &args.serial else { return Ok(None) };
+/// Where the guest's serial port writes to.
+fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<Vec<Arc<File>>, CliError> {
+    if args.serial.is_none() && !args.console {
+        return Ok(Vec::new());
+    }
     if let Chosen::Sim { .. } = chosen {
         return Err(CliError::plain(
-            "a guest in the simulated machine has no serial port: leave --serial out, or use --backend kvm",
+            "a guest in the simulated machine has no serial port: leave --serial and --console out, or use --backend kvm",
         ));
     }
-    let is_stdout = path.as_os_str() == "-";
-    if is_stdout && format == Format::Json {
-        return Err(CliError::usage("--serial - would mix the guest's output with the JSON: name a file"));
+    let file = args.serial.as_deref().filter(|path| path.as_os_str() != "-");
+    let to_stdout = args.console || args.serial.as_deref() != file;
+    if to_stdout && format == Format::Json {
+        let text = "--serial - and --console would mix the guest's output with the JSON: name a file";
+        return Err(CliError::usage(text));
     }
-    let opened = if is_stdout {
-        std::io::stdout().as_fd().try_clone_to_owned().map(File::from)
-    } else {
-        File::options().create(true).append(true).open(path)
+    let failed = |name: &dyn Display, error: &dyn Display| {
+        CliError::plain(format!("the serial port's output {name} cannot be opened: {error}"))
     };
-    opened.map(|file| Some(Arc::new(file))).map_err(|error| {
-        CliError::plain(format!("the serial port's output {} cannot be opened: {error}", path.display()))
-    })
+    let mut outputs = Vec::new();
+    if to_stdout {
+        let stdout = std::io::stdout().as_fd().try_clone_to_owned();
+        outputs.push(Arc::new(File::from(stdout.map_err(|error| failed(&"-", &error))?)));
+    }
+    if let Some(path) = file {
+        let opened = File::options().create(true).append(true).open(path);
+        outputs.push(Arc::new(opened.map_err(|error| failed(&path.display(), &error))?));
+    }
+    Ok(outputs)
+}
+
+/// Makes this terminal the guest's console, if it is to be.
+fn attach(args: &SerialArgs, shared: &Arc<Shared>) -> Result<(), CliError> {
+    if !args.console {
+        return Ok(());
+    }
+    let raw = Raw::enter()?;
+    let is_terminal = raw.is_some();
+    shared.has_terminal(raw);
+    terminal::pass_on(shared, is_terminal)
+}
+
+/// What makes the guest's machine here, now or when it restarts.
+fn builder(
+    chosen: &Chosen,
+    watch: Option<Arc<dyn RunWatch>>,
+    huge_pages: HugePages,
+    dirty: DirtyKind,
+    serial: Vec<Arc<File>>,
+) -> Result<AnyBuilder, CliError> {
+    AnyBuilder::new(chosen, watch)
+        .and_then(|builder| builder.with_huge_pages(huge_pages))
+        .and_then(|builder| builder.with_dirty(dirty))
+        .map(|builder| builder.with_serial_output(serial))
+        .map_err(|error| CliError::of(&error))
 }
 
 /// Says how a process with a guest ended.
@@ -133,6 +170,8 @@ fn say_end(end: &End, id: &str, format: Format) {
         (Format::Text, End::Moved(report)) => {
             output::line(&format!("guest `{id}` moved to {} under epoch {}", report.to, report.epoch));
         }
+        (Format::Json, End::Off) => output::json(&serde_json::json!({ "off": { "id": id } })),
+        (Format::Text, End::Off) => output::line(&format!("guest `{id}` switched itself off")),
         (Format::Text, End::Stopped) => output::line(&format!("guest `{id}` was ended")),
     }
 }

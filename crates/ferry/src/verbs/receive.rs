@@ -1,18 +1,19 @@
 //! `ferry receive`: waits for a guest, then runs it as `ferry run` would.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 use ferry_migrate::journal::StateFolder;
 use ferry_migrate::oneway::{Direction, FileCopy, Origin, Place, Stream, TakeError, TakeOptions, take};
-use ferry_migrate::{Address, Listener, ReceiveOptions, Reception};
+use ferry_migrate::{Address, Listener, ReceiveOptions, Reception, RunWatch};
 use ferry_protocol::{Epoch, GuestId};
 use ferry_vmm::{AnyBuilder, Chosen};
 use indicatif::HumanBytes;
 use serde_json::json;
 
 use super::migrate::adopt;
-use super::{birth, choose, keep, say_end, serial_output, watch};
+use super::{attach, birth, choose, keep, say_end, serial_output, watch};
 use crate::cli::{Format, ReceiveArgs};
 use crate::control::host::{Shared, serve};
 use crate::control::observer::ArrivalObserver;
@@ -36,10 +37,7 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
-    let builder = AnyBuilder::new(&chosen, watch)
-        .and_then(|builder| builder.with_huge_pages(args.huge_pages))
-        .and_then(|builder| builder.with_dirty(args.dirty.kind));
-    let mut builder = builder.map_err(|error| CliError::of(&error))?.with_serial_output(serial);
+    let mut builder = builder(args, &chosen, watch, serial)?;
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(args.id.clone(), chosen.name(), jobs, Arc::clone(&journal), args.test.clone());
     let name = args.id.as_ref().map_or("receive", |id| id.as_str());
@@ -54,9 +52,22 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let figures = ArrivalForm::new(&arrived.arrival);
     shared.arrived(figures.clone());
     say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
-    let end = serve(&shared, &wanted, arrived.answering)?;
+    attach(&args.serial, &shared)?;
+    let end = serve(&shared, &wanted, &mut builder, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
+}
+
+/// What builds the guest's machine here.
+fn builder(
+    args: &ReceiveArgs,
+    chosen: &Chosen,
+    watch: Option<Arc<dyn RunWatch>>,
+    serial: Vec<Arc<File>>,
+) -> Result<AnyBuilder, CliError> {
+    let builder = super::builder(chosen, watch, args.huge_pages, args.dirty.kind, serial)?;
+    let builder = builder.with_places(args.places.places()?).with_guest_time(args.guest_time);
+    Ok(builder.overwriting_disks(args.places.overwrite_disks))
 }
 
 /// The copy of a guest is born: no other of its name may be here.
@@ -95,10 +106,7 @@ fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliE
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
-    let builder = AnyBuilder::new(&chosen, watch)
-        .and_then(|builder| builder.with_huge_pages(args.huge_pages))
-        .and_then(|builder| builder.with_dirty(args.dirty.kind));
-    let mut builder = builder.map_err(|error| CliError::of(&error))?.with_serial_output(serial);
+    let mut builder = builder(args, &chosen, watch, serial)?;
     let listener = Listener::bind(listen, args.insecure).map_err(|error| CliError::of(&error))?;
     let address = listener.address().to_string();
     let (_, journal) = keep(&args.state, &args.test)?;
@@ -123,7 +131,8 @@ fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliE
     let figures = ArrivalForm::new(&arrived.arrival);
     shared.arrived(figures.clone());
     say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
-    let end = serve(&shared, &wanted, arrived.answering)?;
+    attach(&args.serial, &shared)?;
+    let end = serve(&shared, &wanted, &mut builder, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
 }

@@ -13,13 +13,16 @@ use ferry_migrate::{Custody, FileLock, Machine};
 use ferry_protocol::journal::{OfGuest, Record};
 use ferry_protocol::{Epoch, GuestId};
 use ferry_state::Resources;
-use ferry_vmm::{AnyGuest, Birth, Chosen, Guest, Image, MAX_IMAGE_BYTES, VmmError, create, fresh_seed};
+use ferry_vmm::{
+    AnyGuest, Birth, Board, Chosen, Guest, Image, Linux, MAX_IMAGE_BYTES, MachineConfig, Payload, VmmError,
+    create, fresh_seed,
+};
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::{birth, choose, keep, say_end, serial_output, watch};
+use super::{attach, birth, builder, choose, keep, say_end, serial_output, watch};
 use crate::artefact::Artefact;
-use crate::cli::{Format, PayloadName, RunArgs};
+use crate::cli::{Format, KernelArgs, PayloadName, RunArgs, absolute};
 use crate::control::host::{Shared, serve};
 use crate::control::{client, server};
 use crate::error::{CliError, Kind};
@@ -28,8 +31,13 @@ use crate::noise;
 use crate::output;
 
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
-    let config = args.guest.config();
-    config.validate().map_err(|error| CliError::usage(error.to_string()))?;
+    let mut config = args.guest.config();
+    let linux = linux(&args.kernel)?;
+    if linux.is_some() {
+        config.payload = Payload::Linux;
+    }
+    let machine = MachineConfig { guest: config, board: Board { linux, devices: args.devices.devices()? } };
+    machine.validate().map_err(|error| CliError::usage(error.to_string()))?;
     let unheard = args.id.is_none();
     let id = args.id.clone().map_or_else(name, Ok)?;
     refuse_a_namesake(&id)?;
@@ -40,27 +48,30 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     let watch = watch(&args.test)?;
     let chosen = choose(args.guest.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
-    let contract = args.contract.as_deref().map(Artefact::read_contract).transpose()?;
+    let contract = args.contract.as_deref();
+    let contract = contract.map(|path| Artefact::find_contract(path, config.cpus)).transpose()?;
     let image = match &args.guest.payload {
-        PayloadName::File(path) => Some(image(path, config.memory_bytes)?),
+        PayloadName::File(path) if args.kernel.kernel.is_none() => Some(image(path, config.memory_bytes)?),
         _ => None,
     };
     let birth = Birth {
         contract: contract.as_ref(),
         image: image.as_ref(),
+        board: Some(&machine.board),
         huge_pages: args.guest.huge_pages,
         dirty: args.guest.dirty.kind,
         ..Birth::plain(fresh_seed())
     };
+    // The same makes its machine when it restarts.
+    let mut builder =
+        builder(&chosen, watch.clone(), args.guest.huge_pages, args.guest.dirty.kind, serial.clone())?;
     let mut guest = create(&chosen, &config, birth, watch).map_err(|error| unborn(&error))?;
     if args.test.fill_random {
         // The simulated guest holds its first pages against what it wrote there also before it did: zeros.
         let kept = if matches!(chosen, Chosen::Sim { .. }) { config.working_set_bytes() } else { 0 };
         fill_random(&guest.ram(), kept).map_err(|error| CliError::of(&error))?;
     }
-    if let (Some(file), Some(port)) = (serial, guest.serial()) {
-        port.write_to(file);
-    }
+    guest.write_to(&serial);
     take_locks(&mut guest, &id, &args.lock)?;
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, Arc::clone(&journal), args.test.clone());
@@ -81,9 +92,20 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
             config.payload.name(),
         )),
     }
-    let end = serve(&shared, &wanted, None)?;
+    attach(&args.serial, &shared)?;
+    let end = serve(&shared, &wanted, &mut builder, None)?;
     say_end(&end, id.as_str(), format);
     Ok(0)
+}
+
+/// The kernel that the guest boots, with paths that hold wherever the program is.
+fn linux(args: &KernelArgs) -> Result<Option<Linux>, CliError> {
+    let Some(kernel) = &args.kernel else { return Ok(None) };
+    Ok(Some(Linux {
+        kernel: absolute(kernel)?,
+        initramfs: args.initramfs.as_deref().map(absolute).transpose()?,
+        command_line: args.cmdline.clone(),
+    }))
 }
 
 /// Writes the birth down; of two that want one name at once the second is refused.
@@ -123,10 +145,11 @@ fn unborn(error: &VmmError) -> CliError {
     said
 }
 
-/// Takes the guest's locks for its whole life, whichever host it lives on.
+/// Takes the guest's locks for its whole life, whichever host it lives on: those of its disks, and these.
 fn take_locks(guest: &mut AnyGuest, id: &GuestId, files: &[PathBuf]) -> Result<(), CliError> {
-    let released = files.iter().map(|path| FileLock::prepare(path)).collect::<Result<_, _>>();
-    let locks = Resources { released: released.map_err(|error| CliError::of(&error))? };
+    let files = files.iter().map(|path| FileLock::prepare(path)).collect::<Result<Vec<_>, _>>();
+    let images = guest.disk_images().into_iter().map(|image| image.resource());
+    let locks = Resources { released: images.chain(files.map_err(|error| CliError::of(&error))?).collect() };
     guest.take_resources(id, &locks).map_err(|error| CliError::of(&error))
 }
 

@@ -153,8 +153,10 @@ fn a_dump_of_an_arm64_host_becomes_a_profile_that_can_be_looked_at_and_checked_a
     assert_eq!(done.status, 3, "{done:?}");
     let verdict: Value = serde_json::from_str(&done.output).unwrap();
     assert_eq!(verdict["findings"][0]["subject"], "kind of machine", "{verdict}");
-    let done = house.ferry(&["check", &profile, &profile]);
-    assert!(done.status == 1 && done.errors.contains("stands for no guest"), "{done:?}");
+    // One that is born there may go where it comes from; what the dump does not say is noted.
+    let done = house.json(&["check", &profile, &profile]);
+    let verdict: Value = serde_json::from_str(&done.output).unwrap();
+    assert_eq!((done.status, &verdict["verdict"]), (0, &json!("accept_with_notices")), "{verdict}");
 
     // What KVM cannot have said is refused with the register.
     std::fs::write(&file, dump.replacen("0x60200000001000d5", "0x20200000001000d5", 1)).unwrap();

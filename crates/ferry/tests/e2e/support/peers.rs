@@ -107,8 +107,9 @@ impl Caller {
     /// Offers a machine that no backend has.
     pub(crate) fn offer_nonsense(&mut self) {
         let regions = vec![RegionSpan { start: 0, length: 1 << 20 }];
-        let (config, contract) = (vec![1], Vec::new());
-        let machine = MachineDescription { kind: "toaster".into(), vcpus: 1, regions, config, contract };
+        let (config, contract, disks) = (vec![1], Vec::new(), Vec::new());
+        let machine =
+            MachineDescription { kind: "toaster".into(), vcpus: 1, regions, config, contract, disks };
         self.send(&ToTarget::Offer(Offer::plain(machine)));
     }
 
