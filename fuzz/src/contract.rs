@@ -1,6 +1,7 @@
 //! Bodies of profiles and contracts.
 
-use ferry_contract::{BirthRequest, Contract, Features, Profile, compare, compare_x86, import};
+use crate::seeds::{ARM64, PROFILE};
+use ferry_contract::{BirthRequest, Contract, Features, Profile, Wish, compare, import};
 
 /// A profile's file: what is read is written back in one form, and everything that is made of it ends
 /// well.
@@ -10,12 +11,11 @@ pub fn profile(bytes: &[u8]) {
     let again = Profile::from_json(text.as_bytes());
     assert_eq!(again.as_ref(), Ok(&profile), "a profile changed on the way");
     assert!(again.is_ok_and(|again| again.to_json() == text), "a profile has one form");
-    let Profile::X86(profile) = profile else { return };
-    for hyperv in [false, true] {
-        let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv } };
+    for wishes in [vec![], vec![Wish::Hyperv], vec![Wish::Pmu], vec![Wish::Sve], vec![Wish::Pmu, Wish::Sve]] {
+        let request = BirthRequest { vcpus: 2, features: Features::Offered(wishes) };
         if let Ok(contract) = Contract::birth(&profile, &request) {
             assert_eq!(contract.check(), Ok(()), "a guest is born with a contract that makes sense");
-            assert!(!compare_x86(&contract, &profile).is_refusal(), "a host takes its own guest");
+            assert!(!compare(&contract, &profile).is_refusal(), "a host takes its own guest");
         }
     }
 }
@@ -48,8 +48,12 @@ pub fn json(bytes: &[u8]) {
 
 /// Whatever a contract says, a verdict on it is bounded, and its vCPUs have as many entries as it.
 fn judged(contract: &Contract) {
-    let profile = include_bytes!("../../crates/ferry-contract/tests/data/kvm_pvm.profile.json");
-    let profile = Profile::from_json(profile);
-    assert!(profile.is_ok_and(|profile| compare(contract, &profile).is_bounded()));
-    assert_eq!(contract.cpuid_of_vcpu(u32::MAX, true).len(), contract.cpuid.len());
+    for profile in [PROFILE, ARM64] {
+        let profile = Profile::from_json(profile);
+        assert!(profile.is_ok_and(|profile| compare(contract, &profile).is_bounded()));
+    }
+    match contract {
+        Contract::X86(x86) => assert_eq!(x86.cpuid_of_vcpu(u32::MAX, true).len(), x86.cpuid.len()),
+        Contract::Arm64(arm64) => assert!(arm64.registers.keys().all(|id| arm64.says(*id).is_some())),
+    }
 }

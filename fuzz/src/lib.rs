@@ -23,7 +23,7 @@ pub mod seeds;
 pub mod state;
 
 use ferry_protocol::message::{ToSource, ToTarget};
-use ferry_state::{Resources, arm64, device, x86};
+use ferry_state::{Pause, Resources, arm64, device, x86};
 
 /// The crate whose macro makes a target of a body.
 #[cfg(feature = "libfuzzer")]
@@ -47,6 +47,8 @@ pub const BODIES: &[(&str, Body)] = &[
     ("vmm_config", guests::vmm_config),
     ("sim_config", guests::sim_config),
     ("image", guests::image),
+    ("kernel", guests::kernel),
+    ("virtio_queue", guests::virtio_queue),
     ("one_way_file", oneway::file),
     ("section", state::section),
     ("x86_regs", state::part::<x86::Regs>),
@@ -71,8 +73,14 @@ pub const BODIES: &[(&str, Body)] = &[
     ("arm64_gic_redistributor", state::part::<arm64::GicRedistributor>),
     ("arm64_gic_lines", state::part::<arm64::GicLines>),
     ("arm64_gic_distributor", state::part::<arm64::GicDistributor>),
+    ("arm64_gic_its", state::part::<arm64::GicIts>),
     ("arm64_counter", state::part::<arm64::Counter>),
     ("device_serial", state::part::<device::Serial>),
+    ("device_virtio_block", state::part::<device::VirtioBlock>),
+    ("device_virtio_net", state::part::<device::VirtioNet>),
+    ("device_virtio_entropy", state::part::<device::VirtioEntropy>),
+    ("device_virtio_console", state::part::<device::VirtioConsole>),
+    ("machine_pause", state::part::<Pause>),
     ("machine_resources", state::part::<Resources>),
 ];
 

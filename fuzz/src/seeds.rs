@@ -3,8 +3,12 @@
 //! They lie in `corpus/BODY/NAME`. When a wire form gains something, write the new seeds with
 //! `FERRY_BLESS=1 cargo test -p ferry-fuzz`; old ones stay useful as inputs from an older build.
 
+mod programs;
+
 use ferry_contract::arm64::RegisterId;
-use ferry_contract::{BirthRequest, Contract, Features, Finding, FindingKind, Layer, Profile, Verdict};
+use ferry_contract::{
+    BirthRequest, Contract, Features, Finding, FindingKind, Layer, Profile, Verdict, X86Contract,
+};
 use ferry_migrate::journal::Content;
 use ferry_protocol::frame::{FrameKind, PageHead, WireRange, encode};
 use ferry_protocol::journal::{Choice, Decided, MayBeGiven, MayRun, OfGuest, Record, Waived};
@@ -12,10 +16,10 @@ use ferry_protocol::message::{
     Ask, Hello, Known, MemoryHash, Message, OfEpoch, Offer, Reason, ReasonKind, Refused, RoundEnd, StateEnd,
     Taken, TargetHello, ToSource, ToTarget, Unknown,
 };
-use ferry_protocol::{Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
+use ferry_protocol::{DiskSpan, Epoch, GuestId, InstanceId, MachineDescription, RegionSpan, SessionId};
 use ferry_sim::{SimConfig, Workload};
-use ferry_state::{Part, ResourceName, Resources, Section, arm64, device, x86};
-use ferry_vmm::{GuestConfig, Payload};
+use ferry_state::{GuestTime, Part, Pause, ResourceName, Resources, Section, arm64, device, x86};
+use ferry_vmm::{Board, DeviceSpec, GuestConfig, Linux, MachineConfig, Payload};
 
 /// One seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +40,8 @@ pub fn all() -> Vec<Seed> {
     seeds.extend(journals());
     seeds.extend(state());
     seeds.extend(files());
-    seeds.push(seed("image", "flat", &[0xf4, 0xeb, 0xfd]));
-    seeds.push(seed("image", "elf", &elf()));
+    seeds.extend(drivers());
+    seeds.extend(programs::all());
     seeds
 }
 
@@ -57,12 +61,18 @@ fn contracts() -> Vec<Seed> {
     let file = Profile::X86(profile.clone()).to_json();
     let mut seeds = vec![seed("profile", "kvm_pvm", file.as_bytes()), seed("profile", "arm64", ARM64)];
     seeds.push(seed("import_kvm_registers", "dump", DUMP));
-    let request = BirthRequest { vcpus: 2, features: Features::Offered { hyperv: false } };
-    if let Ok(contract) = Contract::birth(&profile, &request) {
+    let request = BirthRequest { vcpus: 2, features: Features::Offered(Vec::new()) };
+    let born = |profile| Contract::birth(&profile, &request);
+    if let Ok(Contract::X86(contract)) = born(Profile::X86(profile)) {
+        let plain = X86Contract { kvm_cpuid: None, ..X86Contract::clone(&contract) };
+        let contract = Contract::X86(contract);
         seeds.push(seed("contract", "kvm_pvm", &contract.to_bytes()));
         seeds.push(seed("contract_json", "kvm_pvm", contract.to_json().as_bytes()));
-        let plain = Contract { kvm_cpuid: None, ..contract };
-        seeds.push(seed("contract", "plain", &plain.to_bytes()));
+        seeds.push(seed("contract", "plain", &Contract::from(plain).to_bytes()));
+    }
+    if let Ok(contract) = Profile::from_json(ARM64).map_err(drop).and_then(|it| born(it).map_err(drop)) {
+        seeds.push(seed("contract", "arm64", &contract.to_bytes()));
+        seeds.push(seed("contract_json", "arm64", contract.to_json().as_bytes()));
     }
     seeds
 }
@@ -71,25 +81,45 @@ fn contracts() -> Vec<Seed> {
 const DUMP: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/kvm-registers.json");
 
 /// An arm64 host's profile with a register of each kind.
-const ARM64: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/arm64.profile.json");
+pub(crate) const ARM64: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/arm64.profile.json");
 
 /// What `ferry probe` wrote on a real host.
-const PROFILE: &[u8] = include_bytes!("../../crates/ferry-contract/tests/data/kvm_pvm.profile.json");
+pub(crate) const PROFILE: &[u8] =
+    include_bytes!("../../crates/ferry-contract/tests/data/kvm_pvm.profile.json");
 
 fn guests() -> Vec<Seed> {
     let (working_set_bytes, rate_bytes_per_second) = (1 << 20, 4 << 20);
     let churn = Payload::Churn { rate_bytes_per_second, working_set_bytes };
-    let vmm = |payload| GuestConfig { memory_bytes: 16 << 20, cpus: 1, payload, low_bytes: None }.to_bytes();
+    let of = |guest: GuestConfig| MachineConfig::from(guest).to_bytes();
+    let vmm = |payload| of(GuestConfig { memory_bytes: 16 << 20, cpus: 1, payload, low_bytes: None });
     let sim = |workload| SimConfig { seed: 7, memory_bytes: 4 << 20, workload }.to_bytes();
     let split =
         GuestConfig { memory_bytes: 16 << 20, cpus: 2, payload: Payload::Idle, low_bytes: Some(8 << 20) };
     vec![
-        seed("vmm_config", "split", &split.to_bytes()),
+        seed("vmm_config", "split", &of(split)),
+        seed("vmm_config", "linux", &linux()),
         seed("vmm_config", "idle", &vmm(Payload::Idle)),
         seed("vmm_config", "churn", &vmm(churn)),
         seed("sim_config", "idle", &sim(Workload::Idle { patterned_bytes: 1 << 20 })),
         seed("sim_config", "churn", &sim(Workload::Churn { working_set_bytes, rate_bytes_per_second })),
     ]
+}
+
+/// The machine of a Linux guest with a device of each kind.
+fn linux() -> Vec<u8> {
+    let kernel = Linux {
+        kernel: "/boot/vmlinuz".to_owned(),
+        initramfs: Some("/boot/initrd.img".to_owned()),
+        command_line: "console=ttyS0".to_owned(),
+    };
+    let devices = vec![
+        DeviceSpec::Disk { path: "/srv/a.img".to_owned(), read_only: false },
+        DeviceSpec::Net { tap: "tap0".to_owned(), mac: [2, 0, 0, 0, 0, 1] },
+        DeviceSpec::Entropy,
+        DeviceSpec::Console,
+    ];
+    let guest = GuestConfig { memory_bytes: 256 << 20, cpus: 2, payload: Payload::Linux, low_bytes: None };
+    MachineConfig { guest, board: Board { linux: Some(kernel), devices } }.to_bytes()
 }
 
 /// A source's journal and a target's, and one whose last write did not come to its end.
@@ -176,6 +206,7 @@ fn to_target() -> Vec<ToTarget> {
         regions,
         config: vec![0xa0],
         contract: vec![],
+        disks: vec![DiskSpan { disk: 0, bytes: 1 << 30, allocated_bytes: 1 << 20 }],
     };
     vec![
         ToTarget::Hello(hello),
@@ -265,22 +296,6 @@ fn framed(body: &'static str, name: &str, kind: FrameKind, bytes: &[u8]) -> [See
     [seed(body, name, bytes), seed("frame", &format!("{body}-{name}"), &encode(kind, bytes))]
 }
 
-/// An ELF64 executable of one segment: three bytes at 4 MiB, which are its entry.
-fn elf() -> Vec<u8> {
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    file.extend([2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64
-    let numbers = |file: &mut Vec<u8>, numbers: &[u64]| {
-        file.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-    };
-    numbers(&mut file, &[0x40_0000, 64, 0]); // entry, program headers, sections
-    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    file.extend([1, 0, 0, 0, 5, 0, 0, 0]); // a loadable segment
-    numbers(&mut file, &[120, 0x40_0000, 0x40_0000, 3, 4096, 4096]);
-    file.extend([0xf4, 0xeb, 0xfd]);
-    file
-}
-
 fn state() -> Vec<Seed> {
     let lock = ResourceName { kind: "file-lock".to_owned(), name: "/disks/web-1.lock".to_owned() };
     let xsave = x86::Xsave { region: vec![0; x86::MIN_XSAVE_BYTES] };
@@ -303,12 +318,78 @@ fn state() -> Vec<Seed> {
         of_part("x86_pit", &x86::Pit::default()),
         of_part("x86_clock", &x86::Clock::default()),
         of_part("device_serial", &device::Serial { input: b"echo".to_vec(), ..device::Serial::default() }),
+        of_part("device_virtio_block", &device::VirtioBlock { transport: transport(), capacity_sectors: 64 }),
+        of_part(
+            "device_virtio_net",
+            &device::VirtioNet { transport: transport(), mac: [2, 0, 0, 0, 0, 1], status: 1 },
+        ),
+        of_part("device_virtio_entropy", &device::VirtioEntropy { transport: transport() }),
+        of_part("device_virtio_console", &device::VirtioConsole { transport: transport() }),
+        of_part("machine_pause", &Pause { guest_time: GuestTime::CatchesUp, realtime_ns: 7 }),
         of_part("machine_resources", &Resources { released: vec![lock] }),
     ]
     .into_iter()
     .flatten()
     .chain(arm64_state())
     .collect()
+}
+
+/// The registers of a virtio device in use.
+fn transport() -> device::VirtioTransport {
+    let queue = device::VirtioQueue {
+        size_max: 256,
+        size: 16,
+        is_ready: true,
+        descriptors: 0x1000,
+        available: 0x1100,
+        used: 0x2000,
+        next_available: 1,
+        next_used: 1,
+    };
+    let features = 1 << 32;
+    device::VirtioTransport {
+        status: 15,
+        offered_features: features,
+        accepted_features: features,
+        queues: vec![queue],
+        ..device::VirtioTransport::default()
+    }
+}
+
+/// Scripts of a driver: one that reads a sector and moves the device, one whose chain is a loop, one that arrives.
+fn drivers() -> Vec<Seed> {
+    const START: u8 = 4;
+    const TURN: u8 = 5;
+    const TRAVEL: u8 = 6;
+    let describe = |at: u8, flags: u8, next: u8, length: u16, offset: u16| {
+        let [low, high] = length.to_le_bytes();
+        let [offset_low, offset_high] = offset.to_le_bytes();
+        [2, at, flags, next, low, high, offset_low, offset_high, 0]
+    };
+    let publish = [3, 0, 0];
+    let read = [
+        &[START][..],
+        &describe(0, 1, 1, 16, 0x4000),
+        &describe(1, 3, 2, 512, 0x5000),
+        &describe(2, 2, 0, 1, 0x6000),
+        &publish,
+        &[TURN, TRAVEL],
+        &publish,
+        &[TURN, TRAVEL],
+    ]
+    .concat();
+    let circle = [
+        &[START][..],
+        &describe(0, 1, 1, 16, 0x4000),
+        &describe(1, 1, 0, 16, 0x4000),
+        &publish,
+        &[TURN, TRAVEL, START, TURN],
+    ]
+    .concat();
+    let arrive = [7, 15, 0, 1, 16, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x11, 0, 0, 0x20, 0, TURN, TRAVEL, TURN];
+    [("read", &read[..]), ("circle", &circle), ("arrive", &arrive)]
+        .map(|(name, script)| seed("virtio_queue", name, script))
+        .into()
 }
 
 fn arm64_state() -> Vec<Seed> {
@@ -320,7 +401,7 @@ fn arm64_state() -> Vec<Seed> {
             let _infallible = registers.set(id, value);
         }
     }
-    let counter = arm64::Counter { value: 5, frequency_hz: 62_500_000, realtime_ns: 7 };
+    let counter = arm64::Counter { value: 5, frequency_hz: 62_500_000 };
     [
         of_part("arm64_mp_state", &arm64::MpState::default()),
         of_part("arm64_vcpu_events", &arm64::VcpuEvents::default()),
@@ -329,6 +410,7 @@ fn arm64_state() -> Vec<Seed> {
         of_part("arm64_gic_redistributor", &arm64::GicRedistributor { values: [(0x10100, 1)].into() }),
         of_part("arm64_gic_lines", &arm64::GicLines { values: [(32, 1)].into() }),
         of_part("arm64_gic_distributor", &arm64::GicDistributor { values: [(0, 2), (8, 0x43b)].into() }),
+        of_part("arm64_gic_its", &arm64::GicIts { values: [(0, 1), (0x80, 1 << 63)].into() }),
         of_part("arm64_counter", &counter),
     ]
     .into_iter()

@@ -41,6 +41,6 @@ fn every_part_of_the_state_has_a_body() {
     let known =
         [ferry_state::x86::KNOWN_SECTIONS, ferry_state::arm64::KNOWN_SECTIONS, ferry_state::MACHINE_SECTIONS];
     for part in known.concat() {
-        assert!(bodies().contains(&part.replacen(['.', '/'], "_", 1)), "{part}");
+        assert!(bodies().contains(&part.replacen(['.', '/'], "_", 1).replace('-', "_")), "{part}");
     }
 }
