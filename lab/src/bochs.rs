@@ -3,6 +3,7 @@
 //! Bochs has a BIOS and drives but no loader for kernels: each run makes a CD of kernel and initial root
 //! with isolinux. Serial lines carry the console and the two streams. Debian's Bochs is built with its
 //! debugger, which waits for an order: the file given with `-rc` gives it. (Bochs, `doc/docbook/user`.)
+//! Another Bochs, built without it, is several times as fast: [`OWN`] names it.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -18,7 +19,10 @@ use crate::process::tied;
 /// The suite whose Bochs (2.7) is known to run these kernels.
 const SUITE: &str = "bookworm";
 
-/// Bochs itself, the boot loader of the CD with its library, and what writes the CD.
+/// Names the folder into which another Bochs was installed (its `--prefix`), to be used instead of Debian's.
+const OWN: &str = "FERRY_LAB_BOCHS";
+
+/// Bochs itself with its BIOS, the boot loader of the CD with its library, and what writes the CD.
 const PACKAGES: &[&str] = &["bochs", "isolinux", "syslinux-common", "xorriso"];
 
 /// Instructions that make one second of the host. Bochs executes fewer: the host's clock runs slower
@@ -29,9 +33,20 @@ const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
 /// where nothing was written.
 const CYLINDERS: u32 = 2080;
 
+/// Another Bochs.
+fn own() -> Option<PathBuf> {
+    std::env::var_os(OWN).filter(|prefix| !prefix.is_empty()).map(PathBuf::from)
+}
+
 /// The items of the cache that Bochs needs.
 pub(crate) fn items() -> Vec<String> {
     PACKAGES.iter().map(|package| item(package)).collect()
+}
+
+/// What the module kvm-intel is told: with a Bochs that emulates virtual APICs (3.0 does) to do without them.
+pub(crate) fn kvm_intel_parameters() -> String {
+    let apicv = if own().is_some() { " enable_apicv=0" } else { "" };
+    format!("nested=1{apicv}")
 }
 
 fn item(package: &str) -> String {
@@ -81,16 +96,38 @@ impl Boot<'_> {
             ports.push(address.port());
         }
         let tree = self.cache.item(&item("bochs"));
-        let configuration = self.folder.join("bochsrc");
-        let text = self.configuration(&tree, &disc, carrier, &ports);
-        fs::write(&configuration, text).map_err(Error::file("write", &configuration))?;
-        let orders = self.folder.join("orders");
-        fs::write(&orders, "c\n").map_err(Error::file("write", &orders))?;
-        let mut bochs = foreign(&tree, "usr/bin/bochs-bin", true);
-        bochs.env("LTDL_LIBRARY_PATH", tree.join("usr/lib/x86_64-linux-gnu/bochs/plugins"));
-        bochs.env("BXSHARE", tree.join("usr/share/bochs")).current_dir(self.folder);
-        bochs.arg("-q").arg("-f").arg(&configuration).arg("-rc").arg(&orders);
+        let share = tree.join("usr/share/bochs");
+        let with_display = |display: &str| {
+            let text = self.configuration(&share, display, &disc, carrier, &ports);
+            self.written("bochsrc", &text)
+        };
+        let mut bochs = if let Some(prefix) = own() {
+            let program = prefix.join("bin/bochs");
+            if !program.exists() {
+                let name = program.display();
+                return Err(Error::Unable(format!(
+                    "there is no {name}: {OWN} is to name the folder where Bochs was installed"
+                )));
+            }
+            let mut bochs = tied(program.as_os_str());
+            bochs.arg("-q").arg("-f").arg(with_display("nogui")?);
+            bochs
+        } else {
+            let mut bochs = foreign(&tree, "usr/bin/bochs-bin", true);
+            bochs.env("LTDL_LIBRARY_PATH", tree.join("usr/lib/x86_64-linux-gnu/bochs/plugins"));
+            bochs.arg("-q").arg("-f").arg(with_display("rfb, options=\"timeout=0\"")?);
+            bochs.arg("-rc").arg(self.written("orders", "c\n")?);
+            bochs
+        };
+        bochs.env("BXSHARE", &share).current_dir(self.folder);
         Ok(bochs)
+    }
+
+    /// Writes a file into the folder of this run.
+    fn written(&self, name: &str, text: &str) -> Result<PathBuf, Error> {
+        let path = self.folder.join(name);
+        fs::write(&path, text).map_err(Error::file("write", &path))?;
+        Ok(path)
     }
 
     /// A CD that boots this kernel and this root.
@@ -125,13 +162,19 @@ impl Boot<'_> {
         Ok(disc)
     }
 
-    fn configuration(&self, tree: &Path, disc: &Path, carrier: &Path, ports: &[u16]) -> String {
-        let share = tree.join("usr/share/bochs");
+    fn configuration(
+        &self,
+        share: &Path,
+        display: &str,
+        disc: &Path,
+        carrier: &Path,
+        ports: &[u16],
+    ) -> String {
         let (share, disc, carrier, folder) =
             (share.display(), disc.display(), carrier.display(), self.folder.display());
         let mut text = format!(
             "config_interface: textconfig\n\
-             display_library: rfb, options=\"timeout=0\"\n\
+             display_library: {display}\n\
              cpu: model={}, count=1, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
              memory: guest={memory}, host={memory}\n\
              romimage: file={share}/BIOS-bochs-latest\n\
@@ -191,12 +234,15 @@ mod tests {
         };
         let text = boot.configuration(
             Path::new("/b"),
+            "nogui",
             Path::new("/run/1/cd.iso"),
             Path::new("/run/1/disk"),
             &[4001, 4002],
         );
         for part in [
             "model=corei7_haswell_4770",
+            "display_library: nogui\n",
+            "file=/b/BIOS-bochs-latest",
             "path=/run/1/cd.iso",
             "path=/run/1/disk",
             "com2: enabled=1, mode=socket-client, dev=127.0.0.1:4001",

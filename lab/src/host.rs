@@ -152,6 +152,23 @@ impl Host {
         ]
     }
 
+    /// Hosts of arm64 whose guests may have SVE: vectors of one length, and of several.
+    #[must_use]
+    pub fn with_vectors() -> Vec<Self> {
+        ["neoverse-n2", "max"].map(|model| Self { vendor: Vendor::Arm64, kernel: "6.12", model }).into()
+    }
+
+    /// The hosts between which Linux guests move, an older kernel and a newer one of each architecture.
+    pub fn with_linux() -> Vec<Self> {
+        let host = |vendor, kernel, model| Self { vendor, kernel, model };
+        vec![
+            host(Vendor::Amd, "6.1", "EPYC"),
+            host(Vendor::Amd, "newest", "EPYC"),
+            host(Vendor::Arm64, "6.12", "cortex-a76"),
+            host(Vendor::Arm64, "6.18", "cortex-a76"),
+        ]
+    }
+
     /// The hosts between which all verdicts are tested; the smoke's are among them, but for those of arm64.
     pub fn tested() -> Vec<Self> {
         let mut hosts = Vec::new();
@@ -168,6 +185,14 @@ const TESTED: &[(Vendor, &str, &[&str])] = &[
     (Vendor::Amd, "6.1", &["EPYC", "EPYC-Rome", "EPYC-Milan", "max"]),
     (Vendor::Amd, "6.12", &["EPYC", "EPYC-Rome", "EPYC-Milan", "max"]),
     (Vendor::Amd, "newest", &["EPYC", "EPYC-Rome", "EPYC-Milan", "max"]),
+    (Vendor::Arm64, "5.10", &["cortex-a76", "max"]),
+    (Vendor::Arm64, "6.1", &["cortex-a76", "neoverse-n1"]),
+    (Vendor::Arm64, "6.12", &["cortex-a76", "neoverse-n1", "max"]),
+    (Vendor::Arm64, "6.16", &["cortex-a76"]),
+    (Vendor::Arm64, "6.18", &["cortex-a76", "neoverse-n2", "max"]),
+    (Vendor::Arm64, "7.1", &["cortex-a76"]),
+    // With nesting each VM on `max` takes seconds there.
+    (Vendor::Arm64, "newest", &["cortex-a76"]),
     (Vendor::Intel, "6.1", &["corei7_haswell_4770"]),
     (Vendor::Intel, "6.12", &["corei5_lynnfield_750", "corei7_haswell_4770"]),
 ];

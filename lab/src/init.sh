@@ -24,7 +24,19 @@ done </lab/order
 
 ip link set lo up
 address=$(parameter address)
-if [ -n "$address" ]; then
+if [ -d /lab/linux ]; then
+    # Guests' taps on a bridge, with the other host if there is one. The bridge's own hardware address is fixed: by itself it is
+    # the lowest of its ports', and changes when a tap comes.
+    hardware=$(cat /sys/class/net/eth0/address 2>/dev/null)
+    {
+        brctl addbr br0 && echo 0 >/sys/class/net/br0/bridge/forward_delay && ip link set br0 address "${hardware:-52:54:00:77:00:01}" &&
+            ip address add "${address:-10.77.0.1}/24" dev br0 && ip link set br0 up || failed=1
+        [ -z "$hardware" ] || { brctl addif br0 eth0 && ip link set eth0 up || failed=1; }
+        for tap in tap0 tap1; do
+            tunctl -t $tap && brctl addif br0 $tap && ip link set $tap up || failed=1
+        done
+    } >>/tmp/lab-setup 2>&1
+elif [ -n "$address" ]; then
     ip address add "$address/24" dev eth0 && ip link set eth0 up || failed=1
 fi >>/tmp/lab-setup 2>&1
 

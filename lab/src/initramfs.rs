@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
+use crate::bochs;
 use crate::cpio::Writer;
 use crate::error::Error;
 use crate::host::Host;
@@ -25,6 +26,8 @@ pub(crate) struct Root<'a> {
     pub(crate) busybox: &'a Path,
     /// The kernel's modules.
     pub(crate) modules: &'a Path,
+    /// Modules of a network for Linux guests, if it has some.
+    pub(crate) bridges: Option<&'a Path>,
     /// Parameters of the module kvm beside the lab's own, as `name=value`.
     pub(crate) kvm_parameters: &'a [String],
     /// Whether KVM measures the TSC as strictly as it does by itself.
@@ -36,10 +39,13 @@ pub(crate) struct Root<'a> {
 impl Root<'_> {
     /// Writes the archive.
     pub(crate) fn write(&self, to: &Path) -> Result<(), Error> {
-        let file = File::create(to).map_err(Error::file("create", to))?;
         let mut files: Vec<(String, PathBuf)> = vec![("bin/busybox".to_owned(), self.busybox.to_owned())];
         let mut order = String::new();
-        for path in kernel::load_order(self.modules, self.host.vendor.modules())? {
+        let mut paths = kernel::load_order(self.modules, self.host.vendor.modules())?;
+        if let Some(modules) = self.bridges {
+            paths.extend(kernel::load_order(modules, kernel::BRIDGES)?);
+        }
+        for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             order.extend([&name, " ", &self.parameters(&name), "\n"]);
             files.push((format!("lab/modules/{name}"), path));
@@ -47,34 +53,40 @@ impl Root<'_> {
         files.extend(self.files.iter().cloned());
         let texts =
             [("init", INIT.to_owned()), ("lab/order", order), ("lab/host", format!("{}\n", self.host))];
-        let mut writer = Writer::new(BufWriter::new(file));
-        let write = Error::file("write", to);
         let mut contents = Vec::new();
         for (name, path) in files {
             contents.push((name, fs::read(&path).map_err(Error::file("read", &path))?));
         }
         contents.extend(texts.map(|(name, text)| (name.to_owned(), text.into_bytes())));
-        (|| {
-            let mut folders: Vec<String> = ["dev", "files"].map(str::to_owned).into();
-            folders.extend(contents.iter().flat_map(|(name, _)| folders_of(name)));
-            folders.sort();
-            folders.dedup();
-            folders.iter().try_for_each(|folder| writer.folder(folder))?;
-            writer.device("dev/console", 5, 1)?;
-            contents.iter().try_for_each(|(name, data)| writer.file(name, data))?;
-            writer.finish().map(drop)
-        })()
-        .map_err(write)
+        archive(&contents, to)
     }
 
     fn parameters(&self, module: &str) -> String {
         match module {
             "kvm.ko" if self.strict_tsc => self.kvm_parameters.join(" "),
             "kvm.ko" => format!("{TSC_TOLERANCE} {}", self.kvm_parameters.join(" ")),
-            "kvm_amd.ko" | "kvm_intel.ko" => "nested=1".to_owned(),
+            "kvm_amd.ko" => "nested=1".to_owned(),
+            "kvm_intel.ko" => bochs::kvm_intel_parameters(),
             _ => String::new(),
         }
     }
+}
+
+/// Writes an archive of files with the folders that an initial root begins with.
+pub(crate) fn archive(contents: &[(String, Vec<u8>)], to: &Path) -> Result<(), Error> {
+    let file = File::create(to).map_err(Error::file("create", to))?;
+    let mut writer = Writer::new(BufWriter::new(file));
+    (|| {
+        let mut folders: Vec<String> = ["dev", "files"].map(str::to_owned).into();
+        folders.extend(contents.iter().flat_map(|(name, _)| folders_of(name)));
+        folders.sort();
+        folders.dedup();
+        folders.iter().try_for_each(|folder| writer.folder(folder))?;
+        writer.device("dev/console", 5, 1)?;
+        contents.iter().try_for_each(|(name, data)| writer.file(name, data))?;
+        writer.finish().map(drop)
+    })()
+    .map_err(Error::file("write", to))
 }
 
 /// Every folder above a file, outermost first.
@@ -101,6 +113,7 @@ mod tests {
             host: &host,
             busybox: &at("busybox"),
             modules: &at("modules"),
+            bridges: None,
             kvm_parameters: &[],
             strict_tsc: false,
             files: &[("lab/bin/ferry".to_owned(), at("ferry"))],

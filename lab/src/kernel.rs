@@ -36,6 +36,59 @@ pub(crate) fn item(architecture: Architecture, series: &str) -> String {
     }
 }
 
+/// What hosts of Linux guests load beside their own modules, so that guests have a network.
+pub(crate) const BRIDGES: &[&str] = &["tun", "bridge"];
+
+/// What Linux guests load for their devices.
+pub(crate) const DEVICES: &[&str] =
+    &["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console", "ext4"];
+
+/// The name of the item of the modules around Linux guests.
+pub(crate) fn guests_item(architecture: Architecture, series: &str) -> String {
+    format!("linux-guests/{}-{series}", architecture.debian())
+}
+
+/// Fetches the modules around Linux guests, of exactly that release, into `modules` in the folder.
+pub(crate) fn fetch_guests(
+    cache: &Cache,
+    architecture: Architecture,
+    release: &str,
+    busybox: &Path,
+    into: &Path,
+    say: &dyn Fn(&str),
+) -> Result<(), Error> {
+    let series = series_of(release);
+    for name in suites(&series) {
+        let suite = Suite::open(cache, name, architecture.debian())?;
+        let mut packages = packages(&suite, release, architecture)?;
+        // Where there is a package of the modules alone, all of them are in it.
+        if let Some(at) = packages.iter().position(|name| name.starts_with("linux-modules-")) {
+            packages = vec![packages.swap_remove(at)];
+        }
+        if packages.is_empty() {
+            continue;
+        }
+        say(&format!("kernel {release}: fetching more of its modules from {name}"));
+        let tree = into.join("tree");
+        suite.unpack(&packages, &tree)?;
+        take_modules(&tree, busybox, &[BRIDGES, DEVICES].concat(), &into.join("modules"))?;
+        return fs::remove_dir_all(&tree).map_err(Error::file("remove", &tree));
+    }
+    Err(Error::Unable(format!(
+        "Debian's {} do not have the kernel {release} any more, and hosts of Linux guests need more of its modules: \
+         `cargo xtask lab clean` forgets it, and the next call fetches what there is",
+        suites(&series).join(" and ")
+    )))
+}
+
+/// The packages of a version that are there.
+fn packages(suite: &Suite, version: &str, architecture: Architecture) -> Result<Vec<String>, Error> {
+    let debian = architecture.debian();
+    let there = suite.packages(&format!("^linux-.*-{}-cloud-{debian}$", version.replace('+', "[+]")))?;
+    let names = PARTS.iter().map(|part| format!("linux-{part}-{version}-cloud-{debian}"));
+    Ok(names.filter(|name| there.contains(name)).collect())
+}
+
 /// Fetches the kernel of that series into the folder: `vmlinuz`, `modules/NAME.ko`, and `release`, the
 /// version that it is. `busybox` is the program that unpacks compressed modules.
 pub(crate) fn fetch(
@@ -47,11 +100,7 @@ pub(crate) fn fetch(
     say: &dyn Fn(&str),
 ) -> Result<(), Error> {
     let (suite, version) = find(cache, architecture, series, say)?;
-    let debian = architecture.debian();
-    let names: Vec<String> =
-        PARTS.iter().map(|part| format!("linux-{part}-{version}-cloud-{debian}")).collect();
-    let there = suite.packages(&format!("^linux-.*-{}-cloud-{debian}$", version.replace('+', "[+]")))?;
-    let packages: Vec<String> = names.into_iter().filter(|name| there.contains(name)).collect();
+    let packages = packages(&suite, &version, architecture)?;
     say(&format!("kernel {version}: fetching from {}", suite.name()));
     let tree = into.join("tree");
     suite.unpack(&packages, &tree)?;
@@ -61,7 +110,8 @@ pub(crate) fn fetch(
     })?;
     let at = into.join("vmlinuz");
     fs::rename(&image, &at).map_err(Error::file("rename", &image))?;
-    take_modules(&tree, busybox, &into.join("modules"))?;
+    let hosts: Vec<&str> = Vendor::ALL.iter().flat_map(|vendor| vendor.modules()).copied().collect();
+    take_modules(&tree, busybox, &hosts, &into.join("modules"))?;
     fs::remove_dir_all(&tree).map_err(Error::file("remove", &tree))?;
     let release = into.join("release");
     fs::write(&release, &version).map_err(Error::file("write", &release))
@@ -120,8 +170,8 @@ fn key(version: &str) -> Vec<u64> {
     version.split(|letter: char| !letter.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 
-/// The modules of an unpacked kernel that hosts load, unpacked into the folder.
-fn take_modules(tree: &Path, busybox: &Path, into: &Path) -> Result<(), Error> {
+/// Those modules of an unpacked kernel, and what they need, unpacked into the folder.
+fn take_modules(tree: &Path, busybox: &Path, roots: &[&str], into: &Path) -> Result<(), Error> {
     fs::create_dir_all(into).map_err(Error::file("create", into))?;
     let mut paths = BTreeMap::new();
     walk(tree, &mut |path| {
@@ -130,8 +180,7 @@ fn take_modules(tree: &Path, busybox: &Path, into: &Path) -> Result<(), Error> {
         }
     })?;
     // One that is not there is built in, or another architecture's.
-    let mut open: Vec<String> =
-        Vendor::ALL.iter().flat_map(|vendor| vendor.modules()).map(|&root| root.to_owned()).collect();
+    let mut open: Vec<String> = roots.iter().map(|&root| root.to_owned()).collect();
     while let Some(name) = open.pop() {
         let to = into.join(format!("{name}.ko"));
         let Some(from) = paths.get(&name).filter(|_| !to.exists()) else { continue };

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::apt::Suite;
@@ -16,6 +17,7 @@ use crate::files::{self, Way};
 use crate::host::{Architecture, Host, Vendor};
 use crate::initramfs::Root;
 use crate::kernel;
+use crate::linux::Linux;
 use crate::machine::{Listener, Machine, Start};
 use crate::pair::Pair;
 use crate::qemu::{self, Network};
@@ -40,6 +42,7 @@ pub struct Job {
     strict_tsc: bool,
     memory_mib: u32,
     boot_within: Option<Duration>,
+    linux: Option<Arc<Linux>>,
 }
 
 impl Default for Job {
@@ -57,6 +60,7 @@ impl Job {
             strict_tsc: false,
             memory_mib: 1024,
             boot_within: None,
+            linux: None,
         }
     }
 
@@ -83,6 +87,14 @@ impl Job {
             self = self.file(&at.to_string_lossy(), &path);
         }
         Ok(self)
+    }
+
+    /// With a Linux guest in `/lab/linux`, and a bridge with taps for guests.
+    #[must_use]
+    pub fn linux(mut self, linux: Linux) -> Self {
+        let linux = self.linux.insert(Arc::new(linux));
+        let (kernel, initramfs) = (linux.kernel.clone(), linux.initramfs());
+        self.file("lab/linux/vmlinuz", &kernel).file("lab/linux/initramfs", &initramfs)
     }
 
     /// With a parameter of the module kvm, as `name=value`.
@@ -164,7 +176,8 @@ impl Lab {
         for host in hosts {
             let architecture = host.vendor.architecture();
             self.tool("busybox-static", architecture.debian(), say)?;
-            let unpacker = self.tool("busybox-static", native(), say)?.join("usr/bin/busybox");
+            self.tool("busybox-static", native(), say)?;
+            let unpacker = self.busybox(Architecture::NATIVE);
             self.cache.make(&kernel::item(architecture, host.kernel), |into| {
                 kernel::fetch(&self.cache, architecture, host.kernel, &unpacker, into, say)
             })?;
@@ -181,13 +194,13 @@ impl Lab {
         self.cache.item(&kernel::item(host.vendor.architecture(), host.kernel))
     }
 
-    /// Where the busybox of a host lies.
-    fn busybox(&self, host: &Host) -> PathBuf {
-        self.cache.item(&tool_item("busybox-static", host.vendor.architecture().debian()))
-    }
-
     /// An unpacked program of Debian's with all its libraries.
-    fn tool(&self, package: &str, architecture: &str, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
+    pub(crate) fn tool(
+        &self,
+        package: &str,
+        architecture: &str,
+        say: &dyn Fn(&str),
+    ) -> Result<PathBuf, Error> {
         self.cache.make(&tool_item(package, architecture), |into| {
             fetch_tool(&self.cache, TOOLS, package, architecture, into, say)
         })
@@ -205,13 +218,14 @@ impl Lab {
         Ok(machine)
     }
 
-    /// Starts two hosts with a network between them, if both have one (Intel's emulator has none); then
+    /// Starts two hosts with a network between them, if both have one (Intel's emulator has none, nor have kernels
+    /// whose modules Debian's suites lack); then
     /// the source is `10.77.0.1`, the target `10.77.0.2`. Files go from one to the other in any case.
     ///
     /// # Errors
     /// Those of [`Lab::boot`].
     pub fn pair(&self, source: (&Host, &Job), target: (&Host, &Job)) -> Result<Pair, Error> {
-        let networked = [source, target].iter().all(|(host, _)| host.vendor == Vendor::Amd);
+        let networked = [source, target].iter().all(|(host, _)| self.has_network(host));
         let wire = self.cache.scratch()?;
         let socket = wire.path().join("net");
         let end =
@@ -222,6 +236,10 @@ impl Lab {
         first.wait(start, limit(source.0, source.1))?;
         second.wait(start, limit(target.0, target.1))?;
         Ok(Pair::new(first, second, networked, wire))
+    }
+
+    fn has_network(&self, host: &Host) -> bool {
+        host.vendor != Vendor::Intel && self.kernel(host).join("modules/virtio_net.ko").exists()
     }
 
     /// A shell in a host, at this terminal.
@@ -271,11 +289,14 @@ impl Lab {
         if !self.is_prepared(host) {
             return Err(Error::NotPrepared { host: host.to_string() });
         }
+        let architecture = host.vendor.architecture();
         let scratch = self.cache.scratch()?;
+        let bridges = job.linux.as_ref().map(|_| self.guest_modules(architecture, host.kernel));
         let root = Root {
             host,
-            busybox: &self.busybox(host).join("usr/bin/busybox"),
+            busybox: &self.busybox(architecture),
             modules: &self.kernel(host).join("modules"),
+            bridges: bridges.as_deref(),
             kvm_parameters: &job.kvm_parameters,
             strict_tsc: job.strict_tsc,
             files: &job.files,

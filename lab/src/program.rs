@@ -36,31 +36,47 @@ impl Programs<'_> {
     /// [`Error::Command`] if the build fails; cargo has said why on standard error. [`Error::NoTarget`] if
     /// nothing here can build for the architecture.
     pub fn ferry(&self, architecture: Architecture) -> Result<PathBuf, Error> {
-        self.program(architecture, "ferry")
+        self.program(architecture, "ferry", "ferry")
     }
 
-    /// This tree's `ferry-truth` for x86-64 hosts, which tells what a verdict was worth.
+    /// This tree's `ferry-truth` for hosts of an architecture, which tells what a verdict was worth.
     ///
     /// # Errors
     /// As [`Programs::ferry`].
-    pub fn truth(&self) -> Result<PathBuf, Error> {
-        self.program(Architecture::X86_64, "ferry-truth")
+    pub fn truth(&self, architecture: Architecture) -> Result<PathBuf, Error> {
+        self.program(architecture, "ferry-truth", "ferry-truth")
     }
 
-    /// The tests of a package for x86-64 hosts, one program for each of its test targets.
+    /// This tree's `ferry-load` for Linux guests of an architecture and their hosts.
     ///
     /// # Errors
     /// As [`Programs::ferry`].
-    pub fn tests(&self, package: &str) -> Result<Vec<PathBuf>, Error> {
+    pub fn load(&self, architecture: Architecture) -> Result<PathBuf, Error> {
+        self.program(architecture, "ferry-load", "ferry-load")
+    }
+
+    /// This tree's `ferry-contract-truth` for arm64 hosts, which tells the same of contracts alone.
+    ///
+    /// # Errors
+    /// As [`Programs::ferry`].
+    pub fn contract_truth(&self) -> Result<PathBuf, Error> {
+        self.program(Architecture::Arm64, "ferry-truth", "ferry-contract-truth")
+    }
+
+    /// The tests of a package for hosts of an architecture, one program for each of its test targets.
+    ///
+    /// # Errors
+    /// As [`Programs::ferry`].
+    pub fn tests(&self, architecture: Architecture, package: &str) -> Result<Vec<PathBuf>, Error> {
         let form = "--message-format=json-render-diagnostics";
-        let said = self.cargo(Architecture::X86_64, &["test", "--no-run", form, "--package", package])?.1;
+        let said = self.cargo(architecture, &["test", "--no-run", form, "--package", package])?.1;
         let said = String::from_utf8_lossy(&said).into_owned();
         let messages = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         Ok(messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).collect())
     }
 
-    fn program(&self, architecture: Architecture, name: &str) -> Result<PathBuf, Error> {
-        let folder = self.cargo(architecture, &["build", "--package", name, "--bin", name])?.0;
+    fn program(&self, architecture: Architecture, package: &str, name: &str) -> Result<PathBuf, Error> {
+        let folder = self.cargo(architecture, &["build", "--package", package, "--bin", name])?.0;
         Ok(folder.join(name))
     }
 

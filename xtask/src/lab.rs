@@ -98,6 +98,9 @@ pub(crate) struct Options {
     /// A parameter of the module kvm
     #[arg(long = "kvm", value_name = "NAME=VALUE")]
     kvm: Vec<String>,
+    /// A Linux guest in /lab/linux (vmlinuz, initramfs), ferry-load, and a bridge br0 with taps tap0 and tap1
+    #[arg(long)]
+    linux: bool,
     /// Leaves KVM's tolerance for TSC frequencies as it is by itself
     #[arg(long)]
     strict_tsc: bool,
@@ -147,20 +150,21 @@ pub(crate) fn run(tree: &Tree, command: Command) -> Result<ExitCode, Failure> {
             prepare(&lab, &hosts)
         }
         Command::Run { host, options, files_in, files, program } => {
-            let job = match files_in {
-                Some(folder) => options.job()?.files_in(&folder)?,
-                None => options.job()?,
-            };
-            let run = Run { host: Host::parse(&host)?, job, within: options.within(), files, program };
-            return run.perform(tree, &lab);
+            // A script may call `ferry` as well.
+            let host = Host::parse(&host)?;
+            let mut job = job(tree, &lab, &host, &options)?;
+            if let Some(folder) = files_in {
+                job = job.files_in(&folder)?;
+            }
+            let run = Run { host, job, within: options.within(), files, program };
+            return run.perform(&lab);
         }
         Command::Pair { source, target, options, steps } => {
             return pair(tree, &lab, &[Host::parse(&source)?, Host::parse(&target)?], &options, &steps);
         }
         Command::Shell { host, options } => {
             let host = Host::parse(&host)?;
-            prepare(&lab, std::slice::from_ref(&host))?;
-            lab.shell(&host, &with_ferry(tree, &host, options.job()?)?)?;
+            lab.shell(&host, &job(tree, &lab, &host, &options)?)?;
             Ok(())
         }
         Command::Probe { hosts, check } => probe::run(tree, &lab, &hosts, check),
@@ -207,8 +211,23 @@ fn prepare(lab: &Lab, hosts: &[Host]) -> Result<(), Failure> {
 
 /// The job with this tree's `ferry`.
 fn with_ferry(tree: &Tree, host: &Host, job: Job) -> Result<Job, Failure> {
-    let programs = Programs { root: &tree.root, target: &tree.target, say: &progress };
-    Ok(job.program("ferry", &programs.ferry(host.vendor.architecture())?))
+    Ok(job.program("ferry", &programs(tree).ferry(host.vendor.architecture())?))
+}
+
+fn programs(tree: &Tree) -> Programs<'_> {
+    Programs { root: &tree.root, target: &tree.target, say: &progress }
+}
+
+/// What the host starts with, this tree's programs included; fetches what is not there.
+fn job(tree: &Tree, lab: &Lab, host: &Host, options: &Options) -> Result<Job, Failure> {
+    prepare(lab, std::slice::from_ref(host))?;
+    let job = with_ferry(tree, host, options.job()?)?;
+    if !options.linux {
+        return Ok(job);
+    }
+    lab.prepare_linux(std::slice::from_ref(host), &progress)?;
+    let load = programs(tree).load(host.vendor.architecture())?;
+    Ok(job.program("ferry-load", &load).linux(lab.linux(host, &load)?))
 }
 
 /// A program for one host.
@@ -221,11 +240,8 @@ struct Run {
 }
 
 impl Run {
-    fn perform(self, tree: &Tree, lab: &Lab) -> Result<ExitCode, Failure> {
+    fn perform(self, lab: &Lab) -> Result<ExitCode, Failure> {
         let Self { host, mut job, within, files, program } = self;
-        prepare(lab, std::slice::from_ref(&host))?;
-        // A script may call `ferry` as well.
-        job = with_ferry(tree, &host, job)?;
         let mut words = program.clone();
         let named = Path::new(&program[0]);
         if program[0] != "ferry" && named.is_file() {
@@ -260,9 +276,8 @@ fn pair(
     steps: &[String],
 ) -> Result<ExitCode, Failure> {
     let steps = steps.iter().map(|step| Step::parse(step)).collect::<Result<Vec<_>, _>>()?;
-    prepare(lab, hosts)?;
-    let job = |host| with_ferry(tree, host, options.job()?);
-    let (source, target) = (job(&hosts[0])?, job(&hosts[1])?);
+    let [source, target] = hosts;
+    let (source, target) = (job(tree, lab, source, options)?, job(tree, lab, target, options)?);
     let mut pair = lab.pair((&hosts[0], &source), (&hosts[1], &target))?;
     for step in &steps {
         let side = if step.on_target { "target" } else { "source" };

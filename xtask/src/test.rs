@@ -6,7 +6,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -18,20 +18,33 @@ use crate::tree::Tree;
 
 const KVM: &str = "/dev/kvm";
 
-/// What the tests in the lab are told; see `lab/tests`.
+/// What the tests in the lab are told; see `lab/tests`. The first three and
+/// `FERRY_LAB_LOAD` have `_ARM64` behind them for arm64 hosts.
 const LAB_PROGRAM: &str = "FERRY_LAB_PROGRAM";
-const LAB_PROGRAM_ARM64: &str = "FERRY_LAB_PROGRAM_ARM64";
 const LAB_TRUTH: &str = "FERRY_LAB_TRUTH";
 const LAB_TESTS: &str = "FERRY_LAB_TESTS";
+const LAB_CONTRACT_TRUTH: &str = "FERRY_LAB_CONTRACT_TRUTH";
 const LAB_REPORT: &str = "FERRY_LAB_REPORT";
+const LAB_LOAD: &str = "FERRY_LAB_LOAD";
+const LAB_LINUX_REPORT: &str = "FERRY_LAB_LINUX_REPORT";
+
+/// The name of a variable for hosts of an architecture.
+fn variable(name: &str, architecture: Architecture) -> String {
+    match architecture {
+        Architecture::X86_64 => name.to_owned(),
+        Architecture::Arm64 => format!("{name}_ARM64"),
+    }
+}
 
 /// Which tests run in the lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum InLab {
     /// Those that two AMD and two arm64 hosts serve
     Smoke,
-    /// The matrix of verdicts, moves between unlike hosts, Intel: about half an hour
+    /// The matrix of verdicts, moves between unlike hosts, Intel: most of an hour on two cores
     All,
+    /// Linux guests that move under load, and nothing else
+    Linux,
     /// None
     Off,
 }
@@ -44,25 +57,33 @@ pub(crate) fn run(tree: &Tree, lab: InLab, arguments: &[String]) -> Result<(), F
         ));
     }
     let mut command = run::cargo(tree, &["test", "--no-fail-fast"]);
-    for variable in [LAB_PROGRAM, LAB_PROGRAM_ARM64, LAB_TRUTH, LAB_TESTS, LAB_REPORT] {
-        command.env_remove(variable);
+    // What an earlier call wrote.
+    let reports = ["lab/matrix.txt", "lab/linux.txt"].map(|name| tree.target.join(name));
+    for (report, variable) in reports.iter().zip([LAB_REPORT, LAB_LINUX_REPORT]) {
+        let _ = fs::remove_file(report);
+        command.env(variable, report);
     }
-    let report = tree.target.join("lab/matrix.txt");
-    if is_ready(lab, Architecture::X86_64)? {
-        arm(tree, lab, &report, &mut command)?;
+    command.env_remove(LAB_CONTRACT_TRUTH);
+    for architecture in [Architecture::X86_64, Architecture::Arm64] {
+        for name in [LAB_PROGRAM, LAB_TRUTH, LAB_TESTS, LAB_LOAD] {
+            command.env_remove(variable(name, architecture));
+        }
+        if is_ready(lab, architecture)? {
+            arm(tree, lab, architecture, &mut command)?;
+        }
     }
-    if is_ready(lab, Architecture::Arm64)? {
-        arm_arm64(tree, &mut command)?;
-    }
-    if !names_a_crate(arguments) {
+    if lab == InLab::Linux {
+        command.args(["--package", "ferry-lab", "--test", "hosts", "linux::"]);
+    } else if !names_a_crate(arguments) {
         command.arg("--workspace");
     }
     let start = Instant::now();
     let passed = run::pass(command.args(arguments));
-    if lab == InLab::All
-        && let Ok(text) = fs::read_to_string(&report)
-    {
-        say::line(&text);
+    // Where a test did not run, there is none.
+    for report in reports {
+        if let Ok(text) = fs::read_to_string(&report) {
+            say::line(&text);
+        }
     }
     passed?;
     say::line(&format!("test: all passed, {} s with the build", start.elapsed().as_secs()));
@@ -82,7 +103,13 @@ fn is_ready(lab: InLab, architecture: Architecture) -> Result<bool, Failure> {
             Ok(false)
         }
         InLab::All => {
-            hosts.prepare(&of([Host::tested(), Host::smoke()].concat()), &|text| say::step(&text))?;
+            let wanted = of([Host::tested(), Host::smoke(), Host::with_vectors()].concat());
+            hosts.prepare(&wanted, &|text| say::step(&text))?;
+            hosts.prepare_linux(&of(Host::with_linux()), &|text| say::step(&text))?;
+            Ok(true)
+        }
+        InLab::Linux => {
+            hosts.prepare_linux(&of(Host::with_linux()), &|text| say::step(&text))?;
             Ok(true)
         }
         InLab::Smoke if of(Host::smoke()).iter().all(|host| hosts.is_prepared(host)) => Ok(true),
@@ -96,36 +123,43 @@ fn is_ready(lab: InLab, architecture: Architecture) -> Result<bool, Failure> {
     }
 }
 
-/// Builds what the hosts run, and tells the tests where it is.
-fn arm(tree: &Tree, lab: InLab, report: &Path, command: &mut Command) -> Result<(), Failure> {
+/// Builds what the hosts of an architecture run, unless nothing here can, and tells the tests where it is.
+fn arm(tree: &Tree, lab: InLab, architecture: Architecture, command: &mut Command) -> Result<(), Failure> {
     let programs = Programs { root: &tree.root, target: &tree.target, say: &|text| say::step(&text) };
-    command.env(LAB_PROGRAM, programs.ferry(Architecture::X86_64)?);
+    match programs.ferry(architecture) {
+        Err(error @ ferry_lab::Error::NoTarget { .. }) => {
+            let name = architecture.machine();
+            say::notice(&format!("{error}; tests on {name} hosts will be skipped"));
+            return Ok(());
+        }
+        built => command.env(variable(LAB_PROGRAM, architecture), built?),
+    };
+    if matches!(lab, InLab::Linux | InLab::All) {
+        command.env(variable(LAB_LOAD, architecture), programs.load(architecture)?);
+    }
+    if lab == InLab::Linux {
+        return Ok(());
+    }
     let mut packages = vec!["ferry-kvm"];
     if lab == InLab::All {
         packages.push("ferry-vmm");
-        command.env(LAB_TRUTH, programs.truth()?).env(LAB_REPORT, report);
-        // What an earlier call wrote.
-        let _ = fs::remove_file(report);
+        command.env(variable(LAB_TRUTH, architecture), programs.truth(architecture)?);
     }
-    let mut tests = Vec::new();
-    for package in packages {
-        let paths: Vec<PathBuf> = programs.tests(package)?;
-        tests.extend(paths.iter().map(|path| format!("{package}={}", path.display())));
+    if lab == InLab::All && architecture == Architecture::Arm64 {
+        command.env(LAB_CONTRACT_TRUTH, programs.contract_truth()?);
     }
-    command.env(LAB_TESTS, tests.join(":"));
+    command.env(variable(LAB_TESTS, architecture), tests(&programs, architecture, &packages)?);
     Ok(())
 }
 
-/// The same for arm64 hosts, unless nothing here can build for them.
-fn arm_arm64(tree: &Tree, command: &mut Command) -> Result<(), Failure> {
-    let programs = Programs { root: &tree.root, target: &tree.target, say: &|text| say::step(&text) };
-    match programs.ferry(Architecture::Arm64) {
-        Err(error @ ferry_lab::Error::NoTarget { .. }) => {
-            say::notice(&format!("{error}; tests on aarch64 hosts will be skipped"));
-        }
-        built => drop(command.env(LAB_PROGRAM_ARM64, built?)),
+/// Builds the tests of packages; answers as the tests in the lab want to hear it.
+fn tests(programs: &Programs<'_>, architecture: Architecture, packages: &[&str]) -> Result<String, Failure> {
+    let mut named = Vec::new();
+    for package in packages {
+        let paths: Vec<PathBuf> = programs.tests(architecture, package)?;
+        named.extend(paths.iter().map(|path| format!("{package}={}", path.display())));
     }
-    Ok(())
+    Ok(named.join(":"))
 }
 
 /// Why this machine cannot run a guest on a real KVM.

@@ -1,15 +1,9 @@
 //! What `ferry` finds on arm64 hosts.
 
-use std::path::PathBuf;
-use std::sync::PoisonError;
-
-use ferry_lab::{Host, Job, Lab, Machine};
+use ferry_lab::Machine;
 use serde_json::Value;
 
-use super::{TURN, ok};
-
-/// Names the static `ferry` for arm64 hosts.
-const PROGRAM: &str = "FERRY_LAB_PROGRAM_ARM64";
+use super::{ok, ready};
 
 /// The profile of a host, probed twice: the same both times.
 fn profile(host: &mut Machine) -> Value {
@@ -22,18 +16,8 @@ fn profile(host: &mut Machine) -> Value {
 
 /// Boots the host and looks at its profile, if it is prepared and there is a program for it.
 fn with_profile(name: &str, look: impl FnOnce(&mut Machine, &Value)) {
-    let lab = Lab::open();
-    let host = Host::parse(name).unwrap();
-    let Some(program) = std::env::var_os(PROGRAM).map(PathBuf::from) else {
-        println!("skipped: `cargo xtask test` runs this, with {PROGRAM}");
-        return;
-    };
-    if !lab.is_prepared(&host) {
-        println!("skipped: the lab's host {host} is not prepared (`cargo xtask lab prepare {host}`)");
-        return;
-    }
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut machine = lab.boot(&host, &Job::new().program("ferry", &program)).unwrap();
+    let Some(lab) = ready(&[name]) else { return };
+    let mut machine = lab.lab.boot(&lab.hosts[0], &lab.job).unwrap();
     let profile = profile(&mut machine);
     look(&mut machine, &profile);
 }
@@ -67,11 +51,29 @@ fn a_host_with_masks_is_probed_with_them_and_with_what_they_are_worth() {
         assert!(register(profile, TIMER_CNT).get("value").is_none(), "it counts");
         let sets = profile["feature_sets"].as_array().unwrap();
         assert_eq!(sets.len(), 2, "it has a PMU, and neither SVE nor pointer authentication nor EL2");
-        // What reads profiles there reads them, and there is no guest on KVM yet, with the reason.
         assert!(ok(host, "ferry inspect /tmp/a").contains("implementer 0x41, part 0xd0b"));
-        let refused = ok(host, "! ferry run --backend kvm --payload idle 2>&1");
-        assert!(refused.contains("guests on KVM are of x86-64"), "{refused}");
+        let refused = ok(host, "! ferry run --backend kvm --payload msrs 2>&1");
+        assert!(refused.contains("guests of aarch64 have no payload `msrs`"), "{refused}");
     });
+}
+
+#[test]
+fn guests_go_from_one_process_to_another() {
+    let Some(lab) = ready(&["arm64/6.12/cortex-a76", "arm64/5.10/cortex-a57"]) else {
+        return;
+    };
+    for name in &lab.hosts {
+        let mut host = lab.lab.boot(name, &lab.job).unwrap();
+        for payload in ["churn", "clock", "features", "ticks"] {
+            // Interrupts take emulated time: `ticks` never comes below the default limit on a fast machine.
+            let demo = format!(
+                "ferry demo --backend kvm --payload {payload} --cpus 2 --memory 32M --rate 4M \
+                 --downtime-limit 10000 2>&1"
+            );
+            let said = ok(&mut host, &demo);
+            assert!(said.contains("nothing lost: 0 faults"), "{name}, {payload}: {said}");
+        }
+    }
 }
 
 #[test]

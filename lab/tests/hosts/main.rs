@@ -12,19 +12,23 @@
 )]
 
 mod arm64;
+mod boot;
 mod carried;
+mod contracts;
+mod linux;
 mod matrix;
 mod moves;
 mod one;
 mod units;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ferry_lab::{Host, Job, Lab, Machine};
+use ferry_lab::{Host, Job, Lab, Machine, Vendor};
 
-/// Names the static `ferry` for the hosts.
+/// Names the static `ferry` for the hosts; this and the next have `_ARM64` behind them for hosts of arm64.
 const PROGRAM: &str = "FERRY_LAB_PROGRAM";
 
 /// Names `ferry-truth` for the hosts; set for all of the lab's tests, not for the smoke.
@@ -52,18 +56,19 @@ struct Ready {
 
 /// As [`ready`], for what is no part of the smoke.
 fn all(names: &[&str]) -> Option<Ready> {
-    let Some(truth) = std::env::var_os(TRUTH).map(PathBuf::from) else {
+    let ready = ready(names)?;
+    let Some(truth) = told(TRUTH, &ready.hosts) else {
         println!("skipped: `cargo xtask test --lab=all` runs this, with {TRUTH}");
         return None;
     };
-    let ready = ready(names)?;
-    Some(Ready { job: ready.job.program("ferry-truth", &truth), ..ready })
+    Some(Ready { job: ready.job.program("ferry-truth", Path::new(&truth)), ..ready })
 }
 
+/// The lab with these hosts of one architecture, if it has them and there is a `ferry` for them; else says why not.
 fn ready(names: &[&str]) -> Option<Ready> {
     let lab = Lab::open();
     let hosts: Vec<Host> = names.iter().map(|name| Host::parse(name).unwrap()).collect();
-    let Some(program) = std::env::var_os(PROGRAM).map(PathBuf::from) else {
+    let Some(program) = told(PROGRAM, &hosts) else {
         println!("skipped: `cargo xtask test` runs this, with {PROGRAM}");
         return None;
     };
@@ -72,7 +77,13 @@ fn ready(names: &[&str]) -> Option<Ready> {
         return None;
     }
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    Some(Ready { lab, job: Job::new().program("ferry", &program), hosts, _turn: turn })
+    Some(Ready { lab, job: Job::new().program("ferry", Path::new(&program)), hosts, _turn: turn })
+}
+
+/// What a variable says for hosts like these.
+fn told(variable: &str, hosts: &[Host]) -> Option<OsString> {
+    let is_arm64 = hosts.first().is_some_and(|host| host.vendor == Vendor::Arm64);
+    std::env::var_os(format!("{variable}{}", if is_arm64 { "_ARM64" } else { "" }))
 }
 
 /// Runs a command that must end well.

@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ferry_lab::Machine;
+use ferry_lab::{Host, Machine};
 
-use crate::{TESTS, all, ready};
+use crate::{Ready, TESTS, all, ready, told};
 
 /// All tests of one program, in a host that emulates each instruction.
 const PROGRAM_MAX: Duration = Duration::from_secs(900);
@@ -25,9 +25,9 @@ const UNFIT: &[&str] = &[
     "skipped: this KVM shows guests the hardware's CPUID",
 ];
 
-/// The static test programs of a package, as `PACKAGE=PATH:…`.
-fn programs(package: &str) -> Vec<PathBuf> {
-    let all = std::env::var(TESTS).unwrap_or_default();
+/// The static test programs of a package for these hosts.
+fn programs(hosts: &[Host], package: &str) -> Vec<PathBuf> {
+    let all = told(TESTS, hosts).unwrap_or_default().into_string().unwrap();
     let of = all.split(':').filter_map(|named| named.strip_prefix(package)?.strip_prefix('='));
     of.map(PathBuf::from).collect()
 }
@@ -43,9 +43,9 @@ fn run(host: &mut Machine, names: &[String]) -> String {
     said
 }
 
-fn passes(lab: Option<crate::Ready>, package: &str) {
+fn passes(lab: Option<Ready>, package: &str) {
     let Some(lab) = lab else { return };
-    let programs = programs(package);
+    let programs = programs(&lab.hosts, package);
     assert!(!programs.is_empty(), "{TESTS} names no tests of {package}");
     let mut job = lab.job.clone().memory(MEMORY_MIB);
     let mut names = Vec::new();
@@ -76,4 +76,20 @@ fn guests_are_moved_on_a_kvm_that_honours_what_it_is_told() {
 #[test]
 fn states_and_contracts_hold_on_an_old_kernel_and_on_the_newest() {
     passes(all(&["amd/5.10/EPYC", "amd/newest/EPYC"]), "ferry-kvm");
+}
+
+#[test]
+fn states_of_arm64_hold_on_an_old_kernel_and_on_todays() {
+    passes(ready(&["arm64/5.10/cortex-a57", "arm64/6.12/cortex-a76"]), "ferry-kvm");
+}
+
+#[test]
+fn states_of_arm64_with_vectors_hold() {
+    let names: Vec<String> = Host::with_vectors().iter().map(ToString::to_string).collect();
+    passes(all(&names.iter().map(String::as_str).collect::<Vec<_>>()), "ferry-kvm");
+}
+
+#[test]
+fn guests_are_moved_on_arm64() {
+    passes(all(&["arm64/6.12/cortex-a76"]), "ferry-vmm");
 }

@@ -1,4 +1,4 @@
-//! `ferry-truth FILE…`: for each guest that `ferry migrate --to file:FILE` wrote, what this host's verdict is,
+//! `ferry-truth [--answer SECONDS] FILE…`: for each guest that `ferry migrate --to file:FILE` wrote, what this host's verdict is,
 //! and what really becomes of the guest here.
 //!
 //! A tool of the lab, no part of the product: it runs copies only and leaves the files as they are. The verdict is
@@ -30,7 +30,7 @@ use crate::forced::{ForcedBuilder, Found};
 /// How long a guest runs before it is asked; being asked it looks at everything once more.
 const RUN: Duration = Duration::from_millis(50);
 
-/// How long its answer may take in an emulated host.
+/// How long its answer may take in an emulated host, unless `--answer` says so.
 const ANSWER: Duration = Duration::from_secs(60);
 
 /// What came of one file.
@@ -80,19 +80,28 @@ type Refusals = BTreeMap<Vec<u8>, Vec<Finding>>;
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    let files: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let told = if files.is_empty() { Err("name the files of guests".into()) } else { tell(&files) };
-    if let Err(failure) = told {
+    if let Err(failure) = tell() {
         let _ = writeln!(std::io::stderr(), "ferry-truth: {failure}");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-fn tell(files: &[PathBuf]) -> Result<(), Failure> {
+fn tell() -> Result<(), Failure> {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    let mut answer = ANSWER;
+    if arguments.next_if(|argument| argument == "--answer").is_some() {
+        let seconds = arguments.next().and_then(|seconds| seconds.to_str()?.parse().ok());
+        answer = Duration::from_secs(seconds.ok_or("--answer wants a number of seconds")?);
+    }
+    let files: Vec<PathBuf> = arguments.map(PathBuf::from).collect();
+    if files.is_empty() {
+        return Err("name the files of guests".into());
+    }
     let mut refused = Refusals::new();
-    for file in files {
-        let outcome = Outcome { file, verdict: judged(file, &mut refused)?, truth: truth(file)? };
+    for file in &files {
+        let verdict = judged(file, &mut refused, answer)?;
+        let outcome = Outcome { file, verdict, truth: truth(file, answer)? };
         writeln!(std::io::stdout(), "{}", serde_json::to_string(&outcome)?)?;
     }
     Ok(())
@@ -100,13 +109,13 @@ fn tell(files: &[PathBuf]) -> Result<(), Failure> {
 
 /// As `ferry receive` takes a copy. What is refused at the offer is refused for its description alone, so guests
 /// of one contract are asked about once.
-fn judged(file: &Path, refused: &mut Refusals) -> Result<Judged, Failure> {
+fn judged(file: &Path, refused: &mut Refusals, answer: Duration) -> Result<Judged, Failure> {
     let contract = survey(file)?.offer.map(|offer| offer.machine.contract).unwrap_or_default();
     if let Some(findings) = refused.get(&contract) {
         return Ok(Judged::Refused { findings: findings.clone() });
     }
     match copy(file, &mut KvmBuilder::new()?) {
-        Ok(arrived) => Ok(Judged::Accepted { guest: seen(&arrived.machine) }),
+        Ok(arrived) => Ok(Judged::Accepted { guest: seen(&arrived.machine, answer) }),
         Err(TakeError::Refused(_, Verdict { findings })) => {
             let refusals = findings.into_iter().filter(|finding| finding.kind == FindingKind::Refusal);
             let findings = refused.entry(contract).or_insert(refusals.collect()).clone();
@@ -118,11 +127,11 @@ fn judged(file: &Path, refused: &mut Refusals) -> Result<Judged, Failure> {
 }
 
 /// Past all checks.
-fn truth(file: &Path) -> Result<Truth, Failure> {
+fn truth(file: &Path, answer: Duration) -> Result<Truth, Failure> {
     let found = Found::default();
     let taken = copy(file, &mut ForcedBuilder { builder: KvmBuilder::new()?, found: Arc::clone(&found) });
     let guest = match taken {
-        Ok(arrived) => Ok(seen(&arrived.machine.guest)),
+        Ok(arrived) => Ok(seen(&arrived.machine.guest, answer)),
         Err(TakeError::NotTaken(why) | TakeError::Lost(why)) => Err(why),
         Err(error) => return Err(error.into()),
     };
@@ -141,9 +150,9 @@ fn copy<B: Builder>(file: &Path, builder: &mut B) -> Result<Arrived<B::Machine>,
 }
 
 /// Lets it run, and asks it.
-fn seen(guest: &KvmGuest) -> Seen {
+fn seen(guest: &KvmGuest, within: Duration) -> Seen {
     std::thread::park_timeout(RUN);
-    let answer = guest.verify(ANSWER);
+    let answer = guest.verify(within);
     let GuestReport { faults, first_fault, stopped, .. } = guest.report();
     let (checked, silent) = match answer {
         Ok(check) => (Some(check.pages), None),

@@ -3,15 +3,24 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ferry_contract::{BirthRequest, Contract, Features, FindingKind, Profile, Register, compare};
+use ferry_contract::arm64::{RegisterId, RegisterValue};
+use ferry_contract::{
+    Arm64Contract, BirthRequest, Contract, Features, FindingKind, Profile, Register, X86Contract, compare,
+};
 use ferry_lab::{Host, Vendor};
 
 use super::{Saved, boot, slowness, with_each};
 use crate::{Ready, STEP_MAX};
 
-/// What the guests do: each looks at something else. Those with the narrow contract do what depends on it.
+/// What the guests of x86-64 do: each looks at something else. Those with the narrow contract do what depends on it.
 const PAYLOADS: &[&str] = &["features", "exercise", "msrs", "clock", "ticks"];
+/// What those of Intel's hosts do: a guest that ticks on a processor that it does not know can take all the time of a host
+/// under Bochs.
+const PAYLOADS_OF_INTEL: &[&str] = &["features", "exercise", "msrs", "clock"];
 const PAYLOADS_OF_COMMON: &[&str] = &["features", "exercise", "msrs"];
+
+/// What those of arm64 do.
+const PAYLOADS_OF_ARM64: &[&str] = &["features", "clock", "ticks"];
 
 /// Guests with a narrow contract: what all AMD hosts of the matrix offer. `FERRY_BLESS=1` writes it anew.
 const COMMON: &str = "tests/hosts/matrix/common.json";
@@ -19,7 +28,14 @@ const COMMON: &str = "tests/hosts/matrix/common.json";
 /// Guests with all that their host offers.
 pub(super) const OFFERED: &str = "offered";
 
-/// A birth, the work of a guest, and its end in a file. The jump that `clock` allows is that of a loaded machine.
+/// Guests of arm64 as those are born that are to go back to an older kernel: with its PSCI, and without the services that
+/// it does not have.
+const WAY_BACK: &str = "way-back";
+const OLD_PSCI: (u64, u64) = (0x6030_0000_0014_0000, 0x1_0000);
+const NEW_SERVICES: u64 = 0x6030_0000_0016_0003;
+
+/// A birth, the work of a guest, and its end in a file. The jump that `clock` allows is that of a loaded machine, and
+/// under Bochs no guest stands still as shortly as the usual limit wants.
 const BIRTH: &str = r"
     mkdir -p -m 700 /tmp/state; export FERRY_STATE_DIR=/tmp/state
     id=$contract-$payload
@@ -30,7 +46,7 @@ const BIRTH: &str = r"
     done
     ferry status $id >/tmp/status-$id.log 2>&1
     grep -q 'faults *0' /tmp/status-$id.log &&
-        ferry migrate $id --to file:/files/$id.ferry --wait >/tmp/migrate-$id.log 2>&1 &&
+        ferry migrate $id --to file:/files/$id.ferry --downtime-limit 60000 --wait >/tmp/migrate-$id.log 2>&1 &&
         gzip /files/$id.ferry && exit 0
     cat /tmp/*-$id.log >&2; ps >&2; dmesg | tail -n 20 >&2
     exit 1
@@ -62,11 +78,25 @@ fn on(lab: &Ready, index: usize, host: &Host, place: &Path) -> Result<Born, ferr
         if has_common { lab.job.clone().file("common.json", Path::new(COMMON)) } else { lab.job.clone() };
     let mut machine = boot(lab, host, &job)?;
     let within = 2 * STEP_MAX * slowness(host);
-    machine.expect("ferry probe -o /files/profile.json", within)?;
-    let mut contracts = vec![(OFFERED, "", PAYLOADS)];
+    let text =
+        machine.expect("ferry probe -o /files/profile.json >/dev/null; cat /files/profile.json", within)?;
+    let profile = Profile::from_json(text.as_bytes()).unwrap();
+    let mut contracts = Vec::new();
     if has_common {
         machine.expect(FITTED, within)?;
         contracts.push(("common", "--contract /tmp/common.json", PAYLOADS_OF_COMMON));
+    }
+    match offered(&profile) {
+        Contract::X86(_) if host.vendor == Vendor::Intel => contracts.push((OFFERED, "", PAYLOADS_OF_INTEL)),
+        Contract::X86(_) => contracts.push((OFFERED, "", PAYLOADS)),
+        Contract::Arm64(contract) => {
+            fs::create_dir_all(place).unwrap();
+            let file = place.join("way-back.json");
+            fs::write(&file, way_back(*contract).to_json()).unwrap();
+            machine.put(place, "/contracts", within)?;
+            contracts.push((OFFERED, "", PAYLOADS_OF_ARM64));
+            contracts.push((WAY_BACK, "--contract /contracts/way-back.json", PAYLOADS_OF_ARM64));
+        }
     }
     let mut saved = Vec::new();
     for (contract, how, payloads) in contracts {
@@ -77,8 +107,15 @@ fn on(lab: &Ready, index: usize, host: &Host, place: &Path) -> Result<Born, ferr
         }
     }
     machine.fetch("/files", place, within)?;
-    let profile = fs::read(place.join("profile.json")).unwrap();
-    Ok(Born { saved, profile: Profile::from_json(&profile).unwrap() })
+    Ok(Born { saved, profile })
+}
+
+/// A contract with which a guest can go back.
+fn way_back(mut contract: Arm64Contract) -> Contract {
+    let id = |raw| RegisterId::new(raw).unwrap();
+    contract.registers.insert(id(OLD_PSCI.0), RegisterValue::from(OLD_PSCI.1));
+    contract.registers.insert(id(NEW_SERVICES), RegisterValue::from(0));
+    contract.into()
 }
 
 /// For what `ferry check` refuses a guest with all that a host offers, by source and target.
@@ -97,8 +134,7 @@ pub(super) fn checked(born: &[Born]) -> Vec<Vec<Vec<String>>> {
 }
 
 fn offered(profile: &Profile) -> Contract {
-    let Profile::X86(profile) = profile else { panic!("the hosts of the matrix are of x86-64") };
-    let request = BirthRequest { vcpus: 1, features: Features::Offered { hyperv: false } };
+    let request = BirthRequest { vcpus: 1, features: Features::Offered(Vec::new()) };
     Contract::birth(profile, &request).unwrap()
 }
 
@@ -107,9 +143,13 @@ pub(super) fn check_common(hosts: &[Host], born: &[Born]) {
     if hosts.iter().any(|host| host.vendor != Vendor::Amd) {
         return;
     }
-    let common = born.iter().map(|born| offered(&born.profile)).reduce(|all, one| both(&all, &one)).unwrap();
+    let of_x86 = |born: &Born| match offered(&born.profile) {
+        Contract::X86(contract) => *contract,
+        Contract::Arm64(_) => panic!("these hosts are of x86-64"),
+    };
+    let common = born.iter().map(of_x86).reduce(|all, one| both(&all, &one)).unwrap();
     // Of no meaning: each birth gets its host's.
-    let text = Contract { tsc_frequency_khz: 2_000_000, ..common }.to_json();
+    let text = Contract::from(X86Contract { tsc_frequency_khz: 2_000_000, ..common }).to_json();
     if std::env::var_os("FERRY_BLESS").is_some() {
         fs::write(COMMON, &text).unwrap();
     }
@@ -148,7 +188,7 @@ const NUMBERS: &[(u32, u32, Register)] = &[
 ];
 
 /// What both contracts have. Enough for hosts of one emulator, whose other values are data.
-fn both(one: &Contract, other: &Contract) -> Contract {
+fn both(one: &X86Contract, other: &X86Contract) -> X86Contract {
     let mut both = one.clone();
     both.cpuid.retain(|entry| other.cpuid.iter().any(|their| their.key() == entry.key()));
     for entry in &mut both.cpuid {
