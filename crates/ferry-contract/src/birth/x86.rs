@@ -26,9 +26,11 @@ pub(super) fn offered(profile: &X86Profile, vcpus: u32, wishes: &[Wish]) -> Resu
     let (xcr0, xss) = xsave_masks(&told);
     let nested_state_bytes = if is_nesting(&told) { profile.nested_state_bytes } else { 0 };
     let msrs = profile.msrs.features.iter().copied().map(FeatureMsr::from);
-    let feature_msrs = msrs.filter(|msr| is_shown(&told, msr.index)).collect();
-    let (cpuid, kvm_cpuid) =
-        if reach { (told, None) } else { (profile.probe_guest.cpuid.clone(), Some(told)) };
+    // Where the guest sees other bits than KVM was told of, KVM's own checks may go by either.
+    let seen = if reach { &told } else { &profile.probe_guest.cpuid };
+    let feature_msrs =
+        msrs.filter(|msr| [&told, seen].iter().all(|cpuid| is_shown(cpuid, msr.index))).collect();
+    let (cpuid, kvm_cpuid) = if reach { (told, None) } else { (seen.clone(), Some(told)) };
     Ok(X86Contract {
         format: CONTRACT_FORMAT.to_owned(),
         kind: KVM_X86_64.to_owned(),

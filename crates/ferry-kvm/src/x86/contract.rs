@@ -55,7 +55,7 @@ fn set_tsc_frequency(vcpu: &VcpuFd, khz: u32, profile: &X86Profile) -> Result<()
 }
 
 /// Sets CPUID and reads it back. `seen` is the contract where settings do not reach the guest: such a
-/// KVM (`kvm_pvm`) reads back what the guest sees.
+/// KVM (`kvm_pvm`) reads back of a feature what the guest sees, or what it was told.
 fn set_cpuid(
     vcpu: &VcpuFd,
     told: &[CpuidEntry],
@@ -76,10 +76,10 @@ fn set_cpuid(
             let mask = !ferry_contract::run_time(set.leaf, set.subleaf, register);
             let [set_to, reads] = [set, &reads].map(|entry| entry.register(register) & mask);
             let of_vm = mask & !ferry_contract::per_vcpu(set.leaf, set.subleaf, register);
-            let is_seen = seen.is_some_and(|contract| {
-                (contract.register(set.leaf, set.subleaf, register) ^ reads) & of_vm == 0
+            let unseen = seen.map_or(mask, |contract| {
+                (contract.register(set.leaf, set.subleaf, register) ^ reads) & of_vm
             });
-            if set_to != reads && !is_seen {
+            if is_lost(set_to, reads, unseen) {
                 return Err(ContractApplyError::NotKept {
                     subject: format!("CPUID leaf {:#x} subleaf {:#x} {register}", set.leaf, set.subleaf),
                     set: format!("{set_to:#x}"),
@@ -89,6 +89,12 @@ fn set_cpuid(
         }
     }
     Ok(())
+}
+
+/// Whether something was read back that was neither told nor is seen (`unseen` has the bits that the guest sees otherwise):
+/// one host's `kvm_pvm` reads back the hardware's leaf 1 but for PCID, which the guest sees and KVM does not offer.
+fn is_lost(told: u32, reads: u32, unseen: u32) -> bool {
+    (told ^ reads) & unseen != 0
 }
 
 fn set_msr(vcpu: &VcpuFd, msr: FeatureMsr) -> Result<(), ContractApplyError> {
@@ -139,6 +145,18 @@ mod tests {
         let request = BirthRequest { vcpus: 2, features: Features::Offered(Vec::new()) };
         let contract = Contract::birth(&profile, &request).unwrap();
         Some((kvm, profile, contract))
+    }
+
+    #[test]
+    fn what_is_read_back_was_told_or_is_seen() {
+        let (told, seen) = (0x8120_2000, 0xf7fa_3203);
+        for (reads, lost) in
+            [(told, false), (seen, false), (0xf7f8_3203, false), (seen | 1 << 18, true), (0, true)]
+        {
+            assert_eq!(is_lost(told, reads, seen ^ reads), lost, "{reads:#x}");
+        }
+        // Where what was told is what is seen, that alone will do.
+        assert!(is_lost(told, seen, !0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ on_both! {
 }
 
 fn a_target_that_is_no_ferry_leaves_the_guest_running(on: &'static str) {
-    let house = House::hasty(on, Duration::from_millis(500));
+    let house = House::hasty(on, Duration::from_secs(1));
     let source = house.guest("g", CHURN);
     for (manner, status, told) in [
         (Manner::Closes, 4, "closed"),

@@ -12,11 +12,11 @@ on_both! {
     a_target_that_was_stopped_goes_on,
 }
 
-/// How long every wait lasts.
-const WAIT: Duration = Duration::from_millis(700);
+/// How long every wait lasts: many times as long as an honest side needs, on a busy machine too.
+const WAIT: Duration = Duration::from_secs(3);
 
 /// Longer than any wait.
-const STOP: Duration = Duration::from_secs(1);
+const STOP: Duration = Duration::from_secs(4);
 
 fn a_source_that_was_stopped_goes_on(on: &'static str) {
     let phases =

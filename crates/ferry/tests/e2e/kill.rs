@@ -17,7 +17,7 @@ on_both! {
 }
 
 /// How long every wait lasts; it runs out only where nobody answers.
-const WAIT: Duration = Duration::from_secs(1);
+const WAIT: Duration = Duration::from_secs(3);
 
 /// The phases of a source up to the point of no return, and of a target.
 const SOURCE: [&str; 10] =

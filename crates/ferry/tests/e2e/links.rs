@@ -14,7 +14,7 @@ on_both! {
 }
 
 /// How long every wait lasts.
-const WAIT: Duration = Duration::from_millis(600);
+const WAIT: Duration = Duration::from_secs(2);
 
 const PHASES: [&str; 10] =
     ["connect", "hello", "offer", "build", "rounds", "pause", "last-round", "state", "ready", "given"];
@@ -25,7 +25,7 @@ fn a_link_that_is_cut_settles_when_it_heals(on: &'static str) {
 
 fn a_link_that_is_held_up_settles_when_it_heals(on: &'static str) {
     // As long as no wait lasts, and longer than any.
-    let cases: Vec<_> = PHASES.into_iter().flat_map(|phase| [(phase, 100), (phase, 1000)]).collect();
+    let cases: Vec<_> = PHASES.into_iter().flat_map(|phase| [(phase, 100), (phase, 2500)]).collect();
     each(&cases, |&(phase, held)| settles(on, phase, Way::Held, Duration::from_millis(held)));
 }
 

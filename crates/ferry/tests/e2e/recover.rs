@@ -24,7 +24,7 @@ on_both! {
 }
 
 /// How long every wait lasts.
-pub(crate) const WAIT: Duration = Duration::from_millis(700);
+pub(crate) const WAIT: Duration = Duration::from_secs(2);
 
 /// `ferry recover g` with more words.
 pub(crate) fn recover(house: &House, words: &[&str]) -> Done {

@@ -87,7 +87,7 @@ fn settles(process: &crate::support::process::Process, before: (usize, usize), s
 }
 
 fn migrations_that_fail_leave_nothing_behind_on_a_source(on: &'static str) {
-    let house = House::hasty(on, Duration::from_millis(200));
+    let house = House::hasty(on, Duration::from_millis(500));
     let source = house.guest("g", CHURN);
     let peers = [
         server(Manner::Closes),
