@@ -37,6 +37,18 @@ fn a_host_takes_its_own_guests() {
     assert_eq!(compare_x86(&born(&pvm()), &pvm()).name(), "accept_with_notices");
 }
 
+/// As on an AMD host of `kvm_pvm`: KVM offers ARCH_CAPABILITIES, and refuses its MSR, for the processor has none.
+#[test]
+fn a_guest_has_the_msrs_whose_bits_it_sees() {
+    let has = |profile: &X86Profile| born(profile).feature_msrs.iter().any(|msr| msr.index == 0x10a);
+    let mut profile = pvm();
+    assert!(has(&profile));
+    entry(&mut profile.probe_guest.cpuid, 7, 0).edx &= !(1 << 29);
+    assert!(!has(&profile));
+    // Where settings reach, what was told is what is seen.
+    assert!(has(&host(|profile| entry(&mut profile.probe_guest.cpuid, 7, 0).edx &= !(1 << 29))));
+}
+
 #[test]
 fn a_missing_bit_is_refused_by_its_name() {
     let guest = born(&reaching());
