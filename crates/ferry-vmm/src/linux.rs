@@ -23,6 +23,7 @@ use x86 as arch;
 use std::fs::File;
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use arch::Entry;
@@ -88,11 +89,13 @@ struct Source {
 }
 
 impl Source {
-    /// Opens a regular file that is not empty.
+    /// Opens a regular file that is not empty. Who opens a FIFO would wait for its writer, were it not for the flag.
     fn open(path: &Path, what: &'static str) -> Result<Self, LinuxError> {
         let name = path.display().to_string();
         let failed = |source| LinuxError::Open { what, path: name.clone(), source };
-        let file = File::open(path).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let file = File::from(file);
         let facts = file.metadata().map_err(failed)?;
         if !facts.is_file() || facts.len() == 0 {
             return Err(LinuxError::NoFile { what, path: name });
@@ -114,8 +117,23 @@ impl Source {
             .map_err(|error| self.unreadable(std::io::Error::other(error)))
     }
 
+    /// What failed, unless the file is not what it was when it was opened: then that is the reason.
     fn unreadable(&self, source: std::io::Error) -> LinuxError {
-        LinuxError::Open { what: self.what, path: self.path.clone(), source }
+        let (what, path) = (self.what, self.path.clone());
+        if self.is_changed() {
+            return LinuxError::Changed { what, path };
+        }
+        LinuxError::Open { what, path, source }
+    }
+
+    /// The same of a loader.
+    fn unloadable(&self, source: linux_loader::loader::Error) -> LinuxError {
+        let (what, path) = (self.what, self.path.clone());
+        if self.is_changed() { LinuxError::Changed { what, path } } else { LinuxError::Load { path, source } }
+    }
+
+    fn is_changed(&self) -> bool {
+        self.file.metadata().is_ok_and(|facts| facts.len() != self.bytes)
     }
 }
 
@@ -146,7 +164,22 @@ mod tests {
         assert!(looked("nothing").contains("/nothing cannot be read: No such file"), "{}", looked("nothing"));
         assert!(looked("empty").ends_with("/empty is no file with something in it: give an ordinary file"));
         assert!(looked(".").contains("is no file with something in it"));
+        // Nobody ever writes to it.
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(looked("fifo").ends_with("/fifo is no file with something in it: give an ordinary file"));
         assert!(looked("script").contains("/script is no Linux kernel: give "));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_while_it_is_read_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("i");
+        std::fs::write(&path, [7; 8192]).unwrap();
+        let mut source = Source::open(&path, INITRAMFS).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16384)]).unwrap();
+        let said = source.put(&memory, 0).unwrap_err().to_string();
+        assert!(said.contains("/i changed while it was read: give a file that nobody writes to"), "{said}");
     }
 
     #[test]

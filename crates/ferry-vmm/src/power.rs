@@ -1,7 +1,8 @@
 //! What a guest with a kernel does to its machine as a whole: it switches itself off, or asks for a restart.
 //!
 //! On x86-64 by three ways that Linux tries: ACPI's registers for sleep and reset, which the guest finds in its FADT,
-//! and the keyboard controller's reset line, beside the triple fault. On arm64 by PSCI, which KVM answers.
+//! and the keyboard controller's reset line, beside the triple fault; one that jumps to the firmware instead finds
+//! instructions there that write to the register for reset. On arm64 by PSCI, which KVM answers.
 //!
 //! Facts: ACPI 6.5, 4.8.3.7 (`SLP_EN` bit 5, `SLP_TYPx` bits 2 to 4); the kernel's arch/x86/kernel/reboot.c.
 

@@ -52,7 +52,10 @@ pub(super) fn load(
         return Err(LinuxError::TooLarge { needed, available });
     }
     let loaded = PE::load(around.memory, Some(GuestAddress(RAM_START)), &mut kernel.file, None)
-        .map_err(|source| LinuxError::Load { path: kernel.path.clone(), source })?;
+        .map_err(|source| kernel.unloadable(source))?;
+    if loaded.kernel_end > end {
+        return Err(LinuxError::Changed { what: kernel.what, path: kernel.path });
+    }
     let placed = initramfs.map(|mut source| {
         source.put(around.memory, start)?;
         Ok::<_, LinuxError>(Initramfs { start, bytes: source.bytes })
@@ -110,5 +113,11 @@ mod tests {
         let needed = (6 << 20) + 8192;
         assert!(matches!(error, LinuxError::TooLarge { needed: n, .. } if n == needed), "{error}");
         assert!(load_into(32 << 20, &image(u64::MAX)).is_err());
+        for text_offset in [64 << 20, u64::MAX] {
+            let mut far = image(1 << 20);
+            far[8..16].copy_from_slice(&u64::to_le_bytes(text_offset));
+            let error = load_into(32 << 20, &far).unwrap_err();
+            assert!(matches!(error, LinuxError::TooLarge { .. }), "{error}");
+        }
     }
 }

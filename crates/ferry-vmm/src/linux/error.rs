@@ -69,6 +69,36 @@ pub enum LinuxError {
         /// The kernel's option that makes one.
         option: &'static str,
     },
+    /// A file that is not what it was when it was opened.
+    #[error("the {what} {path} changed while it was read: give a file that nobody writes to")]
+    Changed {
+        /// Which file.
+        what: &'static str,
+        /// Its path.
+        path: String,
+    },
+    /// A kernel that wants to lie where it cannot.
+    #[error("the kernel {path} wants {bytes} bytes at {address:#x}, {problem}")]
+    Place {
+        /// Its path.
+        path: String,
+        /// Bytes of a segment.
+        bytes: u64,
+        /// Where it wants to lie.
+        address: u64,
+        /// Why it cannot, and what to do.
+        problem: &'static str,
+    },
+    /// A kernel in more pieces than are taken, or in none.
+    #[error("the kernel {path} has {count} program headers, and 1 to {max} are taken: is the file whole?")]
+    Headers {
+        /// Its path.
+        path: String,
+        /// How many it says.
+        count: u16,
+        /// The most.
+        max: u16,
+    },
     /// A kernel whose parts do not make sense.
     #[error(
         "the kernel {path} cannot be loaded: {source}; is the file whole, and does the guest have memory enough?"
@@ -89,8 +119,20 @@ pub enum LinuxError {
         /// Bytes of the guest's first piece of memory.
         available: u64,
     },
+    /// An initramfs that does not fit below where the kernel wants its end.
+    #[error(
+        "the initramfs of {bytes} bytes does not fit behind the kernel and below {end:#x}, where this kernel takes one: {needed} bytes would be needed; make it smaller"
+    )]
+    TooHigh {
+        /// Bytes of the initramfs.
+        bytes: u64,
+        /// Bytes that it and the kernel need.
+        needed: u64,
+        /// Where it must end.
+        end: u64,
+    },
     /// A command line that the kernel would cut.
-    #[error("a command line of {bytes} bytes cannot be given to this kernel: it takes {max}")]
+    #[error("a command line of {bytes} bytes cannot be given to this kernel: it takes {max}; give a shorter one")]
     CommandLine {
         /// Its length.
         bytes: usize,

@@ -49,6 +49,10 @@ const WANTED: &str = "an uncompressed `Image` (the `vmlinuz` of some distributio
 
 const X86: &str = "x86-64";
 const ARM64: &str = "arm64";
+const ARM64_BIG_ENDIAN: &str = "big-endian arm64";
+
+/// `flags` of an `Image`: the kernel's byte order.
+const BIG_ENDIAN: u64 = 1;
 
 /// Reads the first bytes of a file.
 pub(super) fn head(file: &mut File) -> io::Result<Vec<u8>> {
@@ -72,6 +76,11 @@ impl Format {
             && magic == *b"ARM\x64"
         {
             let (text_offset, image_size) = (u64::from_le_bytes(text_offset), u64::from_le_bytes(image_size));
+            // Kernels that say no size (before Linux 3.17) have no flags, either.
+            let flags = at(head, 24).map_or(0, u64::from_le_bytes);
+            if image_size > 0 && flags & BIG_ENDIAN != 0 {
+                return Err(Complaint::Architecture(ARM64_BIG_ENDIAN));
+            }
             return here(Self::Arm64 { text_offset, image_size }, ARM64, on_arm64);
         }
         if at(head, 0) == Some(*b"\x7fELF") {
@@ -103,7 +112,7 @@ fn compressed(head: &[u8]) -> Option<Complaint> {
 }
 
 /// So many bytes from there.
-fn at<const N: usize>(head: &[u8], offset: usize) -> Option<[u8; N]> {
+pub(super) fn at<const N: usize>(head: &[u8], offset: usize) -> Option<[u8; N]> {
     head.get(offset..)?.first_chunk().copied()
 }
 
@@ -150,6 +159,10 @@ mod tests {
             );
         }
         assert_eq!(elf(3), Err(Complaint::NoKernel));
+        // Little-endian with pages of 64 KiB, and big-endian.
+        let flags = |flags| Format::of(&head_with(&[(16, &[0, 0, 3]), (24, &[flags]), (56, b"ARM\x64")]));
+        assert_eq!(flags(6), image);
+        assert_eq!(flags(7), Err(Complaint::Architecture(ARM64_BIG_ENDIAN)));
     }
 
     #[test]

@@ -8,22 +8,24 @@
 //! | 0x9000 | page tables that map the first 4 GiB to themselves |
 //! | 0x20000 | command line |
 //! | 0xe0000 | ACPI tables, which begin with the RSDP |
+//! | 0xffff0 | where a restart by way of the firmware leads |
 //! | 1 MiB, or where an ELF's segments want to be | kernel |
 //! | as high as it goes below the hole | initramfs |
 //!
 //! What is told of memory (e820, or PVH's memory map): all of it is there, but what lies from 0x9fc00 to 1 MiB, where a PC
-//! has its firmware, and here the ACPI tables are, is reserved.
+//! has its firmware, and here the ACPI tables and the way to restart are, is reserved.
 
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bzimage::BzImage;
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{Format, Initramfs, LinuxError, Source, Surroundings, align_up, write};
 
 mod acpi;
+mod elf;
 mod pvh;
 mod registers;
+mod restart;
 mod zero_page;
 
 pub(crate) use registers::{name_of, start_at};
@@ -37,7 +39,7 @@ const FIRMWARE_START: u64 = 0x9_fc00;
 const FIRMWARE_END: u64 = 0x10_0000;
 
 /// The longest that the ACPI tables may be.
-const ACPI_BYTES: u64 = FIRMWARE_END - ACPI;
+const ACPI_BYTES: u64 = restart::ADDRESS - ACPI;
 
 /// Where a kernel begins, and what it is told where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,9 +77,10 @@ pub(super) fn load(
     }
     let entry = match kernel.format()? {
         Format::BzImage => bzimage(kernel, initramfs, command_line, around)?,
-        Format::Elf | Format::Arm64 { .. } => elf(kernel, initramfs, around)?,
+        Format::Elf | Format::Arm64 { .. } => elf::load(kernel, initramfs, around)?,
     };
     write(around.memory, ACPI, &tables)?;
+    restart::write_to(around.memory)?;
     write(around.memory, COMMAND_LINE, &[command_line.as_bytes(), &[0]].concat())?;
     registers::write_tables(around.memory)?;
     Ok(entry)
@@ -90,8 +93,8 @@ fn bzimage(
     command_line: &str,
     around: &Surroundings<'_>,
 ) -> Result<Entry, LinuxError> {
-    let loaded = BzImage::load(around.memory, None, &mut kernel.file, None)
-        .map_err(|source| too_small(&kernel, around, source))?;
+    let loaded = BzImage::load(around.memory, None, &mut kernel.file, Some(GuestAddress(FIRMWARE_END)))
+        .map_err(|source| unloadable(&kernel, around, source))?;
     let header = loaded.setup_header.unwrap_or_default();
     let path = || kernel.path.clone();
     if !zero_page::begins_in_long_mode(&header) {
@@ -110,30 +113,13 @@ fn bzimage(
     Ok(Entry::Long { kernel: load + zero_page::LONG_MODE_ENTRY })
 }
 
-/// An ELF executable with a PVH entry.
-fn elf(
-    mut kernel: Source,
-    initramfs: Option<Source>,
-    around: &Surroundings<'_>,
-) -> Result<Entry, LinuxError> {
-    let loaded = Elf::load(around.memory, None, &mut kernel.file, Some(GuestAddress(FIRMWARE_END)))
-        .map_err(|source| too_small(&kernel, around, source))?;
-    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-        let (entry, option) = ("PVH entry", "CONFIG_PVH");
-        return Err(LinuxError::NoEntry { path: kernel.path, entry, option });
-    };
-    let placed = place(initramfs, loaded.kernel_end, u32::MAX.into(), around)?;
-    pvh::write_to(around.memory, placed, &memory_map(around))?;
-    Ok(Entry::Pvh { kernel: entry.0 })
-}
-
 /// A kernel that does not fit is told from one that cannot be read.
-fn too_small(kernel: &Source, around: &Surroundings<'_>, source: linux_loader::loader::Error) -> LinuxError {
+fn unloadable(kernel: &Source, around: &Surroundings<'_>, source: linux_loader::loader::Error) -> LinuxError {
     let (needed, available) = (FIRMWARE_END.saturating_add(kernel.bytes), low_end(around));
     if needed > available {
         return LinuxError::TooLarge { needed, available };
     }
-    LinuxError::Load { path: kernel.path.clone(), source }
+    kernel.unloadable(source)
 }
 
 /// Puts the initramfs as high as it goes below the hole, above the kernel.
@@ -146,9 +132,12 @@ fn place(
     let available = low_end(around);
     let bytes = source.as_ref().map_or(0, |source| source.bytes);
     let needed = align_up(kernel_end, PAGE).saturating_add(align_up(bytes, PAGE));
+    if needed > available {
+        return Err(LinuxError::TooLarge { needed, available });
+    }
     let end = available.min(highest.saturating_add(1));
     if needed > end {
-        return Err(LinuxError::TooLarge { needed, available });
+        return Err(LinuxError::TooHigh { bytes, needed, end });
     }
     let Some(mut source) = source else { return Ok(Initramfs::default()) };
     let start = (end - bytes) & !(PAGE - 1);
@@ -277,6 +266,7 @@ mod tests {
         assert_eq!(read(&memory, (64 << 20) - 8192), [7; 4]);
         assert_eq!(&read::<14>(&memory, 0x2_0000), b"console=ttyS0\0");
         assert_eq!(&read::<8>(&memory, ACPI), b"RSD PTR ");
+        assert_eq!(read(&memory, 0xf_fff0), [0xba, 0xf9, 0x0c, 0xb0, 6, 0xee]);
         let e820: Vec<(u64, u64, u32)> = (0..usize::from(page[0x1e8]))
             .map(|entry| {
                 let at = 0x2d0 + entry * 20;
@@ -299,6 +289,7 @@ mod tests {
         let entry = load_all(&memory, &elf_bytes(18), Some(&[7; 5000]), "quiet").unwrap();
         assert_eq!(entry, Entry::Pvh { kernel: 0x100_0040 });
         assert_eq!(read(&memory, 0x100_0000), [0xcc; 16]);
+        assert_eq!(read(&memory, 0xf_fff0), [0xba, 0xf9, 0x0c, 0xb0, 6, 0xee]);
         let words: Vec<u32> = read::<56>(&memory, pvh::ADDRESS)
             .chunks(4)
             .map(|word| u32::from_le_bytes(word.try_into().unwrap()))
@@ -347,5 +338,61 @@ mod tests {
 
     fn memory_of_one_mib() -> GuestMemoryMmap {
         memory(1 << 20, 0)
+    }
+
+    #[test]
+    fn a_bzimage_lies_above_the_tables_and_its_initramfs_where_it_takes_one() {
+        let memory = memory(64 << 20, 0);
+        let mut low = bzimage_bytes();
+        put(&mut low, 0x214, &0xe_0000_u32.to_le_bytes());
+        assert!(matches!(load_all(&memory, &low, None, "").unwrap_err(), LinuxError::Load { .. }));
+        let mut narrow = bzimage_bytes();
+        put(&mut narrow, 0x22c, &0x1ff_ffff_u32.to_le_bytes());
+        let error = load_all(&memory, &narrow, Some(&vec![0; 9 << 20]), "").unwrap_err().to_string();
+        assert!(error.contains("does not fit behind the kernel and below 0x2000000"), "{error}");
+        load_all(&memory, &narrow, Some(&[7; 5000]), "").unwrap();
+        for field in [0x214, 0x258, 0x25c, 0x260] {
+            let mut wild = bzimage_bytes();
+            put(&mut wild, field, &u32::MAX.to_le_bytes());
+            assert!(load_all(&memory, &wild, None, "").is_err(), "{field:#x}");
+        }
+    }
+
+    #[test]
+    fn an_elf_whose_segments_do_not_lie_apart_in_memory_is_refused_before_it_is_loaded() {
+        let memory = memory(32 << 20, 0);
+        // In its first program header: the address, bytes in the file and in memory.
+        let with = |fields: &[(usize, u64)]| {
+            let mut file = elf_bytes(18);
+            fields.iter().for_each(|(at, value)| put(&mut file, 64 + at, &value.to_le_bytes()));
+            load_all(&memory, &file, None, "").unwrap_err().to_string()
+        };
+        for (said, sentence) in [
+            (with(&[(24, 0x7000)]), "wants 8388608 bytes at 0x7000, where the guest's tables are: give"),
+            (with(&[(24, 0xf_fff0)]), "at 0xffff0, where the guest's tables are"),
+            (with(&[(24, 30 << 20)]), "need 39845888 bytes of memory in one piece, and the guest has 33554432"),
+            (with(&[(24, 3 << 30)]), "at 0xc0000000, and no guest has memory in one piece up to there"),
+            (with(&[(24, u64::MAX)]), "at 0xffffffffffffffff, and no guest"),
+            (with(&[(40, u64::MAX)]), "wants 18446744073709551615 bytes at 0x1000000, and no guest"),
+            (with(&[(40, 8)]), "wants 8 bytes at 0x1000000, and has more for there"),
+            (with(&[(24, 0x110_0000)]), "has no PVH entry"),
+            (with(&[(8, 500)]), "cannot be loaded"),
+        ] {
+            assert!(said.contains(sentence), "{said}");
+        }
+        assert_eq!(read(&memory, 0x7000), [0; 4], "nothing was written there");
+        let mut twice = elf_bytes(18);
+        let first: Vec<u8> = twice[64..120].to_vec();
+        put(&mut twice, 120, &first);
+        let said = load_all(&memory, &twice, None, "").unwrap_err().to_string();
+        assert!(said.contains("where another of its segments is"), "{said}");
+        for count in [0, 65] {
+            let mut file = elf_bytes(18);
+            file[56] = count;
+            let said = load_all(&memory, &file, None, "").unwrap_err().to_string();
+            assert!(said.contains(&format!("has {count} program headers, and 1 to 64")), "{said}");
+        }
+        let said = load_all(&memory, &elf_bytes(18)[..150], None, "").unwrap_err().to_string();
+        assert!(said.contains("cannot be read"), "{said}");
     }
 }

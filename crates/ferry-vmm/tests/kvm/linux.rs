@@ -147,6 +147,40 @@ fn a_restart_is_asked_for_until_there_is_a_new_machine_on_whatever_host() {
     assert!(error.contains("the kernel ") && error.contains("cannot be read: No such file"), "{error}");
 }
 
+/// Linux without EFI goes back to real mode and jumps there (arch/x86/realmode/rm/reboot.S).
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_jump_to_the_firmware_in_real_mode_is_a_restart() {
+    if !kvm_is_here() {
+        return;
+    }
+    let place = Place::with(&kernel(Wish::Off));
+    let board = place.board();
+    let birth = Birth { board: Some(&board), ..Birth::plain(1) };
+    let mut guest = ferry_vmm::create_on_kvm(&CONFIG, birth, None).unwrap();
+    guest
+        .with_vcpu(0, &mut |vcpu| {
+            let mut sregs = vcpu.get_sregs().unwrap();
+            (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x10, 0, 0, 0);
+            for data in [&mut sregs.ss, &mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs] {
+                (data.selector, data.base, data.limit, data.type_) = (0, 0, 0xffff, 3);
+                (data.db, data.l, data.g) = (0, 0, 0);
+            }
+            sregs.cs = sregs.ss;
+            (sregs.cs.selector, sregs.cs.base, sregs.cs.type_) = (0xffff, 0xf_fff0, 11);
+            (sregs.idt.base, sregs.idt.limit) = (0, 0x3ff);
+            vcpu.set_sregs(&sregs).unwrap();
+            let mut regs = vcpu.get_regs().unwrap();
+            (regs.rip, regs.rsp, regs.rflags) = (0, 0x1000, 2);
+            vcpu.set_regs(&regs).unwrap();
+            Ok(())
+        })
+        .unwrap();
+    guest.resume(custody()).unwrap();
+    wait_until("it asks for a restart", || guest.asked() == Some(Wish::Restart));
+    assert_eq!((guest.report().stopped, place.printed().as_str()), (None, ""));
+}
+
 #[test]
 fn a_file_that_is_no_kernel_makes_no_guest() {
     if !kvm_is_here() {

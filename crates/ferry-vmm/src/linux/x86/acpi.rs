@@ -106,7 +106,10 @@ fn fadt(dsdt: u64) -> impl Aml {
 
 fn madt(apics: &[u64]) -> Result<MADT, LinuxError> {
     let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(LOCAL_APIC));
-    for (uid, apic) in (0_u8..).zip(apics) {
+    if apics.len() > usize::from(u8::MAX) {
+        return Err(LinuxError::Tables(format!("they have no room for {} vCPUs", apics.len())));
+    }
+    for (uid, apic) in (0_u8..u8::MAX).zip(apics) {
         // 255 is everybody. More vCPUs than have an id of eight bits are not to be had: see MAX_CPUS.
         let id = u8::try_from(*apic).ok().filter(|id| *id != u8::MAX);
         let id = id.ok_or_else(|| LinuxError::Tables(format!("a vCPU has the APIC id {apic}")))?;
@@ -220,5 +223,6 @@ mod tests {
         let all = tables(START, &apics, u32::try_from(crate::MAX_DEVICES).unwrap()).unwrap();
         assert!((all.len() as u64) < super::super::ACPI_BYTES);
         assert!(tables(START, &[255], 0).unwrap_err().to_string().contains("APIC id 255"));
+        assert!(tables(START, &[0; 256], 0).unwrap_err().to_string().contains("no room for 256 vCPUs"));
     }
 }
