@@ -133,6 +133,9 @@ pub enum VmmError {
         /// How long it was given.
         timeout: Duration,
     },
+    /// A guest with a kernel was asked to verify itself.
+    #[error("a guest with a kernel does not verify itself, as payloads do: look at it from inside")]
+    NoVerifying,
     /// The guest has ended, so it cannot answer.
     #[error("the guest has ended: {reason}")]
     Ended {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ferry_migrate::Machine;
 use ferry_vmm::{Birth, Board, Guest, GuestConfig, KvmBuilder, KvmGuest, Linux, Payload, Wish};
 
-use crate::common::{custody, kvm_is_here, wait_until};
+use crate::common::{PATIENCE, custody, kvm_is_here, wait_until};
 use crate::crossing::cross;
 
 const CONFIG: GuestConfig =
@@ -125,6 +125,8 @@ fn a_restart_is_asked_for_until_there_is_a_new_machine_on_whatever_host() {
     let asks = |guest: &KvmGuest| guest.asked() == Some(Wish::Restart);
     wait_until("it asks for a restart", || asks(&guest));
     assert_eq!((guest.report().stopped, place.printed().as_str()), (None, "K"));
+    let unanswered = guest.verify(PATIENCE).unwrap_err().to_string();
+    assert!(unanswered.starts_with("a guest with a kernel does not verify itself"), "{unanswered}");
     // It is being moved at this moment: nothing of it runs, here or there.
     guest = cross(guest);
     assert!(asks(&guest) && guest.runs());

@@ -385,12 +385,13 @@ fn attend(shared: &Shared, jobs: &Receiver<Job>, builder: &mut AnyBuilder) -> Re
     let end = loop {
         match jobs.recv_timeout(LOOK) {
             Ok(Job::Migrate(wanted)) => {
-                let Some(over) = migrate(shared, *wanted) else { continue };
-                held = over.custody.or(held);
-                doubt = over.doubt;
-                if over.report.is_gone() {
-                    await_clients(&over.heard);
-                    break End::Moved(Box::new(over.report));
+                if let Some(over) = migrate(shared, *wanted) {
+                    held = over.custody.or(held);
+                    doubt = over.doubt;
+                    if over.report.is_gone() {
+                        await_clients(&over.heard);
+                        break End::Moved(Box::new(over.report));
+                    }
                 }
             }
             Ok(Job::Decide(choice, Listener { replies, heard })) => {
@@ -408,13 +409,13 @@ fn attend(shared: &Shared, jobs: &Receiver<Job>, builder: &mut AnyBuilder) -> Re
                 let _ = replies.send(Reply::Stopped);
                 drop(replies);
                 await_clients(&[heard]);
+        // Also after a job, or clients that ask often would keep the process from it.
+        if let Some(end) = looking::look_after(shared, builder)? {
+            break end;
+        }
                 break End::Stopped;
             }
-            Err(RecvTimeoutError::Timeout) => {
-                if let Some(end) = looking::look_after(shared, builder)? {
-                    break end;
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break End::Stopped,
         }
     };

@@ -14,22 +14,44 @@ pub(super) fn look_after(shared: &Shared, builder: &mut AnyBuilder) -> Result<Op
     if !shared.is_running() {
         return Ok(None);
     }
-    let asked = shared.guest.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Guest::asked);
-    if asked == Some(Wish::Restart) {
-        return match begin_anew(shared, builder) {
+    let seen = |guest: &AnyGuest| Seen::of(|| guest.report().stopped, || guest.asked());
+    let found = shared.guest.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(seen);
+    match found {
+        None => Ok(None),
+        Some(Seen::Off) => {
+            leave(shared);
+            Ok(Some(End::Off))
+        }
+        Some(Seen::Ended(why)) => Err(ended(shared, &why)),
+        Some(Seen::WantsRestart) => match begin_anew(shared, builder) {
             Ok(()) => Ok(None),
             Err(error) => {
                 Err(ended(shared, &format!("it asked for a restart, and {}", CliError::of(&error).message)))
             }
-        };
+        },
     }
-    match (shared.status().stopped, asked) {
-        (None, _) => Ok(None),
-        (Some(_), Some(Wish::Off)) => {
-            leave(shared);
-            Ok(Some(End::Off))
+}
+
+/// What a guest did by itself.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Off,
+    WantsRestart,
+    Ended(String),
+}
+
+impl Seen {
+    /// A guest says first what it asks for and then why it stopped. So the other order here: a guest that had stopped had asked
+    /// before, however the two looks fall.
+    fn of(stopped: impl FnOnce() -> Option<String>, asked: impl FnOnce() -> Option<Wish>) -> Option<Self> {
+        let stopped = stopped();
+        match (asked(), stopped) {
+            (Some(Wish::Off), Some(_)) => Some(Self::Off),
+            (_, Some(why)) => Some(Self::Ended(why)),
+            (Some(Wish::Restart), None) => Some(Self::WantsRestart),
+            // That it stopped is said next.
+            (Some(Wish::Off) | None, None) => None,
         }
-        (Some(why), _) => Err(ended(shared, &why)),
     }
 }
 
@@ -49,7 +71,15 @@ fn begin_anew(shared: &Shared, builder: &mut AnyBuilder) -> Result<(), MachineEr
     let mut seat = shared.guest.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(mut old) = seat.take() else { return Ok(()) };
     let description = old.description();
-    let custody = old.pause()?;
+    let custody = match old.pause() {
+        Ok(custody) => custody,
+        // Another of its vCPUs switched it off meanwhile: the next look says so.
+        Err(_) if old.asked() == Some(Wish::Off) => {
+            *seat = Some(old);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     let resources = old.release_resources()?;
     // Its memory and its devices are wanted again.
     drop(old);
@@ -60,4 +90,34 @@ fn begin_anew(shared: &Shared, builder: &mut AnyBuilder) -> Result<(), MachineEr
     guest.resume(custody).map_err(|error| MachineError::with_source("it cannot run", error))?;
     *seat = Some(guest);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_power_off_between_two_looks_is_no_failure() {
+        // The guest goes on between any two looks: it asks, then it stops.
+        for begun in 0..3 {
+            let step = Cell::new(begun);
+            let look = |of: u32| {
+                let now = step.get();
+                step.set(now + 1);
+                now >= of
+            };
+            let seen = Seen::of(
+                || look(2).then(|| "it switched itself off".to_owned()),
+                || look(1).then_some(Wish::Off),
+            );
+            assert!(matches!(seen, None | Some(Seen::Off)), "{begun}: {seen:?}");
+        }
+        let seen = |stopped: Option<&str>, asked| Seen::of(|| stopped.map(str::to_owned), || asked);
+        assert_eq!(seen(Some("off"), Some(Wish::Off)), Some(Seen::Off));
+        assert_eq!(seen(Some("it crashed"), None), Some(Seen::Ended("it crashed".to_owned())));
+        assert_eq!(seen(None, Some(Wish::Restart)), Some(Seen::WantsRestart));
+        assert_eq!(seen(None, None), None);
+    }
 }
