@@ -45,7 +45,7 @@ struct Inner {
     vm: Arc<VmFd>,
     /// From its creation to the first resume, and from each pause to the next resume.
     is_quiet: bool,
-    /// Output that could not be written was reported.
+    /// An interrupt that could not be raised was reported.
     has_failed: bool,
 }
 
@@ -72,13 +72,24 @@ impl Trigger for Irq {
 
 /// Where output goes; nowhere, if there are no files.
 #[derive(Debug, Clone, Default)]
-struct Output(Vec<Arc<File>>);
+struct Output {
+    files: Vec<Arc<File>>,
+    /// Output that could not be written was reported.
+    has_failed: bool,
+}
 
 impl Write for Output {
+    /// Never fails: the port would not tell the guest that there is room again, and its driver would wait for ever.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // One that fails keeps nothing from the others.
-        let written = self.0.iter().map(|file| (&**file).write_all(bytes)).fold(Ok(()), Result::and);
-        written.map(|()| bytes.len())
+        for file in &self.files {
+            // One that fails keeps nothing from the others.
+            if let Err(error) = (&**file).write_all(bytes)
+                && !std::mem::replace(&mut self.has_failed, true)
+            {
+                tracing::warn!(%error, "output of the serial port is lost");
+            }
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -108,7 +119,7 @@ impl SerialPort {
 
     /// Sends output to these files from now on. Who does not read from a pipe holds the guest up.
     pub fn write_to(&self, files: Vec<Arc<File>>) {
-        self.lock().serial.writer_mut().0 = files;
+        *self.lock().serial.writer_mut() = Output { files, has_failed: false };
     }
 
     /// Gives input to the guest; the number of bytes taken, from the front. The rest does not fit yet,
@@ -136,7 +147,7 @@ impl SerialPort {
         if let Err(error) = inner.serial.write(offset, value)
             && !std::mem::replace(&mut inner.has_failed, true)
         {
-            tracing::warn!(%error, "output of the serial port is lost");
+            tracing::warn!(%error, "the serial port's interrupt cannot be raised");
         }
     }
 

@@ -12,6 +12,7 @@ mod error;
 mod folder;
 mod form;
 mod noise;
+mod outlet;
 mod output;
 mod progress;
 mod size;

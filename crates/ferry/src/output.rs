@@ -1,7 +1,5 @@
 //! The one place that writes to standard output and standard error.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this module is the program's voice")]
-
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
@@ -13,11 +11,15 @@ use serde_json::json;
 use crate::cli::Format;
 use crate::error::{CliError, Kind};
 
-/// One line for people, on standard output.
+/// One line for people, on standard output. Whether anybody hears it is nothing that ends a guest.
 pub(crate) fn line(text: &str) {
-    println!("{text}");
+    let mut stdout = std::io::stdout().lock();
     // A reader at the other end of a pipe waits for whole lines.
-    let _ = std::io::stdout().flush();
+    if let Err(error) = writeln!(stdout, "{text}").and_then(|()| stdout.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        note(&format!("ferry: standard output cannot be written: {error}"));
+    }
 }
 
 /// Lines for people, on standard output.
@@ -29,7 +31,8 @@ pub(crate) fn lines(lines: &[String]) {
 
 /// One line for people beside the result, on standard error.
 pub(crate) fn note(text: &str) {
-    eprintln!("{text}");
+    // Who does not hear it cannot be told otherwise, either.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// One JSON document on one line.

@@ -1,17 +1,27 @@
 //! This terminal as a guest's serial console: what is typed goes to the guest as it is, Ctrl-C included.
 //!
 //! Ctrl-A begins a word to the program itself: `x` ends the guest, Ctrl-A types Ctrl-A. Input that is no terminal is
-//! passed on byte for byte until it ends. Facts: termios(3), `cfmakeraw`.
+//! passed on byte for byte until it ends. What is typed while the guest does not read waits, up to a bound, so that the
+//! program's own words are always heard.
+//!
+//! However the process ends, but by SIGKILL, the terminal is as it was; also while the process is stopped. A terminal that goes away
+//! is no end: the guest runs on, and is reached by its control socket.
+//!
+//! Facts: termios(3), `cfmakeraw`; signal(7); tcgetpgrp(3).
 
-use std::io::Read;
-use std::sync::Arc;
-use std::time::Duration;
+use std::io::{ErrorKind, Read};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+use signal_hook::consts::{SIGALRM, SIGCONT, SIGHUP, SIGQUIT, SIGTSTP, SIGUSR1, SIGUSR2, SIGXCPU};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::control::host::{Job, Shared};
 use crate::error::CliError;
+use crate::outlet::Outlet;
 
 /// Ctrl-A.
 const ESCAPE: u8 = 1;
@@ -21,6 +31,13 @@ const END: u8 = b'x';
 
 /// How long input waits before the guest is asked again whether it takes more.
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
+
+/// Bytes that are read at once, and how many such pieces wait for the guest.
+const PIECE_BYTES: usize = 256;
+const PIECES_MAX: usize = 64;
+
+/// How long the end waits for those who take the guest's output.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
 /// Standard input in raw mode; dropping it puts the terminal back as it was.
 #[derive(Debug)]
@@ -36,41 +53,153 @@ impl Raw {
             return Ok(None);
         }
         let failed = |error| CliError::plain(format!("this terminal cannot be made a console: {error}"));
-        let before = tcgetattr(&input).map_err(failed)?;
-        let mut raw = before.clone();
+        let raw = Self { before: tcgetattr(&input).map_err(failed)? };
+        raw.restore_after_panic();
+        raw.set().map_err(failed)?;
+        Ok(Some(raw))
+    }
+
+    fn set(&self) -> rustix::io::Result<()> {
+        let mut raw = self.before.clone();
         raw.make_raw();
-        tcsetattr(&input, OptionalActions::Now, &raw).map_err(failed)?;
-        Ok(Some(Self { before }))
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
+    }
+
+    fn restore(&self) {
+        if let Err(error) = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before) {
+            tracing::warn!(%error, "the terminal stays in raw mode: `reset` puts it back");
+        }
+    }
+
+    /// The main thread's panic ends the process while other threads still hold this.
+    fn restore_after_panic(&self) {
+        let (before, said) = (self.before.clone(), std::panic::take_hook());
+        std::panic::set_hook(Box::new(move |panic| {
+            if std::thread::current().name() == Some("main") {
+                let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &before);
+            }
+            said(panic);
+        }));
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        if let Err(error) = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before) {
-            tracing::warn!(%error, "the terminal stays in raw mode: `reset` puts it back");
+        self.restore();
+    }
+}
+
+/// What the process holds of the outside while the guest's console is there.
+#[derive(Debug, Default)]
+pub(crate) struct Console {
+    held: Mutex<(Option<Raw>, Vec<Outlet>)>,
+}
+
+impl Console {
+    /// Keeps the terminal until the end, which puts it back.
+    pub(crate) fn begin(&self, raw: Option<Raw>, outlets: Vec<Outlet>) {
+        *self.held() = (raw, outlets);
+    }
+
+    /// What the guest wrote is out, and the terminal is as it was.
+    pub(crate) fn end(&self) {
+        let mut held = self.held();
+        let (raw, outlets) = std::mem::take(&mut *held);
+        let until = Instant::now() + LAST_OUTPUT;
+        outlets.iter().for_each(|outlet| outlet.drain(until));
+        // Before the lock: whoever is told to stop waits until it is put back.
+        drop(raw);
+    }
+
+    fn held(&self) -> MutexGuard<'_, (Option<Raw>, Vec<Outlet>)> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows what is asked of the process from outside; the rest is done where SIGTERM is.
+    fn follow(&self, signal: i32) {
+        let held = self.held();
+        match (signal, &held.0) {
+            (SIGHUP, _) => tracing::info!("the terminal went away; the guest runs on"),
+            // In the background it belongs to somebody else; whoever brings it to the front says SIGCONT once more.
+            (SIGCONT, Some(raw)) if is_in_front() => {
+                if let Err(error) = raw.set() {
+                    tracing::warn!(%error, "the terminal cannot be the console again");
+                }
+            }
+            (SIGCONT, _) => {}
+            (signal, raw) => {
+                if let Some(raw) = raw {
+                    raw.restore();
+                }
+                if let Err(error) = emulate_default_handler(signal) {
+                    tracing::warn!(%error, signal, "a signal has no effect");
+                }
+            }
         }
     }
 }
 
-/// Passes standard input on to the guest that runs here, in a thread of its own.
+/// Whether the terminal is this process's.
+fn is_in_front() -> bool {
+    tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
+}
+
+/// Passes standard input on to the guest that runs here, in threads of their own.
 pub(crate) fn pass_on(shared: &Arc<Shared>, is_terminal: bool) -> Result<(), CliError> {
+    let failed = |error| CliError::plain(format!("no thread for the console: {error}"));
+    if is_terminal {
+        let all = [SIGALRM, SIGCONT, SIGHUP, SIGQUIT, SIGTSTP, SIGUSR1, SIGUSR2, SIGXCPU];
+        let mut signals = Signals::new(all).map_err(failed)?;
+        let shared = Arc::clone(shared);
+        spawn("ferry-terminal", move || signals.forever().for_each(|signal| shared.console.follow(signal)))
+            .map_err(failed)?;
+    }
+    let (typed, waiting) = bounded(PIECES_MAX);
+    let guests = Arc::clone(shared);
+    spawn("ferry-typing", move || type_in(&guests, &waiting)).map_err(failed)?;
     let shared = Arc::clone(shared);
-    let run = move || {
-        let mut escape = Escape { is_heard: is_terminal, is_open: false };
-        let mut buffer = [0; 256];
-        while let Ok(length @ 1..) = std::io::stdin().read(&mut buffer) {
-            let (typed, is_over) = escape.filter(buffer.get(..length).unwrap_or_default());
-            send(&shared, &typed);
-            if is_over {
-                let (replies, _answers) = bounded(1);
-                let (_hears, heard) = bounded(0);
-                let _ = shared.jobs.send(Job::Stop { replies, heard });
-                return;
-            }
+    spawn("ferry-console", move || read(&shared, is_terminal, &typed)).map_err(failed)
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn(run).map(drop)
+}
+
+/// Reads until the input ends or the end of the guest is wanted.
+fn read(shared: &Shared, is_terminal: bool, typed: &Sender<Vec<u8>>) {
+    let mut escape = Escape { is_heard: is_terminal, is_open: false };
+    let mut buffer = [0; PIECE_BYTES];
+    loop {
+        let length = match std::io::stdin().read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Ok(length @ 1..) => length,
+            Ok(0) | Err(_) => return,
+        };
+        let (piece, is_over) = escape.filter(buffer.get(..length).unwrap_or_default());
+        if is_over {
+            let (replies, _answers) = bounded(1);
+            let (_hears, heard) = bounded(0);
+            let _ = shared.jobs.send(Job::Stop { replies, heard });
+            return;
         }
-    };
-    let thread = std::thread::Builder::new().name("ferry-console".into()).spawn(run);
-    thread.map(drop).map_err(|error| CliError::plain(format!("no thread for the console: {error}")))
+        keep(typed, piece, is_terminal);
+    }
+}
+
+/// Who types is heard on however much waits already, and what is more than that is lost; a file or a pipe can wait itself.
+fn keep(typed: &Sender<Vec<u8>>, piece: Vec<u8>, is_terminal: bool) {
+    if !is_terminal {
+        let _ = typed.send(piece);
+    } else if typed.try_send(piece).is_err() {
+        tracing::warn!("the guest does not read: what is typed is lost");
+    }
+}
+
+/// Gives the guest what was typed.
+fn type_in(shared: &Shared, waiting: &Receiver<Vec<u8>>) {
+    for piece in waiting {
+        send(shared, &piece);
+    }
 }
 
 /// Waits until the guest has taken all of it.
@@ -119,6 +248,10 @@ mod tests {
         assert_eq!(escape.filter(b"a\x01"), (b"a".to_vec(), false));
         assert_eq!(escape.filter(b"\x01b\x01c"), (b"\x01b\x01c".to_vec(), false));
         assert_eq!(escape.filter(b"q\x01xrest"), (b"q".to_vec(), true));
+        let (typed, waiting) = bounded(1);
+        keep(&typed, vec![1], true);
+        keep(&typed, vec![2], true);
+        assert_eq!(waiting.try_iter().collect::<Vec<_>>(), [[1]], "who types does not wait");
         let mut piped = Escape { is_heard: false, is_open: false };
         assert_eq!(piped.filter(b"\x01x"), (b"\x01x".to_vec(), false));
     }

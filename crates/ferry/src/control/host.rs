@@ -23,7 +23,7 @@ use super::planning::Planned;
 use crate::cli::TestArgs;
 use crate::error::CliError;
 use crate::form::{ArrivalForm, DoubtForm, MigrationReport, State, Status};
-use crate::terminal::Raw;
+use crate::terminal::Console;
 
 /// How long a guest may take to verify all its pages.
 const CHECK: Duration = Duration::from_secs(120);
@@ -66,8 +66,8 @@ pub(crate) struct Shared {
     pub(super) guest: Mutex<Option<AnyGuest>>,
     /// That of the guest, for what is typed.
     serial: Mutex<Option<SerialPort>>,
-    /// The terminal, while it is the guest's console.
-    terminal: Mutex<Option<Raw>>,
+    /// The terminal, while it is the guest's, and what of the guest's output is under way.
+    pub(crate) console: Console,
     /// Who wants to hear of the migration under way; and the handle that ends it.
     audience: Mutex<Audience>,
     /// Whether the process stopped itself already, where a test wanted it.
@@ -139,7 +139,7 @@ impl Shared {
             facts: Mutex::new(facts),
             guest: Mutex::new(None),
             serial: Mutex::new(None),
-            terminal: Mutex::new(None),
+            console: Console::default(),
             audience: Mutex::default(),
             has_stopped: AtomicBool::new(false),
             jobs,
@@ -179,11 +179,6 @@ impl Shared {
     pub(crate) fn type_in(&self, input: &[u8]) -> usize {
         let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         serial.as_ref().map_or(0, |port| port.send(input))
-    }
-
-    /// Keeps the terminal until the end, which puts it back.
-    pub(crate) fn has_terminal(&self, raw: Option<Raw>) {
-        *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = raw;
     }
 
     /// Whether the guest runs here, and no migration is under way.
@@ -373,7 +368,7 @@ pub(crate) fn serve(
     answering: Option<Answering>,
 ) -> Result<End, CliError> {
     let end = attend(shared, jobs, builder);
-    shared.has_terminal(None);
+    shared.console.end();
     drop(answering);
     end
 }
@@ -409,14 +404,14 @@ fn attend(shared: &Shared, jobs: &Receiver<Job>, builder: &mut AnyBuilder) -> Re
                 let _ = replies.send(Reply::Stopped);
                 drop(replies);
                 await_clients(&[heard]);
-        // Also after a job, or clients that ask often would keep the process from it.
-        if let Some(end) = looking::look_after(shared, builder)? {
-            break end;
-        }
                 break End::Stopped;
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break End::Stopped,
+        }
+        // Also after a job, or clients that ask often would keep the process from it.
+        if let Some(end) = looking::look_after(shared, builder)? {
+            break end;
         }
     };
     drop(held);

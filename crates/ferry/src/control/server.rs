@@ -89,7 +89,7 @@ fn end_on_signals(path: PathBuf, shared: Arc<Shared>) -> std::io::Result<()> {
             }
             // The guest ends with its process; whoever sends the signal wants that.
             shared.note_end();
-            shared.has_terminal(None);
+            shared.console.end();
             std::process::exit(0);
         }
     };

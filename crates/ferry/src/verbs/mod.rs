@@ -27,6 +27,7 @@ use crate::cli::{Format, SerialArgs, StateArgs, TestArgs};
 use crate::control::host::{End, Shared};
 use crate::error::CliError;
 use crate::folder;
+use crate::outlet::{self, Outlet};
 use crate::output;
 use crate::terminal::{self, Raw};
 
@@ -99,10 +100,27 @@ fn birth(folder: &StateFolder, id: &GuestId, unheard: bool) -> Result<Epoch, Cli
     Ok(lives.highest(id).map_or(Epoch::BIRTH, Epoch::next))
 }
 
-/// Where the guest's serial port writes to.
-fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<Vec<Arc<File>>, CliError> {
+/// Where the guest's serial port and virtio consoles write to.
+#[derive(Debug, Default)]
+struct SerialOutput {
+    files: Vec<Arc<File>>,
+    /// Of those that may be slow to take it.
+    outlets: Vec<Outlet>,
+}
+
+impl SerialOutput {
+    fn add(&mut self, file: File) -> std::io::Result<()> {
+        let (file, outlet) = outlet::take(file)?;
+        self.files.push(file);
+        self.outlets.extend(outlet);
+        Ok(())
+    }
+}
+
+fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<SerialOutput, CliError> {
+    let mut output = SerialOutput::default();
     if args.serial.is_none() && !args.console {
-        return Ok(Vec::new());
+        return Ok(output);
     }
     if let Chosen::Sim { .. } = chosen {
         return Err(CliError::plain(
@@ -118,27 +136,30 @@ fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<V
     let failed = |name: &dyn Display, error: &dyn Display| {
         CliError::plain(format!("the serial port's output {name} cannot be opened: {error}"))
     };
-    let mut outputs = Vec::new();
     if to_stdout {
         let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-        outputs.push(Arc::new(File::from(stdout.map_err(|error| failed(&"-", &error))?)));
+        stdout.and_then(|stdout| output.add(File::from(stdout))).map_err(|error| failed(&"-", &error))?;
     }
     if let Some(path) = file {
         let opened = File::options().create(true).append(true).open(path);
-        outputs.push(Arc::new(opened.map_err(|error| failed(&path.display(), &error))?));
+        opened.and_then(|file| output.add(file)).map_err(|error| failed(&path.display(), &error))?;
     }
-    Ok(outputs)
+    Ok(output)
 }
 
 /// Makes this terminal the guest's console, if it is to be.
-fn attach(args: &SerialArgs, shared: &Arc<Shared>) -> Result<(), CliError> {
+fn attach(args: &SerialArgs, shared: &Arc<Shared>, outlets: Vec<Outlet>) -> Result<(), CliError> {
+    let raw = if args.console { Raw::enter()? } else { None };
+    let is_terminal = raw.is_some();
+    shared.console.begin(raw, outlets);
     if !args.console {
         return Ok(());
     }
-    let raw = Raw::enter()?;
-    let is_terminal = raw.is_some();
-    shared.has_terminal(raw);
-    terminal::pass_on(shared, is_terminal)
+    let attached = terminal::pass_on(shared, is_terminal);
+    if attached.is_err() {
+        shared.console.end();
+    }
+    attached
 }
 
 /// What makes the guest's machine here, now or when it restarts.
