@@ -147,19 +147,17 @@ fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<S
     Ok(output)
 }
 
-/// Makes this terminal the guest's console, if it is to be.
-fn attach(args: &SerialArgs, shared: &Arc<Shared>, outlets: Vec<Outlet>) -> Result<(), CliError> {
-    let raw = if args.console { Raw::enter()? } else { None };
-    let is_terminal = raw.is_some();
-    shared.console.begin(raw, outlets);
-    if !args.console {
-        return Ok(());
+/// Makes this terminal the guest's console, if it is to be. The guest runs already: without a console it runs on.
+fn attach(args: &SerialArgs, shared: &Arc<Shared>, outlets: Vec<Outlet>) {
+    let raw = if args.console { Raw::enter() } else { Ok(None) };
+    let is_terminal = matches!(raw, Ok(Some(_)));
+    let attached = raw.and_then(|raw| {
+        shared.console.begin(raw, outlets);
+        if args.console { terminal::pass_on(shared, is_terminal) } else { Ok(()) }
+    });
+    if let Err(error) = attached {
+        output::note(&format!("ferry: the guest runs without this console: {}", error.message));
     }
-    let attached = terminal::pass_on(shared, is_terminal);
-    if attached.is_err() {
-        shared.console.end();
-    }
-    attached
 }
 
 /// What makes the guest's machine here, now or when it restarts.

@@ -52,7 +52,7 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let figures = ArrivalForm::new(&arrived.arrival);
     shared.arrived(figures.clone());
     say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
-    attach(&args.serial, &shared, serial.outlets)?;
+    attach(&args.serial, &shared, serial.outlets);
     let end = serve(&shared, &wanted, &mut builder, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
@@ -131,7 +131,7 @@ fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliE
     let figures = ArrivalForm::new(&arrived.arrival);
     shared.arrived(figures.clone());
     say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
-    attach(&args.serial, &shared, serial.outlets)?;
+    attach(&args.serial, &shared, serial.outlets);
     let end = serve(&shared, &wanted, &mut builder, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)

@@ -92,7 +92,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
             config.payload.name(),
         )),
     }
-    attach(&args.serial, &shared, serial.outlets)?;
+    attach(&args.serial, &shared, serial.outlets);
     let end = serve(&shared, &wanted, &mut builder, None)?;
     say_end(&end, id.as_str(), format);
     Ok(0)

@@ -13,6 +13,8 @@ mod support;
 mod bad_input;
 mod bad_peers;
 mod bench;
+#[cfg(target_arch = "x86_64")]
+mod console;
 mod control_socket;
 mod disks;
 mod freeze;

@@ -1,5 +1,7 @@
 //! What the tests share: houses of processes, the journal of runs, peers that misbehave.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod boot;
 pub(crate) mod house;
 pub(crate) mod journal;
 pub(crate) mod links;
