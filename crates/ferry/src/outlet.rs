@@ -167,7 +167,7 @@ mod tests {
         drop(reader);
         for _ in 0..64 {
             outlet.drain(soon());
-            (&*guests).write_all(&[b'x'; 65536]).unwrap();
+            (&*guests).write_all(&vec![b'x'; 65536]).unwrap();
         }
         outlet.drain(soon());
         assert!(outlet.is_empty());

@@ -106,7 +106,9 @@ impl Console {
         let mut held = self.held();
         let (raw, outlets) = std::mem::take(&mut *held);
         let until = Instant::now() + LAST_OUTPUT;
-        outlets.iter().for_each(|outlet| outlet.drain(until));
+        for outlet in outlets {
+            outlet.drain(until);
+        }
         // Before the lock: whoever is told to stop waits until it is put back.
         drop(raw);
     }

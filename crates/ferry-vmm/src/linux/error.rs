@@ -132,7 +132,9 @@ pub enum LinuxError {
         end: u64,
     },
     /// A command line that the kernel would cut.
-    #[error("a command line of {bytes} bytes cannot be given to this kernel: it takes {max}; give a shorter one")]
+    #[error(
+        "a command line of {bytes} bytes cannot be given to this kernel: it takes {max}; give a shorter one"
+    )]
     CommandLine {
         /// Its length.
         bytes: usize,

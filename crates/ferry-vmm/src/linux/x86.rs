@@ -364,13 +364,18 @@ mod tests {
         // In its first program header: the address, bytes in the file and in memory.
         let with = |fields: &[(usize, u64)]| {
             let mut file = elf_bytes(18);
-            fields.iter().for_each(|(at, value)| put(&mut file, 64 + at, &value.to_le_bytes()));
+            for (at, value) in fields {
+                put(&mut file, 64 + at, &value.to_le_bytes());
+            }
             load_all(&memory, &file, None, "").unwrap_err().to_string()
         };
         for (said, sentence) in [
             (with(&[(24, 0x7000)]), "wants 8388608 bytes at 0x7000, where the guest's tables are: give"),
             (with(&[(24, 0xf_fff0)]), "at 0xffff0, where the guest's tables are"),
-            (with(&[(24, 30 << 20)]), "need 39845888 bytes of memory in one piece, and the guest has 33554432"),
+            (
+                with(&[(24, 30 << 20)]),
+                "need 39845888 bytes of memory in one piece, and the guest has 33554432",
+            ),
             (with(&[(24, 3 << 30)]), "at 0xc0000000, and no guest has memory in one piece up to there"),
             (with(&[(24, u64::MAX)]), "at 0xffffffffffffffff, and no guest"),
             (with(&[(40, u64::MAX)]), "wants 18446744073709551615 bytes at 0x1000000, and no guest"),

@@ -97,7 +97,7 @@ fn a_guest_that_restarts_keeps_name_epoch_and_disk_and_can_be_moved() {
     let house = House::new("kvm");
     let flag = |name: &str, path: &str| format!("--{name}={}", house.path(path).display());
     std::fs::write(house.path("restart"), kernel(RESTART)).unwrap();
-    std::fs::write(house.path("disk"), [0; 65536]).unwrap();
+    std::fs::write(house.path("disk"), vec![0; 65536]).unwrap();
     let board = ["--memory=64M", &flag("kernel", "restart"), &flag("disk", "disk"), "--entropy"];
     let begun = |log: &str| std::fs::read(house.path(log)).unwrap_or_default().len();
     let is_locked = || {
@@ -107,7 +107,10 @@ fn a_guest_that_restarts_keeps_name_epoch_and_disk_and_can_be_moved() {
     let source = house.booted("g", &[&board[..], &[&flag("serial", "here")]].concat());
     wait_until("it has begun three times", || begun("here") >= 3);
     is_locked();
-    assert_eq!((source.status()["epoch"].as_u64(), source.status()["custody"].as_bool()), (Some(1), Some(true)));
+    assert_eq!(
+        (source.status()["epoch"].as_u64(), source.status()["custody"].as_bool()),
+        (Some(1), Some(true))
+    );
     let target = house.receiver(&[&flag("serial", "there")]);
     let report = house.migrate("g", &target.listen).document();
     assert_eq!((&report["outcome"], &report["epoch"], source.end().status), (&"moved".into(), &2.into(), 0));

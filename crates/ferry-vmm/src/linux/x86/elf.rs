@@ -28,15 +28,15 @@ pub(super) fn load(
     initramfs: Option<Source>,
     around: &Surroundings<'_>,
 ) -> Result<Entry, LinuxError> {
-    let places = places(&kernel, low_end(around))?;
-    let end = places.iter().map(|place| place.end).max().unwrap_or(FIRMWARE_END);
+    let segments = places(&kernel, low_end(around))?;
+    let end = segments.iter().map(|segment| segment.end).max().unwrap_or(FIRMWARE_END);
     let loaded = Elf::load(around.memory, None, &mut kernel.file, Some(GuestAddress(FIRMWARE_END)))
         .map_err(|source| unloadable(&kernel, around, source))?;
     let entry = match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => Some(entry.0),
         _ => None,
     };
-    let Some(entry) = entry.filter(|entry| places.iter().any(|place| place.contains(entry))) else {
+    let Some(entry) = entry.filter(|entry| segments.iter().any(|segment| segment.contains(entry))) else {
         let (entry, option) = ("PVH entry", "CONFIG_PVH");
         return Err(LinuxError::NoEntry { path: kernel.path, entry, option });
     };
