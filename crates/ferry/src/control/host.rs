@@ -378,6 +378,7 @@ fn attend(shared: &Shared, jobs: &Receiver<Job>, builder: &mut AnyBuilder) -> Re
     let mut held: Option<Custody> = None;
     let mut doubt: Option<Doubt> = None;
     let end = loop {
+        let mut unheard = Vec::new();
         match jobs.recv_timeout(LOOK) {
             Ok(Job::Migrate(wanted)) => {
                 if let Some(over) = migrate(shared, *wanted) {
@@ -387,14 +388,16 @@ fn attend(shared: &Shared, jobs: &Receiver<Job>, builder: &mut AnyBuilder) -> Re
                         await_clients(&over.heard);
                         break End::Moved(Box::new(over.report));
                     }
+                    unheard = over.heard;
                 }
             }
             Ok(Job::Decide(choice, Listener { replies, heard })) => {
                 let (gone, custody) = deciding::settle(shared, &mut doubt, choice, &replies);
                 drop(replies);
                 held = custody.or(held);
+                unheard.push(heard);
                 if let Some(report) = gone {
-                    await_clients(&[heard]);
+                    await_clients(&unheard);
                     break End::Moved(Box::new(report));
                 }
             }
@@ -410,7 +413,11 @@ fn attend(shared: &Shared, jobs: &Receiver<Job>, builder: &mut AnyBuilder) -> Re
             Err(RecvTimeoutError::Disconnected) => break End::Stopped,
         }
         // Also after a job, or clients that ask often would keep the process from it.
-        if let Some(end) = looking::look_after(shared, builder)? {
+        let looked = looking::look_after(shared, builder);
+        if !matches!(looked, Ok(None)) {
+            await_clients(&unheard);
+        }
+        if let Some(end) = looked? {
             break end;
         }
     };
