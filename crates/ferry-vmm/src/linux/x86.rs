@@ -399,5 +399,11 @@ mod tests {
         }
         let said = load_all(&memory, &elf_bytes(18)[..150], None, "").unwrap_err().to_string();
         assert!(said.contains("cannot be read"), "{said}");
+        for start in [u64::MAX, u64::MAX - 60, 1 << 63, 500] {
+            let mut file = elf_bytes(18);
+            put(&mut file, 32, &start.to_le_bytes());
+            let said = load_all(&memory, &file, None, "").unwrap_err().to_string();
+            assert!(said.contains("cannot be read"), "{said}");
+        }
     }
 }

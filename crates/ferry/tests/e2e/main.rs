@@ -20,6 +20,8 @@ mod disks;
 mod freeze;
 mod guest_time;
 mod huge_pages;
+#[cfg(target_arch = "x86_64")]
+mod kernels;
 mod kill;
 mod lanes;
 mod links;

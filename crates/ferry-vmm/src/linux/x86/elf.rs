@@ -92,9 +92,10 @@ fn headers(kernel: &Source) -> Result<Vec<[u8; PROGRAM_HEADER_BYTES]>, LinuxErro
         return Err(LinuxError::Headers { path: kernel.path.clone(), count, max: MAX_HEADERS });
     }
     let mut headers = Vec::new();
-    for offset in (start..).step_by(PROGRAM_HEADER_BYTES).take(count.into()) {
+    for index in 0..u64::from(count) {
         let mut header = [0; PROGRAM_HEADER_BYTES];
-        read(&mut header, offset)?;
+        // Behind the end of any file where it does not fit.
+        read(&mut header, start.saturating_add(index * PROGRAM_HEADER_BYTES as u64))?;
         headers.push(header);
     }
     Ok(headers)
