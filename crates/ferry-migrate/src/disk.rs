@@ -10,10 +10,10 @@
 //! - The image moves with the guest ([`Migration::with_disks`](crate::Migration::with_disks)). Its blocks are pages
 //!   above those of memory, and cross with them: all that hold something, then those that were written again, the last
 //!   of them with the pause. The target writes a new image, at the place that [`DiskPlaces`] has for the disk: beside
-//!   it under the name `PATH.incoming`, until all of it is on the disk. Only then it gets its name, and the target says
-//!   that it is ready. When nothing becomes of the migration it is removed.
+//!   it under the name `PATH.incoming`, until all of it is on the disk. Its name it gets last, before the target says that
+//!   it is ready. When nothing becomes of the migration it is removed, and what it replaced has its name again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -29,10 +29,12 @@ use crate::MachineError;
 mod lock;
 mod newborn;
 mod places;
+mod spot;
 
 pub(crate) use lock::ImageLocks;
 use newborn::Newborn;
 pub use places::{DiskPlace, DiskPlaces};
+use spot::Identity;
 
 /// Bytes of a sector: an image has whole ones.
 pub const SECTOR_BYTES: u64 = 512;
@@ -96,7 +98,10 @@ pub enum DiskImageError {
         /// Which disk.
         disk: u32,
     },
-    /// Two disks were given one place.
+    /// It is no place for a new image.
+    #[error("{} is no image of a disk that can be made anew: name a file in a folder", .0.display())]
+    NoFile(PathBuf),
+    /// Two disks were given one place, perhaps under two names.
     #[error("the images of two disks cannot both lie at {}: give each its own", .0.display())]
     SamePlace(PathBuf),
     /// Something is where a new image is to lie.
@@ -107,15 +112,16 @@ pub enum DiskImageError {
         /// Length of what is there.
         bytes: u64,
     },
-    /// Its file system has too little room.
-    #[error("the file system of {} has {free} bytes free, and the images that come hold {needed}", path.display())]
-    NoSpace {
+    /// The name of an image that comes is that of somebody else's file.
+    #[error("the file {} is in the way, and nothing says that Ferry made it: remove it if nobody needs it, or name another place for the disk", .0.display())]
+    Foreign(PathBuf),
+    /// A target died between two images of one name.
+    #[error("{} replaced {} when a guest was about to come, and the guest did not: move the one of the two that you want to its place, and the other away", path.display(), replaced.display())]
+    Replaced {
         /// The place.
         path: PathBuf,
-        /// Bytes that the images take up on the source.
-        needed: u64,
-        /// Bytes that are free.
-        free: u64,
+        /// Where the earlier image is.
+        replaced: PathBuf,
     },
     /// It cannot be made, or what was written to it may not last.
     #[error("the image {} cannot be {what}", path.display())]
@@ -133,6 +139,11 @@ impl DiskImage {
     /// Opens the image of the guest's disk of this number, which is there. It is not locked yet.
     pub fn open(disk: u32, path: &Path, read_only: bool) -> Result<Arc<Self>, DiskImageError> {
         let failed = |source| DiskImageError::Open { path: path.to_owned(), source };
+        let is_image = |kind: std::fs::FileType| kind.is_file() || kind.is_block_device();
+        // Looked at before it is opened: to open another device may do something.
+        if !is_image(std::fs::metadata(path).map_err(failed)?.file_type()) {
+            return Err(DiskImageError::Kind(path.to_owned()));
+        }
         let mut file = OpenOptions::new()
             .read(true)
             .write(!read_only)
@@ -148,6 +159,22 @@ impl DiskImage {
         };
         check_length(path, bytes)?;
         Ok(Arc::new(Self::new(disk, path, read_only, bytes, file)))
+    }
+
+    /// Opens the images of all of a guest's disks; no two may be one file, whatever they are called.
+    pub fn open_all(
+        places: impl IntoIterator<Item = (u32, DiskPlace)>,
+    ) -> Result<Vec<Arc<Self>>, DiskImageError> {
+        let (mut images, mut seen) = (Vec::new(), BTreeSet::new());
+        for (disk, DiskPlace { path, read_only }) in places {
+            let image = Self::open(disk, &path, read_only)?;
+            let identity = Identity::of(image.file());
+            if !seen.insert(identity.map_err(|source| DiskImageError::Open { path: path.clone(), source })?) {
+                return Err(DiskImageError::SamePlace(path));
+            }
+            images.push(image);
+        }
+        Ok(images)
     }
 
     fn new(disk: u32, path: &Path, read_only: bool, bytes: u64, file: File) -> Self {
@@ -240,19 +267,32 @@ impl DiskImage {
         lock(&self.written).is_some()
     }
 
-    /// A new image is whole on the disk when this returns, and has its name.
+    /// A new image is whole on the disk when this returns.
     pub(crate) fn settle(&self) -> Result<(), DiskImageError> {
-        match &mut *lock(&self.newborn) {
-            Some(newborn) => newborn.settle(&self.file, &self.path),
-            None => Ok(()),
-        }
+        lock(&self.newborn).as_ref().map_or(Ok(()), Newborn::settle)
+    }
+
+    /// A new image has its name when this returns; what it replaced can still come back.
+    pub(crate) fn place(&self) -> Result<(), DiskImageError> {
+        lock(&self.newborn).as_mut().map_or(Ok(()), Newborn::place)
     }
 
     /// The guest runs on it: it stays, whatever comes.
     pub(crate) fn keep(&self) {
-        if let Some(newborn) = lock(&self.newborn).take() {
+        if let Some(newborn) = &mut *lock(&self.newborn) {
             newborn.keep();
         }
+    }
+
+    /// Removes what a new image replaced, if the guest runs on that. A large file takes its time.
+    pub(crate) fn forget_replaced(&self) {
+        let kept = lock(&self.newborn).take_if(|newborn| newborn.is_kept());
+        drop(kept);
+    }
+
+    /// Whether it is to be removed if nothing becomes of the migration.
+    fn is_on_trial(&self) -> bool {
+        lock(&self.newborn).as_ref().is_some_and(|newborn| !newborn.is_kept())
     }
 }
 

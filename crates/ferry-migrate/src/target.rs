@@ -167,6 +167,7 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 // for a source that has died.
                 if runs && let Some(machine) = &mut self.machine {
                     machine.announce();
+                    self.forget_replaced();
                 }
             }
         }
@@ -303,7 +304,10 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
             machine.take_resources(&guest, &arrived.resources)?;
             machine.restore(&arrived.machine)?;
             machine.restore_devices(&arrived.devices)
-        })
+        })?;
+        // Last, because what they replace is not touched for a guest that cannot come.
+        let placed = self.images.iter().try_for_each(|image| image.place());
+        placed.map_err(|error| MachineError::with_source("the guest's disk cannot have its name", error))
     }
 
     /// The custody that is made here is the only one: the source consumed its own before it sent the
@@ -321,6 +325,11 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
         Ok(())
     }
 
+    /// The guest runs on its new images: it never needs those that they replaced.
+    fn forget_replaced(&self) {
+        self.images.iter().for_each(|image| image.forget_replaced());
+    }
+
     fn discard(&mut self) {
         if let Some(mut machine) = self.machine.take()
             && let Err(error) = machine.release_resources()
@@ -328,7 +337,7 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
             tracing::warn!(error = sentence(&error), "resources of a guest that was not taken");
         }
         self.doors.drop_intake();
-        // With them new images are removed.
+        // With them new images are removed, and what they replaced has its name again.
         (self.ram, self.images) = (None, Vec::new());
         self.figures = None;
     }
@@ -355,6 +364,7 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
         let Some(machine) = self.machine.take() else {
             return Err((self.doors, MachineError::new("no machine was built")));
         };
+        self.forget_replaced();
         let received: Received = self.doors.received();
         let arrival = self.figures.take().map_or_else(
             || Arrival {

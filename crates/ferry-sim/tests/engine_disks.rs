@@ -185,10 +185,13 @@ fn a_disk_that_both_hosts_see_changes_hands_with_its_lock() {
 #[test]
 fn what_did_not_come_whole_is_removed_and_the_next_try_succeeds() {
     let (folder, here, there, mut guest) = scene();
-    // What a process left that was killed while a guest came.
-    std::fs::write(there.join("disk.incoming"), vec![0xee; 2 * BYTES]).unwrap();
-    let waiting =
-        Waiting::new(Transport::Tcp, folder.path(), DiskyBuilder::new(there.join("disk"), &guest.model));
+    // What a process left that was killed before it could write into it.
+    std::fs::write(there.join("disk.incoming"), "").unwrap();
+    std::fs::write(there.join("disk"), "old").unwrap();
+    let builder = DiskyBuilder { overwrites: true, ..DiskyBuilder::new(there.join("disk"), &guest.model) };
+    let waiting = Waiting::new(Transport::Tcp, folder.path(), builder);
+    let is_as_before =
+        || names(&there) == ["disk"] && std::fs::read(there.join("disk")).is_ok_and(|old| old == b"old");
     let frames = ["pages", "round-end", "section", "state-end", "custody"];
     for (epoch, name) in (2..).zip(frames) {
         let cut = move |pass: &engine_support::Pass<'_>| {
@@ -200,11 +203,11 @@ fn what_did_not_come_whole_is_removed_and_the_next_try_succeeds() {
         kept(&mut guest, &report);
         is_locked(&here.join("disk"));
         waiting.seen.not_taken(usize::try_from(epoch).unwrap() - 2);
-        until("the removal of the image", || names(&there).is_empty());
+        until("the removal of the image", is_as_before);
     }
     assert_eq!(migrate(&mut guest, &waiting.address, 9).outcome, moved(9));
     waiting.arrived().machine.is_well();
-    assert_eq!(names(&there), ["disk"]);
+    until("the removal of the old image", || names(&there) == ["disk"]);
 }
 
 #[test]

@@ -116,9 +116,9 @@ impl Resource for ImageLock {
     }
 
     /// An image that moves with the guest stays locked until it is let go of for good: the target has one of its own,
-    /// and this one is still being read.
+    /// and this one is still being read. One that a target made stays locked until it was kept or removed.
     fn release(&mut self) -> Result<(), MachineError> {
-        if self.0.is_copied() {
+        if self.0.is_copied() || self.0.is_on_trial() {
             return Ok(());
         }
         self.0.unlock().map_err(|error| MachineError::with_source("its disk cannot be let go of", error))

@@ -1,23 +1,20 @@
 //! Where a target makes the images of disks that come with a guest.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use ferry_contract::{Finding, FindingKind, Layer};
 use ferry_protocol::DiskSpan;
-use rustix::fs::FlockOperation;
 
-use super::newborn::Newborn;
-use super::{DiskImage, DiskImageError, check_length, lock};
+use super::newborn::{Newborn, Old};
+use super::spot::Spot;
+use super::{DiskImage, DiskImageError, check_length};
 
 /// Where the image of one disk is to lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskPlace {
-    /// The image's path. Nothing, or an empty file, is there.
+    /// The image's path. Nothing, or an empty file, is there. A symbolic link at its end is followed.
     pub path: PathBuf,
     /// Whether the guest may not write to the disk.
     pub read_only: bool,
@@ -31,9 +28,11 @@ pub struct DiskPlaces {
 }
 
 /// What a file system must hold.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Need {
     folder: PathBuf,
+    free: u64,
+    capacity: u64,
     allocated: u64,
     whole: u64,
 }
@@ -66,13 +65,12 @@ impl DiskPlaces {
     }
 
     /// Makes the images: new files that read as zero, locked. They are removed again when they are dropped before a
-    /// guest ran on them.
+    /// guest ran on them. What they are to replace is locked from now on.
     pub fn make(&self, disks: &[DiskSpan]) -> Result<Vec<Arc<DiskImage>>, DiskImageError> {
         self.check_twice(disks)?;
         let make = |span: &DiskSpan| {
-            let place = self.check(span)?;
-            let replaces = std::fs::symlink_metadata(&place.path).is_ok();
-            let (newborn, file) = Newborn::make(&place.path, span.bytes, replaces)?;
+            let (place, spot, old) = self.check(span)?;
+            let (newborn, file) = Newborn::make(spot, span.bytes, old)?;
             let image = DiskImage::new(span.disk, &place.path, place.read_only, span.bytes, file);
             Ok(Arc::new(DiskImage { newborn: Mutex::new(Some(newborn)), ..image }))
         };
@@ -80,54 +78,44 @@ impl DiskPlaces {
     }
 
     fn check_twice(&self, disks: &[DiskSpan]) -> Result<(), DiskImageError> {
-        let mut seen = BTreeSet::new();
-        let mut paths = disks.iter().filter_map(|disk| self.places.get(&disk.disk)).map(|place| &place.path);
-        paths
-            .find(|path| !seen.insert(*path))
-            .map_or(Ok(()), |path| Err(DiskImageError::SamePlace(path.clone())))
+        let mut seen: Vec<Spot> = Vec::new();
+        for place in disks.iter().filter_map(|disk| self.places.get(&disk.disk)) {
+            // What is no place has its own refusal.
+            let Ok(spot) = Spot::find(&place.path) else { continue };
+            if seen.iter().any(|other| other.is(&spot)) {
+                return Err(DiskImageError::SamePlace(place.path.clone()));
+            }
+            seen.push(spot);
+        }
+        Ok(())
     }
 
-    /// The place of a disk, if its image can be made there.
-    fn check(&self, span: &DiskSpan) -> Result<&DiskPlace, DiskImageError> {
+    /// The place of a disk, if its image can be made there, and what it replaces.
+    fn check(&self, span: &DiskSpan) -> Result<(&DiskPlace, Spot, Option<Old>), DiskImageError> {
         let place = self.places.get(&span.disk).ok_or(DiskImageError::NoPlace { disk: span.disk })?;
-        let path = &place.path;
-        check_length(path, span.bytes)?;
-        match std::fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(DiskImageError::Open { path: path.clone(), source }),
-            Ok(there) if !there.is_file() => return Err(DiskImageError::Kind(path.clone())),
-            Ok(there) if there.len() > 0 && !self.overwrites => {
-                return Err(DiskImageError::Exists { path: path.clone(), bytes: there.len() });
-            }
-            Ok(_) => {
-                let source = |source| DiskImageError::Open { path: path.clone(), source };
-                // A guest's disk is not taken away from under it.
-                lock::take(
-                    &File::open(path).map_err(source)?,
-                    path,
-                    FlockOperation::NonBlockingLockExclusive,
-                )?;
-            }
-        }
-        let folder = folder_of(path);
-        let source = match std::fs::metadata(folder) {
-            Ok(meta) if meta.is_dir() => return Ok(place),
-            Ok(_) => io::ErrorKind::NotADirectory.into(),
-            Err(source) => source,
-        };
-        Err(DiskImageError::Open { path: folder.to_owned(), source })
+        check_length(&place.path, span.bytes)?;
+        let spot = Spot::find(&place.path)?;
+        let old = Old::hold(&spot, self.overwrites)?;
+        Newborn::can_be_made(&spot)?;
+        Ok((place, spot, old))
     }
 
     /// What each file system must hold.
     fn needs(&self, disks: &[DiskSpan]) -> Vec<Need> {
         let mut needs: BTreeMap<u64, Need> = BTreeMap::new();
         for span in disks {
-            let Some(folder) = self.places.get(&span.disk).map(|place| folder_of(&place.path)) else {
+            let Some(place) = self.places.get(&span.disk) else { continue };
+            let Ok(spot) = Spot::find(&place.path) else { continue };
+            let (Ok(device), Ok(stat)) = (spot.device(), rustix::fs::fstatvfs(spot.folder())) else {
                 continue;
             };
-            let Ok(meta) = std::fs::metadata(folder) else { continue };
-            let need = needs.entry(meta.dev()).or_default();
-            folder.clone_into(&mut need.folder);
+            let need = needs.entry(device).or_insert_with(|| Need {
+                folder: spot.path().parent().unwrap_or(Path::new("")).to_owned(),
+                free: stat.f_bavail.saturating_mul(stat.f_frsize),
+                capacity: stat.f_blocks.saturating_mul(stat.f_frsize),
+                allocated: 0,
+                whole: 0,
+            });
             need.allocated = need.allocated.saturating_add(span.allocated_bytes.min(span.bytes));
             need.whole = need.whole.saturating_add(span.bytes);
         }
@@ -138,10 +126,7 @@ impl DiskPlaces {
 impl Need {
     /// Refuses what does not fit; says what may not once every block of the images is written.
     fn judge(&self) -> Option<Finding> {
-        let stat = rustix::fs::statvfs(&self.folder).ok()?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let capacity = stat.f_blocks.saturating_mul(stat.f_frsize);
-        let folder = self.folder.display();
+        let (free, capacity, folder) = (self.free, self.capacity, self.folder.display());
         let finding = |kind, effect: &str, remedy: &str| Finding {
             kind,
             subject: "space for disks".to_owned(),
@@ -174,8 +159,4 @@ fn refusal(disk: &DiskSpan, error: &DiskImageError) -> Finding {
                  copying its storage"
                 .to_owned(),
     }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -1,14 +1,12 @@
 //! Images, their places and their locks.
 
-use std::io::Write;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 
 use ferry_contract::FindingKind;
 use ferry_protocol::GuestId;
 use ferry_state::Resources;
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
 
-use super::newborn::incoming;
 use super::*;
 use crate::{ResourceSet, sentence};
 
@@ -30,7 +28,26 @@ fn places(path: &Path) -> DiskPlaces {
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn incoming(path: &Path) -> PathBuf {
+    path.with_file_name("disk.incoming")
+}
+
+/// Makes the image at that place, which may have something in it.
+fn make(path: &Path) -> Arc<DiskImage> {
+    places(path).overwriting(true).make(&[span(0, 0)]).unwrap().remove(0)
+}
+
+/// Why it cannot be made there; the offer is refused for the same reason.
+fn cannot(places: &DiskPlaces) -> String {
+    let error = sentence(&places.make(&[span(0, 0)]).unwrap_err());
+    let findings = places.judge(&[span(0, 0)]);
+    assert!(findings.iter().any(|finding| finding.to_string().contains(&error)), "{error}: {findings:?}");
+    error
 }
 
 fn guest() -> GuestId {
@@ -173,13 +190,15 @@ fn a_new_image_has_its_name_once_it_is_whole_and_stays_once_a_guest_ran() {
     assert_eq!(names(folder.path()), ["disk.incoming"]);
     let permissions = std::fs::metadata(incoming(&path)).unwrap().permissions();
     assert_eq!(permissions.mode() & 0o777, 0o600);
-    assert!(sentence(&places(&path).make(&[span(0, 0)]).unwrap_err()).contains("disk.incoming is in use"));
+    assert!(cannot(&places(&path)).contains("disk.incoming is in use"));
     drop(made);
     assert!(names(folder.path()).is_empty(), "nothing became of it");
 
     let made = new();
     made.settle().unwrap();
-    made.settle().unwrap();
+    assert_eq!(names(folder.path()), ["disk.incoming"]);
+    made.place().unwrap();
+    made.place().unwrap();
     assert_eq!(names(folder.path()), ["disk"]);
     drop(made);
     assert!(names(folder.path()).is_empty(), "and not of this one either");
@@ -187,6 +206,7 @@ fn a_new_image_has_its_name_once_it_is_whole_and_stays_once_a_guest_ran() {
     let made = new();
     made.file().write_all_at(b"guest", 0).unwrap();
     made.settle().unwrap();
+    made.place().unwrap();
     made.keep();
     drop(made);
     let found = std::fs::read(&path).unwrap();
@@ -194,36 +214,187 @@ fn a_new_image_has_its_name_once_it_is_whole_and_stays_once_a_guest_ran() {
 }
 
 #[test]
-fn what_a_killed_process_left_is_begun_anew_and_what_is_there_is_kept_until_then() {
+fn what_a_killed_process_left_is_begun_anew_and_nobody_elses_file_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     std::fs::write(incoming(&path), vec![0xee; 1 << 20]).unwrap();
-    std::fs::write(&path, "precious").unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-    assert!(matches!(places(&path).make(&[span(0, 0)]), Err(DiskImageError::Exists { bytes: 8, .. })));
-    let made = places(&path).overwriting(true).make(&[span(0, 0)]).unwrap().remove(0);
+    let error = cannot(&places(&path));
+    assert!(error.contains("disk.incoming is in the way, and nothing says that Ferry made it"), "{error}");
+    // The mark does not help a file that has another name as well: it may be somebody's disk.
+    match setxattr(incoming(&path), "user.ferry.incoming", b"1", XattrFlags::empty()) {
+        Ok(()) => {}
+        Err(errno) => {
+            return println!("skipped: the file system of {} has no marks: {errno}", path.display());
+        }
+    }
+    std::fs::hard_link(incoming(&path), folder.path().join("other")).unwrap();
+    assert!(cannot(&places(&path)).contains("is in the way"));
+    assert_eq!(std::fs::read(incoming(&path)).unwrap(), vec![0xee; 1 << 20]);
+    std::fs::remove_file(folder.path().join("other")).unwrap();
+    let made = make(&path);
     let mut all = vec![1; usize::try_from(BYTES).unwrap()];
     made.file().read_exact_at(&mut all, 0).unwrap();
     assert!(all.iter().all(|&byte| byte == 0), "it reads as zero");
-    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    made.settle().unwrap();
+    // Once it is whole it is no leftover any more, even if its name says so.
+    made.place().unwrap();
     made.keep();
+    drop(made);
+    std::fs::rename(&path, incoming(&path)).unwrap();
+    assert!(cannot(&places(&path)).contains("is in the way"));
+    // One that Ferry made and did not come to mark.
+    File::create(incoming(&path)).unwrap();
+    drop(make(&path));
+    assert!(names(folder.path()).is_empty());
+}
+
+/// A place with an old image, of a mode of its own, that may be replaced.
+fn with_old() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, "precious").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn what_is_replaced_stays_until_the_guest_runs_and_comes_back_if_it_does_not() {
+    let (folder, path) = with_old();
+    assert!(matches!(places(&path).make(&[span(0, 0)]), Err(DiskImageError::Exists { bytes: 8, .. })));
+    for place in [false, true] {
+        let made = make(&path);
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        if place {
+            made.settle().unwrap();
+            made.place().unwrap();
+            assert_eq!(names(folder.path()), ["disk", "disk.replaced"]);
+            assert_eq!(std::fs::read(folder.path().join("disk.replaced")).unwrap(), b"precious");
+            made.forget_replaced();
+        }
+        drop(made);
+        assert_eq!(names(folder.path()), ["disk"], "placed: {place}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+    let made = make(&path);
+    made.place().unwrap();
+    made.keep();
+    made.forget_replaced();
     let meta = std::fs::metadata(&path).unwrap();
     assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (BYTES, 0o640));
     assert_eq!(names(folder.path()), ["disk"]);
 }
 
 #[test]
-fn a_file_that_comes_to_lie_there_meanwhile_is_not_replaced() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("disk");
+fn what_is_replaced_is_locked_until_then_and_so_is_what_replaces_it() {
+    let (_folder, path) = with_old();
+    std::fs::write(&path, [0; 512]).unwrap();
+    let thief = |path: &Path| DiskImage::open(0, path, false).unwrap().lock();
+    let made = make(&path);
+    assert!(matches!(thief(&path), Err(DiskImageError::Held { .. })));
+    made.place().unwrap();
+    // The engine lets go of resources before it drops what did not come.
+    let mut set = ResourceSet::new().with_images(&[Arc::clone(&made)]);
+    set.take(&guest(), &Resources { released: vec![made.resource()] }).unwrap();
+    set.release().unwrap();
+    assert!(matches!(thief(&path), Err(DiskImageError::Held { .. })));
+    assert!(matches!(thief(&path.with_file_name("disk.replaced")), Err(DiskImageError::Held { .. })));
+    drop((set, made));
+    thief(&path).unwrap();
+    // Between the offer and the machine somebody took it.
+    let guests = DiskImage::open(0, &path, false).unwrap();
+    guests.lock().unwrap();
+    assert!(cannot(&places(&path).overwriting(true)).contains("disk is in use"));
+}
+
+#[test]
+fn only_what_was_judged_is_replaced() {
+    let (folder, path) = with_old();
+    let made = make(&path);
+    std::fs::write(folder.path().join("new"), "more precious").unwrap();
+    std::fs::rename(folder.path().join("new"), &path).unwrap();
+    let error = sentence(&made.place().unwrap_err());
+    assert!(error.contains("another file took its place meanwhile"), "{error}");
+    drop(made);
+    assert_eq!(
+        (std::fs::read(&path).unwrap(), names(folder.path())),
+        (b"more precious".to_vec(), vec!["disk".to_owned()])
+    );
+    // An empty file was judged, and something was written to it.
+    File::create(&path).unwrap();
     let made = places(&path).make(&[span(0, 0)]).unwrap().remove(0);
-    File::create(&path).unwrap().write_all(b"new").unwrap();
-    let error = sentence(&made.settle().unwrap_err());
+    std::fs::write(&path, "new").unwrap();
+    assert!(matches!(made.place(), Err(DiskImageError::Exists { bytes: 3, .. })));
+    drop(made);
+    // Nothing was judged, and something came to lie there.
+    std::fs::remove_file(&path).unwrap();
+    let made = make(&path);
+    std::fs::write(&path, "new").unwrap();
+    let error = sentence(&made.place().unwrap_err());
+    assert!(error.contains("cannot be given its name: File exists"), "{error}");
+    // And what took the place of the new image itself is neither named nor removed.
+    std::fs::write(incoming(&path), "foreign").unwrap();
+    std::fs::remove_file(incoming(&path)).unwrap();
+    std::fs::write(incoming(&path), "foreign").unwrap();
+    assert!(made.place().is_err());
+    drop(made);
+    assert_eq!(names(folder.path()), ["disk", "disk.incoming"]);
+    assert_eq!(std::fs::read(&path).unwrap(), b"new");
+}
+
+#[test]
+fn an_image_that_an_earlier_target_replaced_and_left_is_told() {
+    let (folder, path) = with_old();
+    std::fs::write(folder.path().join("disk.replaced"), "older").unwrap();
+    let error = cannot(&places(&path).overwriting(true));
+    assert!(error.contains("disk replaced ") && error.contains("disk.replaced when a guest"), "{error}");
+    assert_eq!(names(folder.path()), ["disk", "disk.replaced"]);
+    // It comes to be there meanwhile.
+    std::fs::remove_file(folder.path().join("disk.replaced")).unwrap();
+    let made = make(&path);
+    std::fs::write(folder.path().join("disk.replaced"), "older").unwrap();
+    let error = sentence(&made.place().unwrap_err());
     assert!(error.contains("cannot be given its name: File exists"), "{error}");
     drop(made);
-    assert_eq!(std::fs::read(&path).unwrap(), b"new");
-    assert_eq!(names(folder.path()), ["disk"]);
+    assert_eq!(names(folder.path()), ["disk", "disk.replaced"]);
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn a_link_at_the_place_is_followed_and_stays() {
+    let (folder, path) = with_old();
+    let link = folder.path().join("link");
+    symlink(&path, &link).unwrap();
+    let made = make(&link);
+    made.place().unwrap();
+    made.keep();
+    drop(made);
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), BYTES);
+    assert_eq!(names(folder.path()), ["disk", "link"]);
+    symlink("nothing", folder.path().join("dangles")).unwrap();
+    assert!(cannot(&places(&folder.path().join("dangles"))).contains("No such file"));
+}
+
+#[test]
+fn two_disks_never_have_one_file_whatever_it_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = image(folder.path(), "disk");
+    symlink(folder.path(), folder.path().join("link")).unwrap();
+    symlink("disk", folder.path().join("soft")).unwrap();
+    std::fs::hard_link(&path, folder.path().join("hard")).unwrap();
+    let place = |path: &Path| DiskPlace { path: path.to_owned(), read_only: false };
+    for other in ["./disk", "link/disk", "soft", "hard"] {
+        let places = [(0, place(&path)), (1, place(&folder.path().join(other)))];
+        let error = DiskImage::open_all(places.clone()).unwrap_err();
+        assert!(matches!(error, DiskImageError::SamePlace(_)), "{other}: {error}");
+        let error = DiskPlaces::new(places).overwriting(true).make(&[span(0, 0), span(1, 0)]).unwrap_err();
+        assert!(matches!(error, DiskImageError::SamePlace(_)), "{other}: {error}");
+    }
+    let new = [(0, place(&folder.path().join("new"))), (1, place(&folder.path().join("link/new")))];
+    let findings = DiskPlaces::new(new).judge(&[span(0, 0), span(1, 0)]);
+    assert!(findings[0].to_string().contains("two disks cannot both lie"), "{findings:?}");
+    image(folder.path(), "other");
+    let apart = ["disk", "other"].map(|name| place(&folder.path().join(name)));
+    assert_eq!(DiskImage::open_all((0..).zip(apart)).unwrap().len(), 2);
 }
 
 #[test]
