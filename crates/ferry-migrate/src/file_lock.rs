@@ -180,6 +180,10 @@ impl FileLock {
     }
 
     fn open(&self, create: bool) -> Result<File, FileLockError> {
+        // Looked at before it is opened: the name may be the other side's, and to open a device may do something.
+        if std::fs::metadata(&self.path).is_ok_and(|found| !found.is_file()) {
+            return Err(self.foreign());
+        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)
