@@ -335,12 +335,13 @@ impl AnyBuilder {
         }
     }
 
-    /// The same for guests whose devices' images and taps are there; those in the simulated machine have none.
-    #[must_use]
-    pub fn with_places(self, places: Places) -> Self {
+    /// The same for guests whose devices' images and taps, and whose kernels, are there; those in the simulated machine
+    /// have none.
+    pub fn with_places(self, places: Places) -> Result<Self, VmmError> {
         match self {
-            Self::Kvm(builder) => Self::Kvm(builder.with_places(places)),
-            sim @ Self::Sim(_) => sim,
+            Self::Kvm(builder) => Ok(Self::Kvm(builder.with_places(places))),
+            Self::Sim(_) if !places.is_empty() => Err(VmmError::NoBoard),
+            sim @ Self::Sim(_) => Ok(sim),
         }
     }
 

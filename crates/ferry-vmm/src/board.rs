@@ -4,8 +4,6 @@
 //! ([`MachineConfig`]): a CBOR map with numbered fields, in which a guest without a board has none. A form that
 //! this build would not write itself is refused, for what it skipped could be what the guest needs.
 
-use std::collections::BTreeMap;
-
 use minicbor::{Decode, Encode};
 
 use crate::{ConfigError, GuestConfig, Payload};
@@ -53,7 +51,8 @@ pub struct Board {
     pub devices: Vec<DeviceSpec>,
 }
 
-/// A Linux kernel and what it is started with. The files are read at birth, and again when the guest restarts.
+/// A Linux kernel and what it is started with. The files are read at birth, and again when the guest restarts. On a host
+/// that was not told where it has one of them ([`Places`](crate::Places)) its path is empty, and the guest cannot restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(map)]
 pub struct Linux {
@@ -98,16 +97,6 @@ pub enum DeviceSpec {
     /// A console.
     #[n(3)]
     Console,
-}
-
-/// Where a host has what the devices of a guest need that comes from elsewhere: by their numbers among the
-/// guest's devices of the kind, counted from 0. What is not here is where it was.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Places {
-    /// Absolute paths of disks' images.
-    pub disks: BTreeMap<u32, String>,
-    /// Names of network cards' tap devices.
-    pub taps: BTreeMap<u32, String>,
 }
 
 /// A board that cannot be, and what to do.
@@ -156,16 +145,6 @@ pub enum BoardError {
     Mac {
         /// The address's first byte.
         first: u8,
-    },
-    /// A place for a device that the guest does not have.
-    #[error("the guest has no {kind} {number}: it has {count}, counted from 0")]
-    NoDevice {
-        /// The kind, as the program's flags have it.
-        kind: &'static str,
-        /// Which one.
-        number: u32,
-        /// How many it has.
-        count: u32,
     },
     /// One file or tap device for two.
     #[error("{name} is given to two devices: each needs its own")]
@@ -249,26 +228,6 @@ impl Board {
         (0..).zip(&self.devices)
     }
 
-    /// The same board on a host that has its devices' images and taps there.
-    pub fn at(mut self, places: &Places) -> Result<Self, BoardError> {
-        let (mut disks, mut nets) = (0, 0);
-        for device in &mut self.devices {
-            let (own, found, count) = match device {
-                DeviceSpec::Disk { path, .. } => (path, places.disks.get(&disks), &mut disks),
-                DeviceSpec::Net { tap, .. } => (tap, places.taps.get(&nets), &mut nets),
-                DeviceSpec::Entropy | DeviceSpec::Console => continue,
-            };
-            own.clone_from(found.unwrap_or(&own.clone()));
-            *count += 1;
-        }
-        for (kind, wanted, count) in [("disk", &places.disks, disks), ("net", &places.taps, nets)] {
-            if let Some((&number, _)) = wanted.range(count..).next() {
-                return Err(BoardError::NoDevice { kind, number, count });
-            }
-        }
-        Ok(self)
-    }
-
     /// Says what cannot be for a guest of this payload.
     pub fn validate(&self, payload: &Payload) -> Result<(), BoardError> {
         if self.linux.is_some() != (*payload == Payload::Linux) {
@@ -281,8 +240,8 @@ impl Board {
             return Err(BoardError::Devices { count: self.devices.len() });
         }
         if let Some(linux) = &self.linux {
-            check_path(&linux.kernel)?;
-            linux.initramfs.as_deref().map_or(Ok(()), check_path)?;
+            let files = [Some(&linux.kernel), linux.initramfs.as_ref()].into_iter().flatten();
+            files.filter(|path| !path.is_empty()).try_for_each(|path| check_path(path))?;
             let bytes = linux.command_line.len();
             if bytes > MAX_COMMAND_LINE_BYTES || linux.command_line.contains('\0') {
                 return Err(BoardError::CommandLine { bytes });
@@ -400,21 +359,6 @@ mod tests {
     }
 
     #[test]
-    fn a_host_may_have_the_devices_elsewhere() {
-        let board =
-            Board { linux: None, devices: vec![disk("/a"), DeviceSpec::Entropy, disk("/b"), net("t", 2)] };
-        let disks =
-            |number, path: &str| Places { disks: [(number, path.into())].into(), ..Places::default() };
-        let moved = board.clone().at(&disks(1, "/c")).unwrap();
-        assert_eq!(moved.devices, [disk("/a"), DeviceSpec::Entropy, disk("/c"), net("t", 2)]);
-        let moved =
-            board.clone().at(&Places { taps: [(0, "u".into())].into(), ..Places::default() }).unwrap();
-        assert_eq!(moved.devices[3], net("u", 2));
-        let error = board.at(&disks(2, "/c")).unwrap_err().to_string();
-        assert_eq!(error, "the guest has no disk 2: it has 2, counted from 0");
-    }
-
-    #[test]
     fn each_impossible_board_has_its_sentence() {
         let board = |devices| Board { linux: Some(linux()), devices };
         let with = |linux| Board { linux: Some(linux), devices: Vec::new() };
@@ -425,7 +369,7 @@ mod tests {
             (board(vec![disk("/a"), disk("/a")]), "/a is given to two devices"),
             (board(vec![net("a tap", 2)]), "\"a tap\" cannot name a tap"),
             (board(vec![net("tap0", 1)]), "the address of a network card must name one card"),
-            (with(Linux { kernel: String::new(), ..linux() }), "\"\" cannot name a file"),
+            (with(Linux { kernel: "vmlinuz".to_owned(), ..linux() }), "\"vmlinuz\" cannot name a file"),
             (with(Linux { command_line: "x".repeat(2048), ..linux() }), "a command line of 2048 bytes"),
         ] {
             let text = board.validate(&Payload::Linux).unwrap_err().to_string();

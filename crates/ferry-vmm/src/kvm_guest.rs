@@ -21,6 +21,7 @@ use crate::backend::{Birth, DirtyKind};
 use crate::debug_port::DebugPort;
 use crate::devices::KvmDevices;
 use crate::linux::{self, Surroundings};
+use crate::places;
 use crate::power::{Power, Wish};
 use crate::serial::SerialPort;
 use crate::shell::{Controller, Shell, take_controller};
@@ -202,7 +203,8 @@ impl KvmBuilder {
         Ok(self)
     }
 
-    /// The same for guests whose devices' images and taps are there.
+    /// The same for guests whose devices' images and taps, and whose kernels, are there. Without a word about it a guest
+    /// with disks or network cards is refused, and one with a kernel does not restart.
     #[must_use]
     pub fn with_places(mut self, places: Places) -> Self {
         self.places = places;
@@ -251,14 +253,25 @@ impl KvmBuilder {
 
     /// Builds a machine in which a guest's kernel begins: one like it had when it asked for a restart.
     pub fn anew(&mut self, machine: &MachineDescription) -> Result<KvmGuest, VmmError> {
-        let mut guest = self.build(machine)?;
-        start_kernel(&mut guest, &MachineConfig::from_bytes(&machine.config)?)?;
+        let config = MachineConfig::from_bytes(&machine.config)?;
+        if let Some(kernel) = &config.board.linux {
+            linux::look_at(kernel)?;
+        }
+        // Its description is this host's own.
+        let places = std::mem::replace(&mut self.places, Places::same());
+        let built = self.build(machine);
+        self.places = places;
+        let mut guest = built?;
+        start_kernel(&mut guest, &config)?;
         Ok(guest)
     }
 
     /// A machine in a VM that was made for it.
     fn assemble(&self, shell: Shell, machine: &MachineDescription) -> Result<KvmGuest, MachineError> {
-        let built = self.config_of(machine).map_err(VmmError::from).and_then(|config| {
+        let built = self.config_of(machine).map_err(VmmError::from).and_then(|(config, findings)| {
+            if let Some(refusal) = findings.iter().find(|finding| is_refusal(finding)) {
+                return Err(MachineError::new(refusal.to_string()).into());
+            }
             let parts = Parts::build(shell, &config.guest, self.huge_pages)?;
             let images = if machine.disks.is_empty() {
                 virtio::open_images(&config.board)
@@ -276,12 +289,9 @@ impl KvmBuilder {
         Ok(guest)
     }
 
-    /// What an offered machine is on this host.
-    fn config_of(&self, machine: &MachineDescription) -> Result<MachineConfig, ConfigError> {
-        let MachineConfig { guest, board } = MachineConfig::from_bytes(&machine.config)?;
-        let config = MachineConfig { guest, board: board.at(&self.places)? };
-        config.validate()?;
-        Ok(config)
+    /// What an offered machine is on this host, and what is to be said about that.
+    fn config_of(&self, machine: &MachineDescription) -> Result<(MachineConfig, Vec<Finding>), ConfigError> {
+        Ok(self.places.settle(MachineConfig::from_bytes(&machine.config)?))
     }
 
     /// Where the images of disks that come with a guest are made.
@@ -299,7 +309,7 @@ impl KvmBuilder {
             target: problem,
             effect: "the guest would lose the device".to_owned(),
             remedy:
-                "bring what is missing to this host, or name another with `--disk N=PATH` or `--net N=TAP`"
+                "bring what is missing to the target, or name another with `--disk N=PATH` or `--net N=TAP`"
                     .to_owned(),
         };
         let with_images = !machine.disks.is_empty();
@@ -311,6 +321,8 @@ impl KvmBuilder {
                 findings.push(not_its_machine(format!("{brought} images"), format!("would need {wanted}")));
             }
         }
+        let files = board.linux.iter().flat_map(linux::unusable);
+        findings.extend(files.map(|(what, problem)| places::restart_with(what, &problem.to_string())));
         findings
     }
 
@@ -345,17 +357,20 @@ impl Builder for KvmBuilder {
         let mut findings = self.judge_host(machine);
         if machine.kind == ferry_kvm::KIND {
             match self.config_of(machine) {
-                Ok(config) => findings.extend(
-                    judge_config(machine, &config.guest)
-                        .into_iter()
-                        .chain(self.judge_devices(machine, &config.board)),
-                ),
+                Ok((config, found)) => {
+                    // Nothing is opened before it is known that all of it is this host's own.
+                    let is_placed = !found.iter().any(is_refusal);
+                    findings.extend(judge_config(machine, &config.guest).into_iter().chain(found));
+                    if is_placed {
+                        findings.extend(self.judge_devices(machine, &config.board));
+                    }
+                }
                 Err(error) => findings
                     .push(not_its_machine("one of its own".to_owned(), format!("cannot use it: {error}"))),
             }
         }
         // Nothing is built for a guest that cannot come: its numbers are its own word.
-        if findings.iter().all(|finding| finding.kind == FindingKind::Notice) {
+        if !findings.iter().any(is_refusal) {
             match Shell::offered(&self.kvm, machine, self.dirty) {
                 Ok((shell, notices)) => {
                     self.prepared = Some(Box::new((machine.clone(), shell)));
@@ -370,13 +385,17 @@ impl Builder for KvmBuilder {
     fn build(&mut self, machine: &MachineDescription) -> Result<KvmGuest, MachineError> {
         let judged = self.prepared.as_ref().is_some_and(|prepared| prepared.0 == *machine);
         let verdict = if judged { Verdict::accept() } else { self.judge(machine) };
-        let refusal = verdict.findings.iter().find(|finding| finding.kind == FindingKind::Refusal);
+        let refusal = verdict.findings.iter().find(|finding| is_refusal(finding));
         let (None, Some(prepared)) = (refusal, self.prepared.take()) else {
             let why = refusal.map_or_else(String::new, |finding| format!(": {finding}"));
             return Err(MachineError::new(format!("this machine cannot be built here{why}")));
         };
         self.assemble(prepared.1, machine)
     }
+}
+
+fn is_refusal(finding: &Finding) -> bool {
+    finding.kind == FindingKind::Refusal
 }
 
 /// The pages in which guests' memory is to lie here cannot be had for this one.

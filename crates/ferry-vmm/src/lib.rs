@@ -5,7 +5,8 @@
 //! a guest, [`KvmBuilder`] the machine that takes one on the target; [`AnyGuest`] and [`AnyBuilder`]
 //! are the same over KVM and the simulated machine, chosen by [`Backend`].
 //!
-//! - [`GuestConfig`]: what a guest is asked to be; [`Board`]: the kernel that it boots, and its devices; [`ports`]: how payload and device speak;
+//! - [`GuestConfig`]: what a guest is asked to be; [`Board`]: the kernel that it boots, and its devices; [`Places`]:
+//!   where a target has what they need; [`ports`]: how payload and device speak;
 //!   [`payload`]: what the payload does to its pages;
 //! - [`Guest`]: a machine whose payload reports;
 //! - [`RunLog`]: a journal by which tests see that no two processes run one guest.
@@ -26,6 +27,7 @@ mod kvm_guest;
 mod linux;
 mod mmio;
 pub mod payload;
+mod places;
 pub mod ports;
 mod power;
 #[cfg(target_arch = "aarch64")]
@@ -42,7 +44,7 @@ pub use backend::{
 };
 pub use board::{
     Board, BoardError, DEVICE_BYTES, DEVICE_INTERRUPTS, DEVICES, DeviceSpec, Linux, MAX_COMMAND_LINE_BYTES,
-    MAX_DEVICES, MAX_PATH_BYTES, MAX_TAP_BYTES, MachineConfig, Places,
+    MAX_DEVICES, MAX_PATH_BYTES, MAX_TAP_BYTES, MachineConfig,
 };
 pub use config::{
     ConfigError, GuestConfig, Level, MAX_CPUS, MAX_RATE_BYTES_PER_SECOND, MIN_MEMORY_BYTES, Payload,
@@ -56,6 +58,7 @@ pub use guest::{CheckReport, Guest, GuestReport};
 pub use image::{FLAT_ADDRESS, Image, ImageError, MAX_IMAGE_BYTES};
 pub use kvm_guest::{KvmBuilder, KvmGuest, create as create_on_kvm};
 pub use linux::{DEFAULT_COMMAND_LINE, LinuxError, try_kernel};
+pub use places::Places;
 pub use power::Wish;
 pub use run_log::{RunEvent, RunLine, RunLog};
 pub use serial::SerialPort;

@@ -72,6 +72,16 @@ pub(crate) fn look_at(linux: &Linux) -> Result<(), LinuxError> {
     initramfs.transpose().map(drop)
 }
 
+/// Which of the files of a guest that comes from elsewhere cannot be used here, of those that have a name.
+pub(crate) fn unusable(linux: &Linux) -> Vec<(&'static str, LinuxError)> {
+    let kernel =
+        Source::open(Path::new(&linux.kernel), KERNEL).and_then(|mut kernel| kernel.format().map(drop));
+    let initramfs = linux.initramfs.as_deref().map(|path| Source::open(Path::new(path), INITRAMFS).map(drop));
+    let found = [Some((KERNEL, kernel)), initramfs.map(|opened| (INITRAMFS, opened))];
+    let problems = found.into_iter().flatten().filter_map(|(what, opened)| Some((what, opened.err()?)));
+    problems.filter(|(_, problem)| !matches!(problem, LinuxError::NotNamed { .. })).collect()
+}
+
 /// Loads a kernel into memory of its own, which is forgotten: whether a guest with so much memory can boot it.
 pub fn try_kernel(linux: &Linux, memory_bytes: u64) -> Result<(), LinuxError> {
     let regions = boot::layout(memory_bytes, boot::LOW_BYTES_MAX);
@@ -92,6 +102,9 @@ impl Source {
     /// Opens a regular file that is not empty. Who opens a FIFO would wait for its writer, were it not for the flag.
     fn open(path: &Path, what: &'static str) -> Result<Self, LinuxError> {
         let name = path.display().to_string();
+        if name.is_empty() {
+            return Err(LinuxError::NotNamed { what });
+        }
         let failed = |source| LinuxError::Open { what, path: name.clone(), source };
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;

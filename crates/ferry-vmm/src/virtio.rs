@@ -127,8 +127,7 @@ impl VirtioBus {
 
 /// Opens the images of a board's disks, which are there.
 pub(crate) fn open_images(board: &Board) -> Result<Vec<Arc<DiskImage>>, DiskImageError> {
-    let places = disks(board);
-    places.map(|(disk, place)| DiskImage::open(disk, &place.path, place.read_only)).collect()
+    DiskImage::open_all(disks(board))
 }
 
 /// The disks of a board by their numbers, and where their images lie.
@@ -148,6 +147,10 @@ pub(crate) fn missing(board: &Board, with_images: bool) -> Vec<(String, String)>
         Some((format!("disk {disk}"), sentence(&problem)))
     };
     let mut found: Vec<_> = if with_images { Vec::new() } else { disks(board).filter_map(open).collect() };
+    if !with_images && found.is_empty() {
+        // Each is there; together they may be one.
+        found.extend(open_images(board).err().map(|problem| ("disks".to_owned(), sentence(&problem))));
+    }
     let taps = board.devices.iter().filter_map(|spec| match spec {
         DeviceSpec::Net { tap, .. } => Some(tap),
         _ => None,

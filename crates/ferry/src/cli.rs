@@ -320,6 +320,8 @@ pub(crate) struct RunArgs {
 #[command(after_help = "Examples:
   ferry receive --listen 127.0.0.1:7000
   ferry receive --listen unix:/run/b.sock --id web-1
+  ferry receive --listen 127.0.0.1:7000 --disk 0=/disks/deb-1.img --net 0=tap3
+                --kernel /boot/vmlinuz --initramfs /boot/initrd.img
   ferry receive --from file:/backup/web-1.ferry
   ferry receive --from file:/backup/web-1.ferry --clone --id web-2
   ferry receive --from fd:0 < /run/pipe

@@ -68,8 +68,10 @@ fn a_guest_lives_its_life(name: &str, clock: &str) {
 
     ok(
         host,
-        "(ferry receive --listen unix:/tmp/to --console </tmp/in2 >/tmp/out2 2>/tmp/receive.err; \
-         echo status $? >>/tmp/out2) &",
+        &format!(
+            "(ferry receive --listen unix:/tmp/to {files} --console </tmp/in2 >/tmp/out2 2>/tmp/receive.err; \
+             echo status $? >>/tmp/out2) &"
+        ),
     );
     says(host, "/tmp/out2", "waiting", 1);
     host.expect(

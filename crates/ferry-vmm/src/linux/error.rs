@@ -22,6 +22,15 @@ pub enum LinuxError {
         /// What the system said.
         source: io::Error,
     },
+    /// A guest came here and nobody said where the file is.
+    #[error(
+        "this host was not told where it has the guest's {what}: receive such a guest with `--{what} PATH`, or with \
+         `--same-paths` if its source's path holds here"
+    )]
+    NotNamed {
+        /// Which file.
+        what: &'static str,
+    },
     /// A folder, a device, an empty file.
     #[error("the {what} {path} is no file with something in it: give an ordinary file")]
     NoFile {

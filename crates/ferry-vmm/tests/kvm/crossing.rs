@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ferry_memory::{GuestRam, PageSet};
 use ferry_migrate::{Builder, Harvest, Machine};
-use ferry_vmm::{Guest, KvmBuilder, KvmGuest};
+use ferry_vmm::{Guest, KvmBuilder, KvmGuest, Places};
 
 use crate::arch;
 use crate::common::{IDLE, PATIENCE, churn, harvest, kvm_is_here, nap, progress, running, wait_until};
@@ -26,7 +26,8 @@ pub(crate) fn copy_all(from: &KvmGuest, to: &KvmGuest) {
 
 /// Moves a guest that runs, as a migration does it, and gives its new machine.
 pub(crate) fn cross(mut source: KvmGuest) -> KvmGuest {
-    let mut target = KvmBuilder::new().unwrap().build(&source.description()).unwrap();
+    let mut builder = KvmBuilder::new().unwrap().with_places(Places::same());
+    let mut target = builder.build(&source.description()).unwrap();
     source.start_dirty_tracking().unwrap();
     copy_all(&source, &target);
     for _ in 0..2 {

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ferry_migrate::Machine;
-use ferry_vmm::{Birth, Board, Guest, GuestConfig, KvmBuilder, KvmGuest, Linux, Payload, Wish};
+use ferry_migrate::{Builder, Machine};
+use ferry_vmm::{Birth, Board, Guest, GuestConfig, KvmBuilder, KvmGuest, Linux, Payload, Places, Wish};
 
 use crate::common::{PATIENCE, custody, kvm_is_here, wait_until};
 use crate::crossing::cross;
@@ -181,6 +181,33 @@ fn a_jump_to_the_firmware_in_real_mode_is_a_restart() {
     guest.resume(custody()).unwrap();
     wait_until("it asks for a restart", || guest.asked() == Some(Wish::Restart));
     assert_eq!((guest.report().stopped, place.printed().as_str()), (None, ""));
+}
+
+#[test]
+fn a_guest_whose_kernel_nobody_named_runs_and_does_not_restart() {
+    if !kvm_is_here() {
+        return;
+    }
+    let place = Place::with(&kernel(Wish::Restart));
+    let offered = place.guest().description();
+    let verdict = place.builder().judge(&offered);
+    assert!(!verdict.is_refusal());
+    let notice = verdict.findings[0].to_string();
+    assert!(notice.starts_with("kernel (VMM)") && notice.contains("`--kernel PATH`"), "{notice}");
+    let its = place.builder().build(&offered).unwrap().description();
+    let path = place.path("kernel").display().to_string();
+    assert!(offered.config.windows(path.len()).any(|bytes| bytes == path.as_bytes()));
+    assert!(!its.config.windows(path.len()).any(|bytes| bytes == path.as_bytes()), "its source's path");
+    // Nor where it goes next, which is told nothing of a path that this host does not know.
+    let told = Places { kernel: Some(path.clone()), ..Places::default() };
+    assert_eq!(place.builder().with_places(Places::same()).build(&its).unwrap().description(), its);
+    assert_eq!(place.builder().with_places(told).build(&its).unwrap().description(), offered);
+    let error = place.builder().anew(&its).unwrap_err().to_string();
+    assert!(error.contains("was not told where it has the guest's kernel"), "{error}");
+    gone(&place.path("kernel"));
+    let verdict = place.builder().with_places(Places::same()).judge(&offered);
+    assert!(verdict.findings[0].target.contains("cannot be read: No such file"), "{verdict:?}");
+    assert!(!verdict.is_refusal());
 }
 
 #[test]

@@ -150,15 +150,23 @@ fn what_a_host_has_not_is_said_at_birth_and_at_the_offer() {
     assert!(error.contains("has 700 bytes: a disk has whole sectors"), "{error}");
 
     let offered = guest(vec![disk(&path)]).description();
-    assert!(!judge(Places::default(), &offered).is_refusal());
+    assert!(!judge(Places::same(), &offered).is_refusal());
+    let refused = judge(Places::default(), &offered);
+    assert!(refused.is_refusal() && refused.findings[0].remedy.contains("`--disk 0=PATH`"), "{refused:?}");
     let mut with_net = MachineConfig::from_bytes(&offered.config).unwrap();
     with_net.board.devices.push(net());
     let with_net = MachineDescription { config: with_net.to_bytes(), ..offered.clone() };
+    let mut with_link = MachineConfig::from_bytes(&offered.config).unwrap();
+    let link = place.0.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    with_link.board.devices.push(disk(&link));
+    let with_link = MachineDescription { config: with_link.to_bytes(), ..offered.clone() };
     for (places, machine, subject, reason) in [
-        (Places::default(), &with_net, "net 0", "there is no tap device `ferry-none`"),
+        (Places::same(), &with_net, "net 0", "there is no tap device `ferry-none`"),
         (at(0, &small), &offered, "disk 0", "has 700 bytes"),
         (at(0, Path::new("/nowhere/image")), &offered, "disk 0", "cannot be opened: No such file"),
-        (at(1, &path), &offered, "guest configuration", "the guest has no disk 1: it has 1"),
+        (Places { same_paths: true, ..at(1, &path) }, &offered, "disk 1", "was told a place for one more"),
+        (Places::same(), &with_link, "disks", "the images of two disks cannot both lie at"),
     ] {
         let verdict = judge(places, machine);
         let finding = verdict.findings.first().unwrap();

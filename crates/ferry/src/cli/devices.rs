@@ -26,19 +26,29 @@ pub(crate) struct DeviceArgs {
     pub(crate) virtio_console: bool,
 }
 
-/// Where the guest's devices are on this host.
+/// Where this host has what the guest needs.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct PlaceArgs {
-    /// Where the image of the guest's disk N lies here, counted from 0; by default where it lay on the source.
+    /// Where the image of the guest's disk N lies here, or is to lie, counted from 0.
     #[arg(long, value_name = "N=PATH")]
     pub(crate) disk: Vec<Numbered>,
     /// Where the images of disks that come with the guest (`ferry migrate --copy-storage`) are to lie, replace what is there;
     /// otherwise nothing, or an empty file, may be there.
     #[arg(long)]
     pub(crate) overwrite_disks: bool,
-    /// The tap device here of the guest's network card N, counted from 0; by default that of the source's name.
+    /// The tap device here of the guest's network card N, counted from 0.
     #[arg(long, value_name = "N=TAP")]
     pub(crate) net: Vec<Numbered>,
+    /// The kernel that the guest begins with here when it restarts.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The initramfs of that kernel.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initramfs: Option<PathBuf>,
+    /// Take images, taps, kernel and initramfs that are not named here from where the guest's source has them: whoever
+    /// sends a guest can then make this process open any file that it may open.
+    #[arg(long)]
+    pub(crate) same_paths: bool,
 }
 
 /// A disk's image.
@@ -128,9 +138,15 @@ impl DeviceArgs {
 }
 
 impl PlaceArgs {
-    /// Where this host has what the guest's devices need.
+    /// The same with paths that hold wherever the program is.
     pub(crate) fn places(&self) -> Result<Places, CliError> {
-        let mut places = Places::default();
+        let file = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+        let mut places = Places {
+            kernel: file(&self.kernel)?,
+            initramfs: file(&self.initramfs)?,
+            same_paths: self.same_paths,
+            ..Places::default()
+        };
         for Numbered { number, what } in &self.disk {
             if places.disks.insert(*number, absolute(Path::new(what))?).is_some() {
                 return Err(CliError::usage(format!("--disk {number}= is there twice: say it once")));

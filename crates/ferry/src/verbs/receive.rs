@@ -66,8 +66,8 @@ fn builder(
     serial: Vec<Arc<File>>,
 ) -> Result<AnyBuilder, CliError> {
     let builder = super::builder(chosen, watch, args.huge_pages, args.dirty.kind, serial)?;
-    let builder = builder.with_places(args.places.places()?).with_guest_time(args.guest_time);
-    Ok(builder.overwriting_disks(args.places.overwrite_disks))
+    let builder = builder.with_places(args.places.places()?).map_err(|error| CliError::of(&error))?;
+    Ok(builder.with_guest_time(args.guest_time).overwriting_disks(args.places.overwrite_disks))
 }
 
 /// The copy of a guest is born: no other of its name may be here.

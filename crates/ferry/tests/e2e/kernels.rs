@@ -76,7 +76,8 @@ fn a_guest_that_restarts_keeps_name_epoch_and_disk_and_can_be_moved() {
         (source.status()["epoch"].as_u64(), source.status()["custody"].as_bool()),
         (Some(1), Some(true))
     );
-    let target = house.receiver(&[&flag("serial", "there")]);
+    let place = format!("--disk=0={}", house.path("disk").display());
+    let target = house.receiver(&[&flag("serial", "there"), &flag("kernel", "restart"), &place]);
     let report = house.migrate("g", &target.listen).document();
     assert_eq!((&report["outcome"], &report["epoch"], source.end().status), (&"moved".into(), &2.into(), 0));
     let moved = begun("here");
@@ -84,6 +85,15 @@ fn a_guest_that_restarts_keeps_name_epoch_and_disk_and_can_be_moved() {
     is_locked();
     assert_eq!((target.status()["epoch"].as_u64(), begun("here")), (Some(2), moved));
     assert_eq!(std::fs::read(house.path("there")).unwrap()[..3], *b"KKK");
+    // Where nobody said which kernel is its own it comes, and does not begin anew.
+    let last = house.receiver(&[&place]);
+    assert_eq!(house.migrate("g", &last.listen).document()["outcome"], "moved");
+    assert_eq!(target.end().status, 0);
+    let ended = last.end();
+    ended.failed(
+        1,
+        &["it asked for a restart", "was not told where it has the guest's kernel", "--kernel PATH"],
+    );
     house.runners();
 }
 

@@ -2,6 +2,8 @@
 
 use rustix::fs::{FileType, Mode};
 
+#[cfg(target_arch = "x86_64")]
+use crate::support::boot::{ECHO, kernel};
 use crate::support::house::House;
 use crate::support::kvm_is_here;
 
@@ -32,4 +34,31 @@ fn a_kernel_that_is_none_is_one_sentence() {
     let made = rustix::fs::mknodat(rustix::fs::CWD, house.path("fifo"), FileType::Fifo, Mode::RUSR, 0);
     made.unwrap();
     with("fifo").failed(1, &["/fifo is no file with something in it"]);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_kernel_that_the_target_was_not_told_is_a_notice() {
+    if !kvm_is_here() {
+        return;
+    }
+    let house = House::new("kvm");
+    std::fs::write(house.path("echo"), kernel(ECHO)).unwrap();
+    let kernel = format!("--kernel={}", house.path("echo").display());
+    let mut command = house.command(&["run", "--backend=kvm", "--id=g", "--memory=64M", &kernel]);
+    command.args(["--output=json", "--die-with-parent"]);
+    let mut from = house.start(command).ready("running");
+    let initramfs = format!("--initramfs={}", house.path("echo").display());
+    let target = house.receiver(&[&kernel, &initramfs]);
+    house.migrate("g", &target.listen).failed(3, &["initramfs", "leave `--initramfs` out"]);
+    for flags in [&[&kernel[..]][..], &[], &[&kernel]] {
+        let to = house.receiver(flags);
+        let report = house.migrate("g", &to.listen).document();
+        assert_eq!(report["outcome"], "moved", "{report}");
+        let notices = report["findings"].as_array().unwrap();
+        let missed = notices.iter().any(|finding| finding["subject"] == "kernel");
+        assert_eq!(missed, flags.is_empty(), "{report}");
+        from = to;
+    }
+    from.await_state("running");
 }

@@ -11,6 +11,9 @@ use crate::ok;
 /// The memory of guests, those with payloads included, so that their figures may be compared.
 pub(super) const MEMORY: &str = "192M";
 
+/// Where each host has the guests' kernel.
+const KERNEL: &str = "--kernel /lab/linux/vmlinuz --initramfs /lab/linux/initramfs";
+
 /// A step that waits for an emulated kernel inside an emulated machine.
 const GUEST_MAX: Duration = Duration::from_secs(300);
 
@@ -53,7 +56,7 @@ impl Guest {
         let Self { name, number, .. } = self;
         let run = format!(
             "ferry run --id {name} --memory {MEMORY} --cpus 2 {born} \
-             --kernel /lab/linux/vmlinuz --initramfs /lab/linux/initramfs \
+             {KERNEL} \
              --cmdline 'console=ttyS0 net.ifnames=0 lab.address={address}' \
              --disk {disk} --net tap{number},mac=52:54:00:77:01:0{number} --entropy --serial {serial}",
             disk = self.disk(),
@@ -150,7 +153,7 @@ impl Guest {
 
     /// Where its devices lie on a host that it comes to.
     pub(super) fn places(&self) -> String {
-        format!("--disk 0={} --net 0=tap{}", self.disk(), self.number)
+        format!("--disk 0={} --net 0=tap{} {KERNEL}", self.disk(), self.number)
     }
 }
 
