@@ -167,7 +167,6 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                 // for a source that has died.
                 if runs && let Some(machine) = &mut self.machine {
                     machine.announce();
-                    self.forget_replaced();
                 }
             }
         }
@@ -325,11 +324,6 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
         Ok(())
     }
 
-    /// The guest runs on its new images: it never needs those that they replaced.
-    fn forget_replaced(&self) {
-        self.images.iter().for_each(|image| image.forget_replaced());
-    }
-
     fn discard(&mut self) {
         if let Some(mut machine) = self.machine.take()
             && let Err(error) = machine.release_resources()
@@ -364,7 +358,9 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
         let Some(machine) = self.machine.take() else {
             return Err((self.doors, MachineError::new("no machine was built")));
         };
-        self.forget_replaced();
+        // The guest runs on its new images: it never needs those that they replaced. Their blocks may take long to free,
+        // and nobody waits any more.
+        self.images.iter().for_each(|image| image.forget_replaced());
         let received: Received = self.doors.received();
         let arrival = self.figures.take().map_or_else(
             || Arrival {
