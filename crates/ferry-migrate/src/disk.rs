@@ -2,7 +2,8 @@
 //!
 //! A VMM opens each image once, as a [`DiskImage`], and gives it to the disk's device, which reads and writes
 //! [`DiskImage::file`] and notes every write with [`DiskImage::wrote`]; and to the machine
-//! ([`Machine::disk_images`](crate::Machine::disk_images)). The same value then serves both ways for a disk to move:
+//! ([`Machine::disk_images`](crate::Machine::disk_images)). The engine brings them to the disk ([`DiskImage::sync`]): while
+//! the guest runs, until little is left, and once more in the pause. The same value then serves both ways for a disk to move:
 //!
 //! - The target sees the same storage. Image and lock ([`ResourceSet::with_images`](crate::ResourceSet::with_images))
 //!   go from host to host: the target opens the image while it builds the machine, and takes the lock once the source,
@@ -30,11 +31,13 @@ mod lock;
 mod newborn;
 mod places;
 mod spot;
+mod sync;
 
 pub(crate) use lock::ImageLocks;
 use newborn::Newborn;
 pub use places::{DiskPlace, DiskPlaces};
 use spot::Identity;
+use sync::Syncing;
 
 /// Bytes of a sector: an image has whole ones.
 pub const SECTOR_BYTES: u64 = 512;
@@ -49,6 +52,7 @@ pub struct DiskImage {
     file: Arc<File>,
     /// Pages that were written since the last harvest, while a migration copies the image.
     written: Mutex<Option<PageSet>>,
+    syncing: Syncing,
     /// Of an image that a target made, until the guest runs on it.
     newborn: Mutex<Option<Newborn>>,
 }
@@ -179,7 +183,8 @@ impl DiskImage {
 
     fn new(disk: u32, path: &Path, read_only: bool, bytes: u64, file: File) -> Self {
         let (written, newborn) = (Mutex::new(None), Mutex::new(None));
-        Self { disk, path: path.to_owned(), read_only, bytes, file: Arc::new(file), written, newborn }
+        let (path, file, syncing) = (path.to_owned(), Arc::new(file), Syncing::new());
+        Self { disk, path, read_only, bytes, file, written, syncing, newborn }
     }
 
     /// Which of the guest's disks it is.
@@ -208,8 +213,10 @@ impl DiskImage {
     }
 
     /// Notes that the guest wrote so many bytes, or made them zero. Call it after the write: a page noted before it may
-    /// be sent without it. Costs next to nothing while no migration copies the image.
+    /// be sent without it, and one before the write is not brought to the disk by a [`sync`](Self::sync) that comes in
+    /// between. Costs next to nothing while no migration copies the image.
     pub fn wrote(&self, offset: u64, bytes: u64) {
+        self.syncing.wrote();
         if let Some(pages) = &mut *lock(&self.written)
             && bytes > 0
         {
@@ -217,6 +224,29 @@ impl DiskImage {
             let last = (self.start() + offset.saturating_add(bytes).clamp(1, self.bytes) - 1) / PAGE_SIZE;
             pages.insert(PageRange { first, count: last.saturating_sub(first) + 1 });
         }
+    }
+
+    /// Brings to the disk all that was [noted as written](Self::wrote): the device for the guest's flush, the engine while
+    /// the guest moves. It may take long. An error is also the next call's, until the guest was told of it
+    /// ([`take_failure`](Self::take_failure)): the kernel says it once, and perhaps not to the one who asks for the guest.
+    pub fn sync(&self) -> io::Result<()> {
+        self.sync_by(File::sync_data)
+    }
+
+    /// The same by other means than the kernel's: for tests.
+    #[doc(hidden)]
+    pub fn sync_by(&self, bring: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        if self.read_only { Ok(()) } else { self.syncing.sync(|| bring(&self.file)) }
+    }
+
+    /// Whether [`sync`](Self::sync) has nothing to do and nothing to say.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.syncing.is_settled()
+    }
+
+    /// What failed of the guest's data on its way to the disk, once: whoever asks tells the guest, by a flush that fails.
+    pub fn take_failure(&self) -> Option<io::Error> {
+        self.syncing.take_failure()
     }
 
     /// What a target must make for it.

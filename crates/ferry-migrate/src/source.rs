@@ -18,28 +18,32 @@ use ferry_state::Resources;
 use crate::custody::Given;
 use crate::journal::Journal;
 use crate::lane::Lanes;
-use crate::link::{Address, Socket};
+use crate::link::Socket;
 use crate::oneway::{OpenSink, Sink};
 use crate::report::{Observer, Progress, Report};
 use crate::send::{LaneSender, Round, Standing};
 use crate::turn::Turn;
-use crate::witness::Witness;
 use crate::{Custody, DiskImage, Harvest, Machine, disk};
 
 mod figures;
 mod jobs;
+mod options;
 mod peer;
 mod question;
 mod resident;
 mod steering;
+mod syncs;
 mod writing;
 
 use figures::Figures;
 pub(crate) use jobs::sentence;
+pub use options::MigrateOptions;
+use options::{Plan, Route};
 use peer::Peer;
 pub use question::{Asked, ask};
 use steering::Slot;
 pub use steering::{Canceller, Decider};
+use syncs::Syncs;
 
 /// Messages that may wait for the pump.
 const QUEUE: usize = 64;
@@ -52,26 +56,6 @@ const FEW_PAGES: u64 = 512;
 
 /// How long the pump waits for lanes that still send before it looks up.
 const LOOK_UP: Duration = Duration::from_millis(20);
-
-/// One migration to be made.
-#[derive(Debug, Clone)]
-pub struct MigrateOptions {
-    /// Where the target listens.
-    pub address: Address,
-    /// The guest, the session, the epoch, limits and timeouts.
-    pub config: SourceConfig,
-    /// Where this process writes what it must not forget.
-    pub journal: Arc<dyn Journal>,
-    /// Who decides when the two sides cannot; then [`SourceConfig::witness`] names the epoch of its record.
-    pub witness: Option<Arc<dyn Witness>>,
-}
-
-impl MigrateOptions {
-    /// A migration without a witness.
-    pub fn new(address: Address, config: SourceConfig, journal: Arc<dyn Journal>) -> Self {
-        Self { address, config, journal, witness: None }
-    }
-}
 
 /// An event from outside the pump, and the link from which it came (0: none).
 #[derive(Debug)]
@@ -91,25 +75,6 @@ enum Holder {
     Target(Given),
     /// The target runs the guest.
     Gone,
-}
-
-/// Where it goes, and how.
-#[derive(Debug)]
-struct Plan {
-    route: Route,
-    config: SourceConfig,
-    journal: Arc<dyn Journal>,
-    witness: Option<Arc<dyn Witness>>,
-    /// The images of its disks move with the guest.
-    with_disks: bool,
-}
-
-#[derive(Debug)]
-enum Route {
-    /// To a target that answers.
-    Link(Address),
-    /// Into a file or a descriptor; none once it was opened.
-    OneWay(Option<Sink>),
 }
 
 /// A migration from this host, about to be made.
@@ -174,7 +139,9 @@ impl Migration {
         observer: &dyn Observer,
     ) -> (Report, Option<Custody>) {
         let mut options = self.options;
-        let images = if options.with_disks { machine.disk_images() } else { Vec::new() };
+        let disks = machine.disk_images();
+        let syncs = Syncs::new(disks.clone(), options.config.downtime_limit);
+        let images = if options.with_disks { disks } else { Vec::new() };
         options.config.machine.disks = images.iter().map(|image| image.span()).collect();
         // Disks that cannot be beside the memory are none of a description that can be offered: the source says so.
         let ram = disk::beside(machine.ram(), &images).unwrap_or_else(|_| machine.ram());
@@ -195,6 +162,8 @@ impl Migration {
             holder: Holder::Machine,
             ram,
             images,
+            syncs,
+            settling: None,
             dirty,
             round: None,
             lane: None,
@@ -229,6 +198,10 @@ struct Pump<'a, M: Machine + ?Sized> {
     ram: GuestRam,
     /// The images that move with the guest.
     images: Vec<Arc<DiskImage>>,
+    /// All of them, on their way to the disk.
+    syncs: Syncs,
+    /// Until when a harvest waits for them.
+    settling: Option<Instant>,
     /// The pages of the next round.
     dirty: PageSet,
     /// The round under way.
@@ -289,6 +262,9 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
                 Ok(incoming) => self.heard(incoming),
                 Err(_) => self.go_on(),
             };
+        }
+        if let Some(until) = self.settling {
+            return self.settle(until);
         }
         match self.source.deadline() {
             None => self.events.recv().ok().and_then(|incoming| self.heard(incoming)),
@@ -404,6 +380,9 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
         if number == 0 {
             self.leave_out_untouched();
+        }
+        if !last {
+            self.syncs.begin();
         }
         self.figures.round_starts(last);
         let pace = self.options.config.bandwidth_limit.map(Pace::new);

@@ -62,11 +62,7 @@ impl Precopy {
 
     /// Decides after a round and the harvest that followed it.
     pub fn after_round(&mut self, round: RoundFigures, dirty_pages: u64) -> Decision {
-        if round.bytes >= TELLING_BYTES || self.bytes_per_second.is_none() {
-            let micros = u64::try_from(round.duration.as_micros()).unwrap_or(u64::MAX).max(1);
-            let measured = round.bytes.saturating_mul(1_000_000) / micros;
-            self.bytes_per_second = Some(measured).filter(|&rate| rate > 0).or(self.bytes_per_second);
-        }
+        self.measure(round);
         let predicted = self.predict(dirty_pages);
         if predicted <= self.downtime_limit {
             return Decision::Pause { predicted };
@@ -78,6 +74,23 @@ impl Precopy {
             self.rounds_since_least = self.rounds_since_least.saturating_add(1);
         }
         Decision::GoOn { predicted, stalled: self.rounds_since_least >= STALLED_ROUNDS }
+    }
+
+    /// The same where a pause would have to wait for the host's disk, which has been at work for so long: then it must
+    /// not come, whatever is dirty. A guest that goes on writing faster than its disk takes it stalls.
+    pub fn disks_behind(&mut self, round: RoundFigures, dirty_pages: u64, sync: Duration) -> Decision {
+        self.measure(round);
+        self.rounds_since_least = self.rounds_since_least.saturating_add(1);
+        let predicted = self.predict(dirty_pages).saturating_add(sync);
+        Decision::GoOn { predicted, stalled: self.rounds_since_least >= STALLED_ROUNDS }
+    }
+
+    fn measure(&mut self, round: RoundFigures) {
+        if round.bytes >= TELLING_BYTES || self.bytes_per_second.is_none() {
+            let micros = u64::try_from(round.duration.as_micros()).unwrap_or(u64::MAX).max(1);
+            let measured = round.bytes.saturating_mul(1_000_000) / micros;
+            self.bytes_per_second = Some(measured).filter(|&rate| rate > 0).or(self.bytes_per_second);
+        }
     }
 
     fn predict(&self, dirty_pages: u64) -> Duration {
@@ -133,6 +146,18 @@ mod tests {
             }
         }
         assert_eq!(stalled_at, Some(5));
+    }
+
+    #[test]
+    fn never_pauses_while_the_disks_are_behind() {
+        let mut precopy = Precopy::new(Duration::from_millis(10));
+        let sync = SECOND * 3;
+        let behind = |precopy: &mut Precopy| precopy.disks_behind(round(1 << 30, SECOND), 0, sync);
+        for _ in 0..4 {
+            assert_eq!(behind(&mut precopy), Decision::GoOn { predicted: sync, stalled: false });
+        }
+        assert_eq!(behind(&mut precopy), Decision::GoOn { predicted: sync, stalled: true });
+        assert!(matches!(precopy.after_round(round(0, SECOND), 0), Decision::Pause { .. }));
     }
 
     #[test]

@@ -387,7 +387,12 @@ impl Source {
                 actions
             }
             (Wait::Harvest { after, figures }, SourceEvent::Harvested { dirty_pages }) => {
-                self.decide(now, after.saturating_add(1), figures, dirty_pages)
+                let decision = self.precopy.after_round(figures, dirty_pages);
+                self.follow_up(now, after.saturating_add(1), decision)
+            }
+            (Wait::Harvest { after, figures }, SourceEvent::DisksBehind { dirty_pages, sync }) => {
+                let decision = self.precopy.disks_behind(figures, dirty_pages, sync);
+                self.follow_up(now, after.saturating_add(1), decision)
             }
             (Wait::Pause { round }, SourceEvent::Paused) => {
                 self.paused = true;
@@ -435,14 +440,8 @@ impl Source {
         }
     }
 
-    fn decide(
-        &mut self,
-        now: Time,
-        round: u32,
-        figures: RoundFigures,
-        dirty_pages: u64,
-    ) -> Vec<SourceAction> {
-        match self.precopy.after_round(figures, dirty_pages) {
+    fn follow_up(&mut self, now: Time, round: u32, decision: Decision) -> Vec<SourceAction> {
+        match decision {
             Decision::Pause { .. } => {
                 self.await_job(Wait::Pause { round });
                 vec![SourceAction::Pause]

@@ -7,8 +7,9 @@
 mod engine_support;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Barrier, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use engine_support::{
     CHURN, Direction, Disky, DiskyBuilder, Fate, Proxy, TRANSPORTS, Transport, Watching, alone, cause_of,
@@ -180,6 +181,94 @@ fn a_disk_that_both_hosts_see_changes_hands_with_its_lock() {
     let (report, _) = Migration::new(options).run(&mut guest, &Watching::source(steals));
     let cause = kept(&mut guest, &report).to_string();
     assert!(cause.contains("`image-lock disk0` cannot be taken") && cause.contains("in use"), "{cause}");
+}
+
+#[test]
+fn data_that_did_not_reach_the_disk_keeps_the_guest_until_it_is_told() {
+    let (folder, here, there, mut guest) = scene();
+    let broken = || std::io::Error::from_raw_os_error(5);
+    for (epoch, path) in [(2, here.join("disk")), (3, there.join("disk"))] {
+        guest.image.sync_by(|_| Err(broken())).unwrap_err();
+        let waiting = Waiting::new(Transport::Unix, folder.path(), DiskyBuilder::new(path, &guest.model));
+        let options = MigrateOptions::new(waiting.address.clone(), config(&guest, epoch), journal());
+        let migration = Migration::new(options);
+        let migration = if epoch == 2 { migration } else { migration.with_disks() };
+        let report = migration.run(&mut guest, &()).0;
+        let cause = kept(&mut guest, &report).to_string();
+        assert!(cause.contains("cannot be brought to the disk") && cause.contains("os error 5"), "{cause}");
+        assert_eq!(report.downtime, None, "it was not even paused");
+        // The disk's device tells the guest.
+        assert_eq!(guest.image.take_failure().unwrap().raw_os_error(), Some(5));
+        waiting.seen.not_taken(0);
+        if epoch == 3 {
+            assert_eq!(migrate(&mut guest, &waiting.address, 4).outcome, moved(4));
+            waiting.arrived().machine.is_well();
+        }
+    }
+}
+
+#[test]
+fn the_pause_does_not_come_while_the_disk_is_busy() {
+    let (folder, here, _, mut guest) = scene();
+    let waiting = Waiting::new(
+        Transport::Unix,
+        folder.path(),
+        DiskyBuilder::new(here.join("disk"), &guest.model),
+    );
+    let mut config = config(&guest, 2);
+    config.downtime_limit = Duration::from_secs(20);
+    config.timeouts.silence = Duration::from_secs(1);
+    let (seen, begins, image) = (Watching::default(), Barrier::new(2), Arc::clone(&guest.image));
+    let report = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            image.sync_by(|_| {
+                begins.wait();
+                seen.wait("that the guest stalls", |told| told.stalled > 0);
+                assert!(!seen.told().source.contains(&SourcePhase::Pause), "it was paused");
+                Ok(())
+            })
+        });
+        begins.wait();
+        let migration = Migration::new(MigrateOptions::new(waiting.address.clone(), config, journal()));
+        migration.run(&mut guest, &seen).0
+    });
+    assert_eq!(report.outcome, moved(2));
+    waiting.arrived().machine.is_well();
+}
+
+#[test]
+fn a_disk_that_is_busy_in_the_pause_keeps_the_guest() {
+    let (folder, here, there, mut guest) = scene();
+    let waiting =
+        Waiting::new(Transport::Unix, folder.path(), DiskyBuilder::new(there.join("disk"), &guest.model));
+    let migration = migration(&guest, &waiting.address, 2, |config| {
+        config.timeouts.paused = Duration::from_millis(300);
+    });
+    let (image, begins, ends) = (Arc::clone(&guest.image), Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+    let over = Arc::clone(&ends);
+    let busy = move |phase| {
+        if phase == SourcePhase::Pause {
+            let (image, begins, ends) = (Arc::clone(&image), Arc::clone(&begins), Arc::clone(&ends));
+            image.wrote(0, 512);
+            let began = Arc::clone(&begins);
+            std::thread::spawn(move || {
+                image.sync_by(|_| {
+                    begins.wait();
+                    ends.wait();
+                    Ok(())
+                })
+            });
+            began.wait();
+        }
+    };
+    let (report, custody) = migration.run(&mut guest, &Watching::source(busy));
+    assert_eq!(custody, None);
+    let cause = kept(&mut guest, &report).to_string();
+    assert!(cause.contains("was not on the disk within 300ms of the pause"), "{cause}");
+    is_locked(&here.join("disk"));
+    over.wait();
+    assert_eq!(migrate(&mut guest, &waiting.address, 3).outcome, moved(3));
+    waiting.arrived().machine.is_well();
 }
 
 #[test]

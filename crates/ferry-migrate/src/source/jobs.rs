@@ -9,7 +9,8 @@ use ferry_protocol::message::OfEpoch;
 use ferry_protocol::{LinkFault, SourceAction, SourceEvent};
 use ferry_state::{MachineState, Part, Resources, Section};
 
-use super::{Harvest, Holder, Machine, Pump, Route};
+use super::syncs::Standing;
+use super::{Custody, Harvest, Holder, LOOK_UP, Machine, Pump, Route};
 use crate::MachineError;
 use crate::device::PREFIX;
 use crate::framing::io_fault;
@@ -41,7 +42,8 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
                 }
                 Ok(None)
             }
-            SourceAction::Harvest { last } => self.harvest(*last),
+            SourceAction::Harvest { last: true } => self.harvest_all(true).map(harvested),
+            SourceAction::Harvest { last: false } => self.harvest(),
             SourceAction::Pause => self.pause(),
             SourceAction::ReleaseResources => self.machine.release_resources().map(|released| {
                 self.released = released;
@@ -88,7 +90,56 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
     }
 
-    fn harvest(&mut self, last: bool) -> Result<Option<SourceEvent>, MachineError> {
+    /// While the guest runs a harvest waits for the disks, for the pause may come after it; but not so long that the
+    /// target takes this source for dead.
+    fn harvest(&mut self) -> Result<Option<SourceEvent>, MachineError> {
+        if self.syncs.are_none() {
+            return self.harvest_all(false).map(harvested);
+        }
+        self.syncs.begin();
+        self.settling = Some(Instant::now() + self.options.config.timeouts.silence / 4);
+        Ok(None)
+    }
+
+    /// Harvests once the disks have what the guest wrote, or when it was waited for long enough. None if something else
+    /// comes first.
+    pub(super) fn settle(&mut self, until: Instant) -> Option<SourceEvent> {
+        let done = match self.syncs.standing() {
+            Standing::Failed(error) => Err(error),
+            Standing::Done { is_fresh: true } => self.harvest_all(false).map(harvested),
+            _ if Instant::now() >= until => {
+                let sync = self.syncs.for_how_long();
+                self.harvest_all(false).map(|dirty_pages| Some(SourceEvent::DisksBehind { dirty_pages, sync }))
+            }
+            standing => {
+                if let Standing::Done { .. } = standing {
+                    self.syncs.begin();
+                }
+                return self.listen_and_sync(until);
+            }
+        };
+        self.settling = None;
+        done.unwrap_or_else(|error| {
+            tracing::warn!(error = sentence(&error), "a job failed");
+            Some(SourceEvent::Failed(sentence(&error)))
+        })
+    }
+
+    /// Waits for an event, or for the disks, but not for ever.
+    fn listen_and_sync(&mut self, until: Instant) -> Option<SourceEvent> {
+        let at_most = until.saturating_duration_since(Instant::now()).min(LOOK_UP);
+        crossbeam_channel::select! {
+            recv(self.events) -> incoming => incoming.ok().and_then(|incoming| self.heard(incoming)),
+            recv(self.syncs.answers()) -> answer => {
+                answer.into_iter().for_each(|answer| self.syncs.heard(answer));
+                None
+            }
+            default(at_most) => None,
+        }
+    }
+
+    /// Harvests memory and the images that move; how many pages are dirty then.
+    fn harvest_all(&mut self, last: bool) -> Result<u64, MachineError> {
         if let Some(sink) = self.sink.as_ref().filter(|_| !last) {
             sink.flush().map_err(MachineError::new)?;
         }
@@ -109,29 +160,41 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         }
         let dirty_pages = self.dirty.count();
         self.figures.harvested(dirty_pages);
-        Ok(Some(SourceEvent::Harvested { dirty_pages }))
+        Ok(dirty_pages)
     }
 
+    /// If it fails the guest goes on.
     fn pause(&mut self) -> Result<Option<SourceEvent>, MachineError> {
         self.figures.pause_ordered();
         let custody = self.machine.pause()?;
-        let (runs, offered) = (custody.epoch(), self.options.config.epoch);
-        if offered > runs {
+        let timeouts = &self.options.config.timeouts;
+        // The target hears nothing meanwhile.
+        let at_most = timeouts.paused.min(timeouts.silence / 2);
+        let Err(error) = self.may_be_given(&custody).and_then(|()| self.syncs.finish(at_most)) else {
             self.holder = Holder::Pump(custody);
             return Ok(Some(SourceEvent::Paused));
-        }
-        // The caller's mistake: it would hand over an epoch that was used already. As a pause that
-        // failed the guest goes on.
-        let wrong = format!(
-            "epoch {offered} was offered for a guest that runs under epoch {runs}: offer a higher one"
-        );
+        };
         match self.machine.resume(custody) {
-            Ok(()) => Err(MachineError::new(wrong)),
-            Err(error) => {
-                self.holder = Holder::Pump(error.custody);
-                Err(MachineError::with_source(wrong, error.source))
+            Ok(()) => {
+                self.figures.guest_runs();
+                Err(error)
+            }
+            Err(stuck) => {
+                self.holder = Holder::Pump(stuck.custody);
+                Err(MachineError::with_source(sentence(&error), stuck.source))
             }
         }
+    }
+
+    /// The caller's mistake would hand over an epoch that was used already.
+    fn may_be_given(&self, custody: &Custody) -> Result<(), MachineError> {
+        let (runs, offered) = (custody.epoch(), self.options.config.epoch);
+        if offered > runs {
+            return Ok(());
+        }
+        Err(MachineError::new(format!(
+            "epoch {offered} was offered for a guest that runs under epoch {runs}: offer a higher one"
+        )))
     }
 
     /// On an abort before custody: the locks first, then the guest.
@@ -219,6 +282,10 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             }
         }
     }
+}
+
+fn harvested(dirty_pages: u64) -> Option<SourceEvent> {
+    Some(SourceEvent::Harvested { dirty_pages })
 }
 
 /// What the target must take. Needed unless there is nothing to take.

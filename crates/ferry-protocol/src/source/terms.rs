@@ -108,6 +108,14 @@ pub enum SourceEvent {
         /// Pages that are dirty now.
         dirty_pages: u64,
     },
+    /// The same while the guest runs, but the pause must not come yet: it would have to wait until the host's disk has
+    /// what the guest wrote to its own.
+    DisksBehind {
+        /// Pages that are dirty now.
+        dirty_pages: u64,
+        /// For how long the disk has been at work.
+        sync: Duration,
+    },
     /// [`SourceAction::Pause`] is done.
     Paused,
     /// [`SourceAction::ReleaseResources`] is done.

@@ -7,9 +7,12 @@
 //! locks is back, then front.
 //!
 //! A request is taken, answered and given back under the lock `back`; so who holds it finds no
-//! request under way. Whoever wants it makes the thread's turn end after the request at hand, and kicks
-//! the thread afterwards: it looks at every queue then. Therefore no notification is ever lost, be it the guest's before a
-//! move or one that the turn left.
+//! request under way. Whoever wants it makes the thread's turn end after the request at hand, or in the middle of a long
+//! one, which is then done again; and kicks the thread afterwards: it looks at every queue then. Therefore no notification is
+//! ever lost, be it the guest's before a move or one that the turn left.
+//!
+//! What may take long without end, a disk's flush, is an [`Errand`], which the thread does between two turns, without the
+//! lock: the request for which it is done is still the guest's, and is asked anew afterwards, here or where the guest is then.
 //!
 //! The interrupt is a level: its line is high while `InterruptStatus` is not 0, and it is set by `KVM_IRQ_LINE`,
 //! for the reasons that the serial port gives. When the guest goes on, here or elsewhere, the line is set again from
@@ -30,7 +33,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::chain::Malformed;
-use super::complaints::Complaints;
+use super::back::{Back, Held, Queued};
 use super::memory::DeviceMemory;
 use super::registers::{Effect, Registers};
 use super::ring::{Progress, Ring};
@@ -63,10 +66,13 @@ pub(super) trait Backend: Send + 'static {
     /// The driver has reset the device.
     fn reset(&mut self) {}
 
-    /// Hands what it buffers to the host. If it fails the device goes on.
-    fn flush(&mut self) -> Result<(), MachineError> {
-        Ok(())
+    /// What is to be done before its next turn; then [`errand_done`](Self::errand_done), unless the driver has reset the device.
+    fn errand(&mut self) -> Option<Errand> {
+        None
     }
+
+    /// What [`errand`](Self::errand) gave was done.
+    fn errand_done(&mut self) {}
 
     /// What it holds of the guest.
     fn save(&self, transport: VirtioTransport) -> Self::State;
@@ -87,6 +93,9 @@ pub(super) trait Backend: Send + 'static {
     /// The guest has come here, and a turn follows: the network is to be told.
     fn announce(&mut self) {}
 }
+
+/// What may take long; only the device's thread waits for it.
+pub(super) type Errand = Box<dyn FnOnce() + Send>;
 
 /// An interrupt's line.
 pub(super) trait Line: Send {

@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::chain::Malformed;
 use super::device::Backend;
-use super::turn::Turn;
+use super::turn::{Answer, Turn};
 
 /// Where the bytes come from.
 const SOURCE: &str = "/dev/urandom";
@@ -46,14 +46,14 @@ impl Backend for Entropy {
 
     fn serve(&mut self, turn: &mut Turn<'_>) -> Result<(), Malformed> {
         let source = &mut self.0;
-        let answered = turn.answer(0, usize::MAX, |memory, chain| {
+        let answered = turn.answer(0, usize::MAX, |device, chain| {
             let mut bytes = [0; BYTES_MAX];
             let wanted =
                 usize::try_from(chain.writable_bytes()).map_or(BYTES_MAX, |room| room.min(BYTES_MAX));
             // Never fails and never ends; were it so, the guest would get fewer bytes.
             let had = bytes.get_mut(..wanted).map_or(Ok(0), |room| source.read(room)).unwrap_or(0);
-            let written = chain.write(memory, 0, bytes.get(..had).unwrap_or_default())?;
-            Ok(u32::try_from(written).unwrap_or(0))
+            let written = chain.write(device.memory, 0, bytes.get(..had).unwrap_or_default())?;
+            Ok(Answer::Done(u32::try_from(written).unwrap_or(0)))
         });
         answered.map(drop)
     }

@@ -80,7 +80,7 @@ impl<B: Backend> ferry_migrate::Device for Thread<B> {
     }
 
     fn announce(&mut self) {
-        self.device.with_backend(B::announce);
+        self.device.announce();
     }
 }
 

@@ -15,6 +15,25 @@ pub(super) struct Shared<'a> {
     pub(super) front: &'a Mutex<Front>,
     pub(super) waiting: &'a AtomicUsize,
     pub(super) is_leaving: &'a AtomicBool,
+    pub(super) is_announced: &'a AtomicBool,
+}
+
+impl Shared<'_> {
+    /// Whether the turn is to end, a long request in its middle; there will be another one.
+    pub(super) fn must_end(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
+            || self.is_leaving.load(Ordering::Acquire)
+            || self.is_announced.load(Ordering::Acquire)
+    }
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It is answered; so many bytes were written into it.
+    Done(u32),
+    /// It is to be asked again, from its beginning; the turn ends. The driver does not notice.
+    Later,
 }
 
 /// A backend's turn: its queues, and what it may say to the driver.
@@ -36,24 +55,29 @@ impl<'a> Turn<'a> {
 
     /// Whether the turn is to end after the request at hand; there will be another one.
     pub(super) fn must_end(&self) -> bool {
-        self.device.waiting.load(Ordering::Acquire) > 0 || self.device.is_leaving.load(Ordering::Acquire)
+        self.device.must_end()
     }
 
     /// Answers requests of a queue, one after the other, until none waits or the turn must end; so many at
-    /// most. `answer` says how many bytes it wrote into the request. True if more may wait.
+    /// most. True if more may wait.
     pub(super) fn answer(
         &mut self,
         queue: usize,
         budget: usize,
-        mut answer: impl FnMut(&DeviceMemory, &Chain) -> Result<u32, Malformed>,
+        mut answer: impl FnMut(&Shared<'_>, &Chain) -> Result<Answer, Malformed>,
     ) -> Result<bool, Malformed> {
         for _ in 0..budget {
             if self.must_end() {
                 return Ok(false);
             }
             if let Some(chain) = self.next(queue)? {
-                let written = answer(self.device.memory, &chain)?;
-                self.complete(queue, &chain, written)?;
+                match answer(&self.device, &chain)? {
+                    Answer::Done(written) => self.complete(queue, &chain, written)?,
+                    Answer::Later => {
+                        self.put_back(queue);
+                        return Ok(false);
+                    }
+                }
             } else if !self.wait_for_more(queue)? {
                 return Ok(false);
             }
