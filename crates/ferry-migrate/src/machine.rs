@@ -116,6 +116,7 @@ pub trait Machine: Send {
     /// The images of the guest's disks. Constant for the life of the machine. On the source those that move with the
     /// guest if it is asked for; on the target those that [`DiskPlaces::make`](crate::DiskPlaces::make) gave the builder
     /// for the [`disks`](MachineDescription::disks) of the description, or those that it found where both hosts see them.
+    /// The engine brings them to the disk ([`DiskImage::sync`]), beside the rounds and after the pause, also where they stay.
     /// A machine whose disks never move keeps the default.
     fn disk_images(&self) -> Vec<Arc<DiskImage>> {
         Vec::new()

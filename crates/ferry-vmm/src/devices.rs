@@ -93,6 +93,14 @@ impl KvmDevices {
     }
 }
 
+impl Drop for KvmDevices {
+    /// No vCPU runs any more.
+    fn drop(&mut self) {
+        self.serial.finish();
+        self.virtio.consoles().iter().for_each(virtio::ConsolePort::finish);
+    }
+}
+
 impl Devices for KvmDevices {
     fn capture(&mut self) -> Result<MachineState, MachineError> {
         self.set.capture()

@@ -26,6 +26,7 @@ mod image;
 mod kvm_guest;
 mod linux;
 mod mmio;
+mod output;
 pub mod payload;
 mod places;
 pub mod ports;

@@ -2,7 +2,8 @@
 //! cross with the guest as part `device/serial`.
 //!
 //! Output goes to files or nowhere. Each byte is written before the guest's instruction ends, so
-//! nothing is under way when the guest pauses: none is lost, none comes twice. Input is taken only
+//! nothing is under way when the guest pauses: none is lost, none comes twice. Only what nobody reads waits
+//! ([`Output`]), and holds nothing up. Input is taken only
 //! while the port is not quiet: what was not taken stays with the caller, who gives it to the port of
 //! the host where the guest then runs.
 //!
@@ -13,7 +14,7 @@
 //! (`GICD_ICFGR2`).
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,6 +24,8 @@ use ferry_state::{Section, device};
 use kvm_ioctls::VmFd;
 use vm_superio::Trigger;
 use vm_superio::serial::{Error, NoEvents, Serial, SerialState};
+
+use crate::output::Output;
 
 /// The interrupt of a PC's first serial port.
 #[cfg(target_arch = "x86_64")]
@@ -70,33 +73,6 @@ impl Trigger for Irq {
     }
 }
 
-/// Where output goes; nowhere, if there are no files.
-#[derive(Debug, Clone, Default)]
-struct Output {
-    files: Vec<Arc<File>>,
-    /// Output that could not be written was reported.
-    has_failed: bool,
-}
-
-impl Write for Output {
-    /// Never fails: the port would not tell the guest that there is room again, and its driver would wait for ever.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for file in &self.files {
-            // One that fails keeps nothing from the others.
-            if let Err(error) = (&**file).write_all(bytes)
-                && !std::mem::replace(&mut self.has_failed, true)
-            {
-                tracing::warn!(%error, "output of the serial port is lost");
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(()) // files have no buffer here
-    }
-}
-
 impl Inner {
     /// Puts these registers in the place of the port's.
     fn set(&mut self, state: &SerialState) -> Result<(), Error<io::Error>> {
@@ -117,9 +93,15 @@ impl SerialPort {
         Self { inner: Arc::new(Mutex::new(Inner { serial, vm, is_quiet: true, has_failed: false })) }
     }
 
-    /// Sends output to these files from now on. Who does not read from a pipe holds the guest up.
+    /// Sends output to these files from now on. Of what nobody reads from a pipe the oldest is lost, beyond 1 MiB.
     pub fn write_to(&self, files: Vec<Arc<File>>) {
-        *self.lock().serial.writer_mut() = Output { files, has_failed: false };
+        *self.lock().serial.writer_mut() = Output::new(files);
+    }
+
+    /// The guest ends: gives who reads a moment for its last words.
+    pub(crate) fn finish(&self) {
+        let output = self.lock().serial.writer().clone();
+        output.finish();
     }
 
     /// Gives input to the guest; the number of bytes taken, from the front. The rest does not fit yet,

@@ -37,6 +37,7 @@ mod ring;
 mod thread;
 mod trial;
 mod turn;
+mod turnstile;
 
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,9 @@
 //! The block device: a raw image ([`DiskImage`], whose lock and copy are the engine's affair).
 //!
 //! A write is with the host when the guest sees it done, and on the disk when a flush that came after it is
-//! done, or at once for a driver that knows no flush. When the device is made quiet the image is on the
-//! disk, so that another host finds there what the guest wrote. Errors of the image are the guest's, as a
-//! disk's are: the request fails, and nothing else.
+//! done, or at once for a driver that knows no flush. The thread brings the image to the disk between two turns
+//! ([`Errand`]), and nobody waits for it with the device. Errors of the image are the guest's, as a
+//! disk's are: the request fails, and nothing else; also an error that somebody else met since the guest's last flush.
 //!
 //! Facts: virtio 1.2, 5.2.
 
@@ -23,9 +23,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::chain::{Chain, Malformed};
 use super::complaints::Complaints;
-use super::device::Backend;
+use super::device::{Backend, Errand};
 use super::memory::DeviceMemory;
-use super::turn::Turn;
+use super::turn::{Answer, Shared, Turn};
 
 /// Entries of the queue.
 const QUEUE_ENTRIES: u16 = 256;
@@ -46,7 +46,20 @@ pub(super) struct Block {
     /// Its name among the guest's disks.
     id: String,
     buffer: Vec<u8>,
+    sync: Bringing,
     complaints: Complaints,
+}
+
+/// How far the image is on its way to the disk for the request at hand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Bringing {
+    /// No request asked for it.
+    #[default]
+    Unasked,
+    /// The next request does.
+    Asked,
+    /// Everything is there that was written before the next request, or the image knows what failed.
+    Done,
 }
 
 /// How a request ends.
@@ -54,6 +67,8 @@ pub(super) struct Block {
 enum Failure {
     /// As a disk fails: the guest is told.
     Status(u32),
+    /// Not now: the request stays the guest's.
+    Later,
     /// As no driver does.
     Malformed(Malformed),
 }
@@ -68,12 +83,18 @@ impl Block {
     /// The disk in this place.
     pub(super) fn new(image: Arc<DiskImage>, place: u32) -> Self {
         let id = format!("ferry-{place}");
-        Self { image, id, buffer: vec![0; BUFFER_BYTES], complaints: Complaints::default() }
+        let (buffer, sync) = (vec![0; BUFFER_BYTES], Bringing::default());
+        Self { image, id, buffer, sync, complaints: Complaints::default() }
     }
 
-    /// Does a request. `is_through` says that the driver knows no flush, so that each write is one. How many
-    /// bytes were written into it.
-    fn request(&mut self, memory: &DeviceMemory, chain: &Chain, is_through: bool) -> Result<u32, Malformed> {
+    /// Does a request. `is_through` says that the driver knows no flush, so that each write is one.
+    fn request(
+        &mut self,
+        device: &Shared<'_>,
+        chain: &Chain,
+        is_through: bool,
+    ) -> Result<Answer, Malformed> {
+        let memory = device.memory;
         let wrong = |problem| Malformed::Chain { head: chain.head(), problem };
         let mut head = [0; HEAD_BYTES];
         if chain.read(memory, 0, &mut head)? != HEAD_BYTES {
@@ -85,27 +106,31 @@ impl Block {
             return Err(wrong("has no place for the request's status"));
         };
         let sector = u64::from_le_bytes(sector);
+        let is_synced = std::mem::take(&mut self.sync) == Bringing::Done;
         let done = match u32::from_le_bytes([k0, k1, k2, k3]) {
-            VIRTIO_BLK_T_IN => self.read(memory, chain, sector, room),
-            VIRTIO_BLK_T_OUT => self.write(memory, chain, sector, is_through),
-            VIRTIO_BLK_T_FLUSH => self.synchronise().map(|()| 0),
+            VIRTIO_BLK_T_IN => self.read(device, chain, sector, room),
+            // It was written before it was brought to the disk.
+            VIRTIO_BLK_T_OUT if is_through && is_synced => self.synchronise(is_synced),
+            VIRTIO_BLK_T_OUT => self.write(device, chain, sector, is_through),
+            VIRTIO_BLK_T_FLUSH => self.synchronise(is_synced),
             VIRTIO_BLK_T_GET_ID => self.tell_id(memory, chain, room),
             _ => Err(Failure::Status(VIRTIO_BLK_S_UNSUPP)),
         };
         let (written, status) = match done {
             Ok(written) => (written, VIRTIO_BLK_S_OK),
             Err(Failure::Status(status)) => (0, status),
+            Err(Failure::Later) => return Ok(Answer::Later),
             Err(Failure::Malformed(problem)) => return Err(problem),
         };
         chain.write(memory, room, &status.to_le_bytes()[..1])?;
         // What is told is written without a gap: the status only with all that lies before it.
         let told = if written == room { written.saturating_add(1) } else { written };
-        Ok(u32::try_from(told).unwrap_or(u32::MAX))
+        Ok(Answer::Done(u32::try_from(told).unwrap_or(u32::MAX)))
     }
 
     fn read(
         &mut self,
-        memory: &DeviceMemory,
+        device: &Shared<'_>,
         chain: &Chain,
         sector: u64,
         bytes: u64,
@@ -113,11 +138,12 @@ impl Block {
         let start = self.extent(sector, bytes)?;
         let mut done = 0;
         while done < bytes {
+            go_on(device, done)?;
             let part = part_of(&mut self.buffer, bytes - done);
             let read = self.image.file().read_exact_at(part, start + done);
             let length = part.len() as u64;
             if read.is_ok() {
-                chain.write(memory, done, part)?;
+                chain.write(device.memory, done, part)?;
             }
             self.or_complain("read", start + done, read)?;
             done += length;
@@ -127,7 +153,7 @@ impl Block {
 
     fn write(
         &mut self,
-        memory: &DeviceMemory,
+        device: &Shared<'_>,
         chain: &Chain,
         sector: u64,
         is_through: bool,
@@ -139,8 +165,9 @@ impl Block {
         }
         let mut done = 0;
         while done < bytes {
+            go_on(device, done)?;
             let part = part_of(&mut self.buffer, bytes - done);
-            chain.read(memory, HEAD_BYTES as u64 + done, part)?;
+            chain.read(device.memory, HEAD_BYTES as u64 + done, part)?;
             let written = self.image.file().write_all_at(part, start + done);
             let length = part.len() as u64;
             // Also what failed: a part of it may be there.
@@ -148,19 +175,17 @@ impl Block {
             self.or_complain("written", start + done, written)?;
             done += length;
         }
-        if is_through {
-            self.synchronise()?;
+        if is_through { self.synchronise(false) } else { Ok(0) }
+    }
+
+    /// Answers what is to be answered once the image is on the disk: with what failed on the way, whoever met it.
+    fn synchronise(&mut self, is_synced: bool) -> Result<u64, Failure> {
+        if !is_synced {
+            self.sync = Bringing::Asked;
+            return Err(Failure::Later);
         }
-        Ok(0)
-    }
-
-    fn synchronise(&mut self) -> Result<(), Failure> {
-        let done = self.sync();
-        self.or_complain("brought to the disk", 0, done)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        if self.image.is_read_only() { Ok(()) } else { self.image.file().sync_data() }
+        let done = self.image.take_failure().map_or(Ok(()), Err);
+        self.or_complain("brought to the disk", 0, done).map(|()| 0)
     }
 
     fn tell_id(&self, memory: &DeviceMemory, chain: &Chain, room: u64) -> Result<u64, Failure> {
@@ -194,6 +219,11 @@ impl Block {
     }
 }
 
+/// A request can be as large as guest memory, many times: whoever waits for the device does not wait for all of it.
+fn go_on(device: &Shared<'_>, done: u64) -> Result<(), Failure> {
+    if done > 0 && device.must_end() { Err(Failure::Later) } else { Ok(()) }
+}
+
 /// The buffer, no longer than what is left.
 fn part_of(buffer: &mut [u8], left: u64) -> &mut [u8] {
     let length = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
@@ -225,14 +255,21 @@ impl Backend for Block {
 
     fn serve(&mut self, turn: &mut Turn<'_>) -> Result<(), Malformed> {
         let is_through = !turn.has(VIRTIO_BLK_F_FLUSH);
-        turn.answer(0, usize::MAX, |memory, chain| self.request(memory, chain, is_through)).map(drop)
+        turn.answer(0, usize::MAX, |device, chain| self.request(device, chain, is_through)).map(drop)
     }
 
-    fn flush(&mut self) -> Result<(), MachineError> {
-        self.sync().map_err(|error| {
-            let path = self.image.path().display();
-            MachineError::with_source(format!("the disk image {path} cannot be brought to the disk"), error)
-        })
+    fn reset(&mut self) {
+        self.sync = Bringing::Unasked;
+    }
+
+    fn errand(&mut self) -> Option<Errand> {
+        let image = Arc::clone(&self.image);
+        // An error stays with the image until the guest is told.
+        (self.sync == Bringing::Asked).then(|| Box::new(move || drop(image.sync())) as Errand)
+    }
+
+    fn errand_done(&mut self) {
+        self.sync = Bringing::Done;
     }
 
     fn save(&self, transport: VirtioTransport) -> VirtioBlock {

@@ -1,6 +1,6 @@
 //! The console: one port, whose output goes to files or nowhere, and whose input comes from the caller.
 //!
-//! As with the serial port each byte is written before the guest's request is done, and input that
+//! As with the serial port output that nobody reads holds nothing up ([`Output`]), and input that
 //! the guest has no room for stays with the caller, who gives it to the console of the host where the guest then runs.
 //!
 //! Facts: virtio 1.2, 5.3.
@@ -18,7 +18,8 @@ use super::chain::{Chain, Malformed};
 use super::complaints::Complaints;
 use super::device::{Backend, Device};
 use super::memory::DeviceMemory;
-use super::turn::Turn;
+use super::turn::{Answer, Turn};
+use crate::output::Output;
 
 /// The queues.
 const INPUT: usize = 0;
@@ -27,10 +28,14 @@ const OUTPUT: usize = 1;
 /// Bytes that are on their way at once.
 const BUFFER_BYTES: usize = 4096;
 
+/// The most of one request that is written; drivers write a page at most. A hostile one's can be as large as its memory,
+/// many times.
+const REQUEST_BYTES_MAX: u64 = 1 << 20;
+
 /// A console.
 #[derive(Debug, Default)]
 pub(super) struct Console {
-    output: Vec<Arc<File>>,
+    output: Output,
     /// Input of the turn at hand, and how much of it the guest has.
     input: Vec<u8>,
     taken: usize,
@@ -41,18 +46,17 @@ impl Console {
     fn write(&mut self, memory: &DeviceMemory, chain: &Chain) -> Result<(), Malformed> {
         let mut buffer = [0; BUFFER_BYTES];
         let mut done = 0;
-        loop {
+        while done < REQUEST_BYTES_MAX {
             let bytes = chain.read(memory, done, &mut buffer)?;
             let Some(part @ [_, ..]) = buffer.get(..bytes) else { return Ok(()) };
             done += bytes as u64;
-            for file in &self.output {
-                if let Err(error) = (&**file).write_all(part)
-                    && let Some(unsaid) = self.complaints.may_say(Instant::now())
-                {
-                    tracing::warn!(unsaid, %error, "output of the virtio console is lost");
-                }
+            if let Err(error) = self.output.write_all(part)
+                && let Some(unsaid) = self.complaints.may_say(Instant::now())
+            {
+                tracing::warn!(unsaid, %error, "output of the virtio console is lost");
             }
         }
+        Ok(())
     }
 }
 
@@ -71,11 +75,12 @@ impl Backend for Console {
     }
 
     fn serve(&mut self, turn: &mut Turn<'_>) -> Result<(), Malformed> {
-        turn.answer(OUTPUT, usize::MAX, |memory, chain| {
-            self.write(memory, chain)?;
-            Ok(0)
+        turn.answer(OUTPUT, usize::MAX, |device, chain| {
+            self.write(device.memory, chain)?;
+            Ok(Answer::Done(0))
         })?;
-        while let Some(rest @ [_, ..]) = self.input.get(self.taken..)
+        while !turn.must_end()
+            && let Some(rest @ [_, ..]) = self.input.get(self.taken..)
             && let Some(chain) = turn.next(INPUT)?
         {
             let written = chain.write(turn.memory(), 0, rest)?;
@@ -103,9 +108,14 @@ impl ConsolePort {
         Self(Arc::clone(device))
     }
 
-    /// Sends output to these files from now on. Who does not read from a pipe holds the console up.
+    /// Sends output to these files from now on. Of what nobody reads from a pipe the oldest is lost, beyond 1 MiB.
     pub fn write_to(&self, files: Vec<Arc<File>>) {
-        self.0.with_backend(|console| console.output = files);
+        self.0.with_backend(|console| console.output = Output::new(files));
+    }
+
+    /// The guest ends: gives who reads a moment for its last words.
+    pub(crate) fn finish(&self) {
+        self.0.with_backend(|console| console.output.clone()).finish();
     }
 
     /// Gives input to the guest; the number of bytes taken, from the front. The rest does not fit yet,

@@ -20,7 +20,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,12 +33,16 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::chain::Malformed;
-use super::back::{Back, Held, Queued};
+use super::complaints::Complaints;
 use super::memory::DeviceMemory;
 use super::registers::{Effect, Registers};
 use super::ring::{Progress, Ring};
 use super::turn::{Shared, Turn};
+use super::turnstile::{Held, Turnstile};
 use crate::mmio::MmioDevice;
+
+/// How long a pause waits for the request at hand: longer takes only storage that does not answer.
+const QUIESCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a device of one kind does with its requests.
 pub(super) trait Backend: Send + 'static {
@@ -108,11 +112,11 @@ pub(super) struct Device<B> {
     place: u32,
     memory: DeviceMemory,
     front: Mutex<Front>,
-    back: Mutex<Back<B>>,
-    /// How many wait for `back`, so that a turn ends early.
-    waiting: AtomicUsize,
+    back: Turnstile<Back<B>>,
     kick: EventFd,
     is_leaving: AtomicBool,
+    /// The guest has come here, and the backend does not know yet.
+    is_announced: AtomicBool,
 }
 
 /// What the vCPUs reach at any time.
@@ -170,10 +174,10 @@ impl<B: Backend> Device<B> {
             place,
             memory,
             front: Mutex::new(Front { registers, line, is_high: false }),
-            back: Mutex::new(back),
-            waiting: AtomicUsize::new(0),
+            back: Turnstile::new(back),
             kick,
             is_leaving: AtomicBool::new(false),
+            is_announced: AtomicBool::new(false),
         })
     }
 
@@ -213,14 +217,34 @@ impl<B: Backend> Device<B> {
         done
     }
 
+    /// The guest has come here: the network is to be told, at once and without waiting for a request.
+    pub(super) fn announce(&self) {
+        self.is_announced.store(true, Ordering::Release);
+        self.kick();
+    }
+
     /// Answers the requests that wait, unless the device is quiet. When it wants its next turn.
     pub(super) fn turn(&self) -> Option<Duration> {
-        let mut back = self.back.lock().unwrap_or_else(PoisonError::into_inner);
-        if back.is_quiet {
-            return None;
+        loop {
+            let mut back = self.back.lock();
+            if back.is_quiet {
+                return None;
+            }
+            if self.is_announced.swap(false, Ordering::AcqRel) {
+                back.backend.announce();
+            }
+            self.serve(&mut back);
+            let Some(errand) = back.backend.errand() else {
+                return back.backend.due().map(|due| due.saturating_duration_since(Instant::now()));
+            };
+            let life = back.life;
+            drop(back);
+            errand();
+            let mut back = self.back.lock();
+            if back.life == life {
+                back.backend.errand_done();
+            }
         }
-        self.serve(&mut back);
-        back.backend.due().map(|due| due.saturating_duration_since(Instant::now()))
     }
 
     fn serve(&self, back: &mut Back<B>) {
@@ -253,8 +277,9 @@ impl<B: Backend> Device<B> {
         Shared {
             memory: &self.memory,
             front: &self.front,
-            waiting: &self.waiting,
+            waiting: self.back.waiting(),
             is_leaving: &self.is_leaving,
+            is_announced: &self.is_announced,
         }
     }
 
@@ -263,11 +288,8 @@ impl<B: Backend> Device<B> {
     }
 
     /// Waits for the request at hand; whoever calls this kicks the thread afterwards.
-    fn lock_back(&self) -> MutexGuard<'_, Back<B>> {
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        let back = self.back.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
-        back
+    fn lock_back(&self) -> Held<'_, Back<B>> {
+        self.back.hurry()
     }
 
     /// Makes the rings what the registers say.
@@ -347,6 +369,10 @@ impl<B: Backend> Device<B> {
     /// What the quiet device holds of the guest.
     pub(super) fn save(&self) -> Result<Saved, MachineError> {
         let back = self.lock_back();
+        if !back.is_quiet {
+            self.kick();
+            return Err(MachineError::new("the device goes on, so what it holds cannot be saved: make it quiet first"));
+        }
         let front = self.lock_front();
         let progress = |queue: usize| {
             let ring = back.rings.get(queue).and_then(Option::as_ref);
@@ -385,16 +411,21 @@ impl<B: Backend> Device<B> {
         self.memory.harvest(into)
     }
 
-    /// Ends what it does by itself; what it buffers is with the host then. If it fails the device goes on.
+    /// Ends what it does by itself. If it fails the device goes on.
     pub(super) fn quiesce(&self) -> Result<(), MachineError> {
-        let mut back = self.lock_back();
-        if let Err(error) = back.backend.flush() {
-            drop(back);
-            self.kick();
-            return Err(error);
+        self.quiesce_within(QUIESCE_TIMEOUT)
+    }
+
+    pub(super) fn quiesce_within(&self, limit: Duration) -> Result<(), MachineError> {
+        if let Some(mut back) = self.back.hurry_within(limit) {
+            back.is_quiet = true;
+            return Ok(());
         }
-        back.is_quiet = true;
-        Ok(())
+        // The turn may have ended for this after all.
+        self.kick();
+        Err(MachineError::new(format!(
+            "a request of the guest was not answered within {limit:?}: what lies behind the device hangs; see to it and try again"
+        )))
     }
 
     /// Lets it go on.

@@ -2,6 +2,7 @@
 //!
 //! A frame is taken from the tap only when the guest has room for it, and given to the tap before its request is
 //! done; so none is in the card when it is quiet. What does not fit, or what the tap does not take, is lost, as on any network.
+//! When the tap itself is taken away (`ip link del`), the guest's link is down from then on, and up again where it has a tap.
 //!
 //! When the guest has come here ([`Backend::announce`]) switches learn where it is now: from reverse ARP requests
 //! with the card's address ([`Announcement`]), and from the guest itself, whose driver is asked to say all its
@@ -16,6 +17,7 @@ use std::time::Instant;
 
 use ferry_migrate::MachineError;
 use ferry_state::device::{VirtioNet, VirtioTransport};
+use rustix::io::Errno;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_VQ,
@@ -28,7 +30,7 @@ use super::chain::{Chain, Malformed};
 use super::complaints::Complaints;
 use super::device::Backend;
 use super::memory::DeviceMemory;
-use super::turn::Turn;
+use super::turn::{Answer, Turn};
 
 /// The queues.
 const RECEIVE: usize = 0;
@@ -61,6 +63,8 @@ const fn low_half(bits: u32) -> u16 {
 #[derive(Debug)]
 pub(super) struct Net {
     tap: File,
+    /// The tap is no more.
+    is_gone: bool,
     mac: [u8; 6],
     status: u16,
     /// A header and a frame.
@@ -76,6 +80,7 @@ impl Net {
     pub(super) fn new(tap: OwnedFd, mac: [u8; 6]) -> Self {
         Self {
             tap: tap.into(),
+            is_gone: false,
             mac,
             status: LINK_UP,
             buffer: vec![0; HEADER_BYTES + FRAME_BYTES_MAX],
@@ -94,6 +99,9 @@ impl Net {
         let Some(frame) = self.buffer.get_mut(..length - HEADER_BYTES) else { return Ok(()) };
         // No offload is offered, so the header says nothing.
         chain.read(memory, HEADER_BYTES as u64, frame)?;
+        if self.is_gone {
+            return Ok(());
+        }
         let sent = self.tap.write(frame).map(drop);
         self.complain("taken by its tap device", sent);
         Ok(())
@@ -102,7 +110,7 @@ impl Net {
     /// Gives frames of the tap to the guest. True if there may be more.
     fn receive(&mut self, turn: &mut Turn<'_>) -> Result<bool, Malformed> {
         for _ in 0..BUDGET {
-            if turn.must_end() {
+            if self.is_gone || turn.must_end() {
                 return Ok(false);
             }
             let Some(chain) = turn.next(RECEIVE)? else {
@@ -113,6 +121,11 @@ impl Net {
             };
             let Some(frame) = self.buffer.get_mut(HEADER_BYTES..) else { return Ok(false) };
             match self.tap.read(frame) {
+                // The end of a file, which a tap is not.
+                Ok(0) => {
+                    turn.put_back(RECEIVE);
+                    self.complain("had from its tap device", Err(Errno::NODEV.into()));
+                }
                 Ok(bytes) if (HEADER_BYTES + bytes) as u64 <= chain.writable_bytes() => {
                     self.deliver(turn, &chain, HEADER_BYTES + bytes)?;
                 }
@@ -163,7 +176,7 @@ impl Net {
 
     /// What is due of the announcement.
     fn tell(&mut self, turn: &mut Turn<'_>) {
-        if let Some(announcement) = &mut self.announcement {
+        if let Some(announcement) = self.announcement.as_mut().filter(|_| !self.is_gone) {
             let (frame, is_over) = announcement.due_frame(self.mac, Instant::now());
             if let Some(frame) = frame {
                 let sent = self.tap.write(&frame).map(drop);
@@ -177,16 +190,36 @@ impl Net {
             self.status |= ANNOUNCE;
             turn.configure(self.config());
         }
+        if self.status & LINK_UP != self.link() {
+            self.status ^= LINK_UP;
+            turn.configure(self.config());
+        }
+    }
+
+    /// Whether frames can go anywhere.
+    fn link(&self) -> u16 {
+        if self.is_gone { 0 } else { LINK_UP }
     }
 
     /// The operator is told now and then; the guest sees a network that loses frames.
     fn complain(&mut self, what: &str, done: io::Result<()>) {
-        if let Err(error) = done
-            && let Some(unsaid) = self.complaints.may_say(Instant::now())
+        let Err(error) = done else { return };
+        if is_end(&error) {
+            if !std::mem::replace(&mut self.is_gone, true) {
+                let mac = self.mac;
+                tracing::warn!(%error, "the tap device of the guest's network card {mac:02x?} is gone: the card's link is down until the guest moves");
+            }
+        } else if let Some(unsaid) = self.complaints.may_say(Instant::now())
         {
             tracing::warn!(unsaid, %error, "a frame of a guest's network card cannot be {what}");
         }
     }
+}
+
+/// Whether there is no tap behind its descriptor any more (`tun_get` in the kernel's drivers/net/tun.c: `EBADFD`).
+fn is_end(error: &io::Error) -> bool {
+    let ends = [Errno::BADFD, Errno::BADF, Errno::NODEV, Errno::NXIO];
+    Errno::from_io_error(error).is_some_and(|errno| ends.contains(&errno))
 }
 
 impl Backend for Net {
@@ -211,21 +244,26 @@ impl Backend for Net {
 
     fn serve(&mut self, turn: &mut Turn<'_>) -> Result<(), Malformed> {
         self.tell(turn);
-        turn.answer(CONTROL, usize::MAX, |memory, chain| self.control(memory, chain))?;
+        turn.answer(CONTROL, usize::MAX, |device, chain| {
+            self.control(device.memory, chain).map(Answer::Done)
+        })?;
         turn.note_config(self.config());
         loop {
-            let sends = turn.answer(TRANSMIT, BUDGET, |memory, chain| {
-                self.transmit(memory, chain)?;
-                Ok(0)
+            let sends = turn.answer(TRANSMIT, BUDGET, |device, chain| {
+                self.transmit(device.memory, chain)?;
+                Ok(Answer::Done(0))
             })?;
-            if !(self.receive(turn)? | sends) {
+            let receives = self.receive(turn)?;
+            // Between the frames, too: a busy network has no pause.
+            self.tell(turn);
+            if !(receives | sends) {
                 return Ok(());
             }
         }
     }
 
     fn reset(&mut self) {
-        self.status = LINK_UP;
+        self.status = self.link();
         self.asks_guest = false;
     }
 
@@ -243,6 +281,7 @@ impl Backend for Net {
         if state.status & !(LINK_UP | ANNOUNCE) != 0 {
             return Err(MachineError::new(format!("no network card has the status {:#x}", state.status)));
         }
+        // As the guest knows it; if the link is another one here, it is told.
         self.status = state.status;
         Ok(state.transport)
     }
@@ -252,7 +291,7 @@ impl Backend for Net {
     }
 
     fn due(&self) -> Option<Instant> {
-        self.announcement.as_ref().map(Announcement::due)
+        self.announcement.as_ref().filter(|_| !self.is_gone).map(Announcement::due)
     }
 
     fn announce(&mut self) {

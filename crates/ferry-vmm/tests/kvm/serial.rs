@@ -1,14 +1,16 @@
 //! The serial port of guests on the real KVM, across moves by the engine.
 
 use std::fs::File;
+use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferry_migrate::journal::Volatile;
 use ferry_migrate::{Builder, Listener, Machine, MigrateOptions, Migration, ReceiveOptions, Reception};
 use ferry_protocol::{Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome};
 use ferry_state::device;
 use ferry_vmm::{Guest, KvmBuilder, KvmGuest, SerialPort};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::arch;
 use crate::common::{IDLE, PATIENCE, born, code_address, custody, kvm_is_here, nap, wait_until};
@@ -70,6 +72,34 @@ fn a_guest_that_prints_all_the_time_loses_no_byte_and_prints_none_twice() {
     let first = all.iter().zip(undisturbed).position(|(is, should)| *is != should);
     assert_eq!(first, None, "the first wrong byte of {}", all.len());
     assert!(parts.iter().any(|part| part.len() % 9 != 0), "it was moved in the middle of a line");
+}
+
+#[test]
+fn a_guest_whose_output_nobody_reads_runs_on_and_pauses() {
+    if !kvm_is_here() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut guest = runs(&arch::print(), &folder.path().join("out"));
+    let (mut reads, writes) = std::io::pipe().unwrap();
+    let pipe = Arc::new(File::from(std::os::fd::OwnedFd::from(writes)));
+    guest.devices().serial().write_to(vec![Arc::clone(&pipe)]);
+    wait_until("the pipe is full", || {
+        let mut polled = [PollFd::new(&*pipe, PollFlags::OUT)];
+        poll(&mut polled, Some(&Timespec::default())).unwrap() == 0
+    });
+    nap(Duration::from_millis(20));
+    let began = Instant::now();
+    let custody = guest.pause().unwrap();
+    assert!(began.elapsed() < PATIENCE / 4, "the pause waited for a reader");
+    guest.resume(custody).unwrap();
+    let mut found = [0; 200_000];
+    reads.read_exact(&mut found).unwrap();
+    drop((guest, pipe));
+    let numbers = found.split(|byte| *byte == b'\n').filter(|line| line.len() == 8);
+    let numbers: Vec<_> =
+        numbers.map(|line| u32::from_str_radix(std::str::from_utf8(line).unwrap(), 16).unwrap()).collect();
+    assert!(numbers.len() > 20_000 && numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "no line is lost");
 }
 
 #[test]

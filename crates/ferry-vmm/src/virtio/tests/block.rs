@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Barrier;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,16 @@ fn rig(path: &Path, is_read_only: bool) -> Rig<Block> {
 }
 
 impl Rig<Block> {
+    /// A read from the first sector on into these buffers, with head and status below them.
+    fn request_of(&self, data: &[Buffer]) {
+        let (head, status) = (0x3_0000, 0x3_1000);
+        self.fill(head, &[0; 16]);
+        let mut buffers = vec![reads(head, 16)];
+        buffers.extend(data);
+        buffers.push(writes(status, 1));
+        self.request(0, 0, &buffers);
+    }
+
     fn ask_for(&self, kind: u32, sector: u64, data: &[Buffer]) {
         let mut head = u64::from(kind).to_le_bytes().to_vec();
         head.extend(sector.to_le_bytes());
@@ -216,4 +227,147 @@ fn another_disk_is_refused() {
     let target = Rig::new(Block::new(open(file.path(), true), 3), memory());
     target.device.restore(&section).unwrap();
     assert_eq!(target.offered(), source.offered(), "the guest sees what it was offered at birth");
+}
+
+fn broken(_: &File) -> io::Result<()> {
+    Err(io::Error::from_raw_os_error(5))
+}
+
+/// A device on this image that runs.
+fn over(image: &Arc<DiskImage>) -> Rig<Block> {
+    let rig = Rig::new(Block::new(Arc::clone(image), 3), memory());
+    rig.device.resume().unwrap();
+    rig.start();
+    rig
+}
+
+#[test]
+fn a_write_back_that_failed_for_somebody_else_fails_the_guests_next_flush_and_no_more() {
+    let file = image();
+    let image = open(file.path(), false);
+    let rig = over(&image);
+    assert_eq!(rig.ask(1, 0, &[reads(DATA, 512)]), 0);
+    image.sync_by(broken).unwrap_err();
+    // As in a migration that fails for it.
+    rig.device.quiesce().unwrap();
+    rig.device.resume().unwrap();
+    assert_eq!(rig.ask(0, 5, &[writes(DATA, 512)]), 0, "a read has nothing to do with it");
+    assert_eq!(rig.ask(4, 0, &[]), 1);
+    assert_eq!((rig.ask(4, 0, &[]), rig.status()), (0, 15));
+
+    // A driver that knows no flush hears it from its next write, which is on the disk when it is done.
+    rig.start_with(rig.offered() & !(1 << 9));
+    rig.fill(DATA, &[0xbb; 512]);
+    image.wrote(0, 512);
+    image.sync_by(broken).unwrap_err();
+    assert_eq!(rig.ask(1, 7, &[reads(DATA, 512)]), 1);
+    assert_eq!(rig.ask(1, 7, &[reads(DATA, 512)]), 0);
+    let mut found = [0; 512];
+    file.as_file().read_exact_at(&mut found, 7 * 512).unwrap();
+    assert_eq!(found, [0xbb; 512]);
+    image.sync_by(|_| panic!("it was not on the disk")).unwrap();
+}
+
+#[test]
+fn a_flush_under_way_holds_no_pause_up_and_is_asked_again_where_the_guest_goes_on() {
+    let file = image();
+    let image = open(file.path(), false);
+    let source = over(&image);
+    let mut its_thread = Thread::start(Arc::clone(&source.device)).unwrap();
+    let (begins, ends) = (Barrier::new(2), Barrier::new(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            image.sync_by(|_| {
+                begins.wait();
+                ends.wait();
+                Ok(())
+            })
+        });
+        begins.wait();
+        let users = Arc::strong_count(&image);
+        source.ask_for(4, 0, &[]);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Arc::strong_count(&image) == users {
+            assert!(Instant::now() < deadline, "the device's thread does not wait for the disk");
+            std::thread::yield_now();
+        }
+        its_thread.quiesce().unwrap();
+        let Saved::Section(section) = its_thread.save().unwrap() else { panic!("nothing is saved") };
+        let target = Rig::new(Block::new(open(file.path(), false), 3), source.memory.clone());
+        target.device.restore(&section).unwrap();
+        target.device.resume().unwrap();
+        target.device.turn();
+        assert_eq!((target.used(0), target.bytes(STATUS, 1)), (vec![(0, 1)], vec![0]));
+        // All is as it was when the guest was paused.
+        let [_, _, used] = Rig::<Block>::rings(0);
+        source.memory.write_obj(0_u16, GuestAddress(used + 2)).unwrap();
+        ends.wait();
+    });
+    its_thread.resume().unwrap();
+    wait_for(&source, 1);
+    assert_eq!(source.bytes(STATUS, 1), [0]);
+}
+
+#[test]
+fn a_reset_in_the_middle_of_a_flush_forgets_it() {
+    let file = image();
+    let image = open(file.path(), false);
+    let rig = over(&image);
+    let thread = Thread::start(Arc::clone(&rig.device)).unwrap();
+    let (begins, ends) = (Barrier::new(2), Barrier::new(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            image.sync_by(|_| {
+                begins.wait();
+                ends.wait();
+                Ok(())
+            })
+        });
+        begins.wait();
+        rig.ask_for(4, 0, &[]);
+        rig.start();
+        assert_eq!(rig.used(0), []);
+        ends.wait();
+    });
+    rig.ask_for(0, 5, &[writes(DATA, 512)]);
+    wait_for(&rig, 1);
+    assert_eq!((rig.used(0), rig.bytes(DATA, 512)), (vec![(0, 513)], vec![5; 512]));
+    drop(thread);
+}
+
+#[test]
+fn a_request_that_takes_long_is_given_up_for_a_pause_and_done_as_a_whole_later() {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(64 << 20).unwrap();
+    let rig = rig(file.path(), false);
+    let was_given_up = (0..200).any(|_| {
+        rig.start();
+        let part = 0xc_0000;
+        let data: Vec<Buffer> = (0..14).map(|_| writes(0x4_0000, part)).collect();
+        rig.fill(0x4_0000, &[0xff]);
+        rig.request_of(&data);
+        std::thread::scope(|scope| {
+            scope.spawn(|| rig.device.turn());
+            while rig.bytes(0x4_0000, 1) == [0xff] && rig.used(0).is_empty() {
+                std::thread::yield_now();
+            }
+            rig.device.quiesce().unwrap();
+        });
+        let was_given_up = rig.used(0).is_empty();
+        rig.device.resume().unwrap();
+        rig.device.turn();
+        assert_eq!(rig.used(0), [(0, 14 * part + 1)]);
+        was_given_up
+    });
+    assert!(was_given_up, "no pause ever came in the middle of a request");
+}
+
+#[test]
+fn a_device_that_runs_saves_nothing_rather_than_what_is_wrong_in_a_moment() {
+    let file = image();
+    let rig = rig(file.path(), false);
+    let error = rig.device.save().unwrap_err().to_string();
+    assert!(error.contains("make it quiet first"), "{error}");
+    rig.device.quiesce().unwrap();
+    rig.device.save().unwrap();
 }

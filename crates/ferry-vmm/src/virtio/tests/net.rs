@@ -174,3 +174,48 @@ fn orders_that_are_none_stop_the_card() {
         assert_eq!(rig.status(), 15 | 64);
     }
 }
+
+/// A card whose tap was taken away: its descriptor is there, and nothing behind it.
+fn without_tap() -> Rig<Net> {
+    let rig = Rig::new(Net::new(std::fs::File::open("/dev/null").unwrap().into(), MAC), memory());
+    rig.device.resume().unwrap();
+    rig.start();
+    rig
+}
+
+#[test]
+fn a_tap_that_is_taken_away_is_a_link_that_is_down_until_the_guest_has_another() {
+    let rig = without_tap();
+    rig.request(1, 0, &[reads(PACKET, 12), reads(PACKET, 100)]);
+    rig.device.turn();
+    assert_eq!((rig.status_bits(), rig.acknowledge()), (0, 3), "the driver is told");
+    rig.request(1, 0, &[reads(PACKET, 12), reads(PACKET, 100)]);
+    rig.request(0, 0, &[writes(ROOM, 2000)]);
+    rig.device.announce();
+    assert_eq!(rig.device.turn(), None, "there is nobody to be told");
+    assert_eq!((rig.used(1).len(), rig.used(0).len(), rig.status()), (2, 0, 15));
+    rig.acknowledge();
+    rig.start();
+    assert_eq!(rig.status_bits() & 1, 0, "also after a reset");
+    rig.device.quiesce().unwrap();
+
+    let Saved::Section(section) = rig.device.save().unwrap() else { panic!("nothing is saved") };
+    let (near, far) = UnixDatagram::pair().unwrap();
+    near.set_nonblocking(true).unwrap();
+    let target = Rig::new(Net::new(near.into(), MAC), rig.memory.clone());
+    target.device.restore(&section).unwrap();
+    target.device.resume().unwrap();
+    target.device.turn();
+    assert_eq!((target.status_bits(), target.acknowledge()), (1, 2));
+    target.request(1, 0, &[reads(PACKET, 12), reads(PACKET, 100)]);
+    target.device.turn();
+    assert_eq!(far.recv(&mut [0; 2048]).unwrap(), 100);
+}
+
+#[test]
+fn a_tap_that_ends_in_a_read_is_noticed_as_well() {
+    let rig = without_tap();
+    rig.request(0, 0, &[writes(ROOM, 2000)]);
+    rig.device.turn();
+    assert_eq!((rig.status_bits(), rig.used(0).len(), rig.status()), (0, 0, 15));
+}
