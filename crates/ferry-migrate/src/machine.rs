@@ -122,7 +122,8 @@ pub trait Machine: Send {
         Vec::new()
     }
 
-    /// Tells the network where the guest is now. Called on the target, once the guest runs.
+    /// Tells the network where the guest is now. Called on the target, once the guest runs. Must not wait: the source is
+    /// told after it.
     fn announce(&mut self) {}
 }
 

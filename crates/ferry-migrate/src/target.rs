@@ -150,7 +150,13 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
             let mut events = std::collections::VecDeque::from([event]);
             while let Some(event) = events.pop_front() {
                 tracing::trace!(?event, phase = phase.name(), "target");
-                let runs = event == TargetEvent::GuestRuns;
+                // Not only when the source lets go: the network must not wait for a source that has died, nor for the
+                // journal's disk.
+                if event == TargetEvent::GuestRuns
+                    && let Some(machine) = &mut self.machine
+                {
+                    machine.announce();
+                }
                 let actions = self.doors.step(event);
                 self.tell_phase(&mut phase);
                 for action in actions {
@@ -162,11 +168,6 @@ impl<'a, B: Builder, D: Desk> Pump<'a, B, D> {
                     } else {
                         events.extend(self.carry_out(action));
                     }
-                }
-                // After the source was told, and not only when it lets go: the network must not wait
-                // for a source that has died.
-                if runs && let Some(machine) = &mut self.machine {
-                    machine.announce();
                 }
             }
         }

@@ -7,6 +7,7 @@
 mod engine_support;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,13 +16,15 @@ use engine_support::{
     CHURN, Direction, Disky, DiskyBuilder, Fate, Proxy, TRANSPORTS, Transport, Watching, alone, cause_of,
     fresh_address, is_a_sentence, journal, quick, unique, until,
 };
+use ferry_migrate::journal::{Journal, JournalError, Volatile};
 use ferry_migrate::oneway::{Origin, Sink, TakeError, TakeOptions, survey, take};
 use ferry_migrate::{
     Address, Arrived, DiskImage, Listener, Machine, MachineError, MigrateOptions, Migration, ReceiveOptions,
     Reception, Report,
 };
+use ferry_protocol::journal::{Past, Record};
 use ferry_protocol::message::ReasonKind;
-use ferry_protocol::{Cause, Epoch, SessionId, SourceConfig, SourceOutcome, SourcePhase};
+use ferry_protocol::{Cause, Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome, SourcePhase};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Bytes of the disk: no whole number of pages.
@@ -269,6 +272,53 @@ fn a_disk_that_is_busy_in_the_pause_keeps_the_guest() {
     over.wait();
     assert_eq!(migrate(&mut guest, &waiting.address, 3).outcome, moved(3));
     waiting.arrived().machine.is_well();
+}
+
+/// A target's journal on a slow disk, which sees whether the network was told of the guest before it writes that it runs.
+#[derive(Debug)]
+struct Slow {
+    inner: Volatile,
+    announced: Arc<AtomicBool>,
+    was_announced: AtomicBool,
+}
+
+impl Journal for Slow {
+    fn instance(&self) -> InstanceId {
+        self.inner.instance()
+    }
+
+    fn write(&self, record: &Record) -> Result<(), JournalError> {
+        self.inner.write(record)
+    }
+
+    fn note(&self, record: &Record) {
+        if let Record::Runs(_) = record {
+            self.was_announced.store(self.announced.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+        self.inner.note(record);
+    }
+
+    fn past(&self) -> Result<Past, JournalError> {
+        self.inner.past()
+    }
+}
+
+#[test]
+fn the_network_is_told_of_the_guest_before_any_disk_is_waited_for() {
+    let (folder, here, _, mut guest) = scene();
+    let mut builder = DiskyBuilder::new(here.join("disk"), &guest.model);
+    let announced = Arc::clone(&builder.announced);
+    let (inner, was_announced) = (Volatile::new(InstanceId(unique())), AtomicBool::new(false));
+    let journal_there = Arc::new(Slow { inner, announced, was_announced });
+    let listener = Listener::bind(&fresh_address(Transport::Unix, folder.path()), false).unwrap();
+    let address = listener.address().clone();
+    let options = ReceiveOptions::new(Arc::clone(&journal_there) as Arc<dyn Journal>);
+    let reception = Reception::new(listener, options).unwrap();
+    let thread = std::thread::spawn(move || reception.wait(&mut builder, &()).map(drop));
+    let migration = Migration::new(MigrateOptions::new(address, config(&guest, 2), journal()));
+    assert_eq!(migration.run(&mut guest, &()).0.outcome, moved(2));
+    thread.join().unwrap().unwrap();
+    assert!(journal_there.was_announced.load(Ordering::SeqCst));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Single decisions of the source that the table does not show.
 
+use std::time::Duration;
+
 use ferry_contract::Verdict;
 use ferry_protocol::journal::{OfGuest, Record};
 use ferry_protocol::message::{
@@ -154,6 +156,40 @@ fn a_pause_waits_until_the_live_round_has_arrived() {
     let wrong = source.clone().step(Time::ZERO, taken(1));
     assert!(matches!(wrong.last(), Some(SourceAction::Finish(_))), "another round's word is misbehaviour");
     assert_eq!(source.step(Time::ZERO, taken(0)), [SourceAction::Harvest { last: false }]);
+}
+
+#[test]
+fn no_pause_comes_while_the_disks_are_behind() {
+    let mut source = source();
+    let events = [
+        SourceEvent::Connected,
+        target_hello(1),
+        SourceEvent::Received(ToSource::Verdict(Verdict::accept())),
+        SourceEvent::Received(ToSource::Built),
+        SourceEvent::Journaled,
+        SourceEvent::LogStarted,
+    ];
+    step(&mut source, events);
+    let sync = Duration::from_secs(2);
+    for round in 0..8 {
+        let actions = step(
+            &mut source,
+            [
+                SourceEvent::RoundSent { data_pages: 0, zero_pages: 0 },
+                SourceEvent::Received(ToSource::RoundTaken(RoundTaken { round })),
+                SourceEvent::DisksBehind { dirty_pages: 0, sync },
+            ],
+        );
+        let sends = SourceAction::SendRound { round: round + 1, last: false };
+        let stalls = SourceAction::NoteStalled(sync);
+        assert_eq!(actions, if round < 4 { vec![sends] } else { vec![stalls, sends] });
+    }
+    let events = [
+        SourceEvent::RoundSent { data_pages: 0, zero_pages: 0 },
+        SourceEvent::Received(ToSource::RoundTaken(RoundTaken { round: 8 })),
+        SourceEvent::Harvested { dirty_pages: 0 },
+    ];
+    assert_eq!(step(&mut source, events), [SourceAction::Pause]);
 }
 
 #[test]

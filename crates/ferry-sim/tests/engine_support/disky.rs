@@ -26,6 +26,7 @@ pub(crate) struct Disky {
     pub(crate) sim: SimMachine,
     pub(crate) image: Arc<DiskImage>,
     pub(crate) model: Model,
+    pub(crate) announced: Arc<AtomicBool>,
     resources: ResourceSet,
     writer: Option<Writer>,
 }
@@ -40,7 +41,7 @@ struct Writer {
 impl Disky {
     fn new(sim: SimMachine, image: Arc<DiskImage>, model: Model) -> Self {
         let resources = ResourceSet::new().with_images(&[Arc::clone(&image)]);
-        Self { sim, image, model, resources, writer: None }
+        Self { sim, image, model, announced: Arc::default(), resources, writer: None }
     }
 
     /// A guest that runs, on an image with something in it.
@@ -183,6 +184,10 @@ impl Machine for Disky {
         self.resources.take(guest, resources)
     }
 
+    fn announce(&mut self) {
+        self.announced.store(true, Ordering::SeqCst);
+    }
+
     fn disk_images(&self) -> Vec<Arc<DiskImage>> {
         vec![Arc::clone(&self.image)]
     }
@@ -196,11 +201,14 @@ pub(crate) struct DiskyBuilder {
     pub(crate) overwrites: bool,
     pub(crate) takes_disks: bool,
     pub(crate) model: Model,
+    /// Whether the network was told of the guest.
+    pub(crate) announced: Arc<AtomicBool>,
 }
 
 impl DiskyBuilder {
     pub(crate) fn new(path: PathBuf, model: &Model) -> Self {
-        Self { path, overwrites: false, takes_disks: true, model: Arc::clone(model) }
+        let (model, announced) = (Arc::clone(model), Arc::default());
+        Self { path, overwrites: false, takes_disks: true, model, announced }
     }
 
     fn sim() -> SimBuilder {
@@ -234,6 +242,8 @@ impl Builder for DiskyBuilder {
             None => DiskImage::open(0, &self.path, false),
         });
         let image = made.map_err(|error| MachineError::with_source("no disk", error))?;
-        Ok(Disky::new(Self::sim().build(machine)?, image, Arc::clone(&self.model)))
+        let mut guest = Disky::new(Self::sim().build(machine)?, image, Arc::clone(&self.model));
+        guest.announced = Arc::clone(&self.announced);
+        Ok(guest)
     }
 }
