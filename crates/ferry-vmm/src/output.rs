@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ struct Sink {
     file: Arc<File>,
     /// It has a reader, for which a write may wait.
     has_reader: bool,
+    /// It was said that it fails.
+    has_failed: AtomicBool,
     queue: Mutex<Queue>,
     emptied: Condvar,
 }
@@ -63,10 +66,18 @@ impl Output {
 }
 
 impl Write for Output {
+    /// Never fails: a port that is told of an error does not tell its driver that there is room again, and that would wait
+    /// for ever.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // One that fails keeps nothing from the others.
-        let written = self.0.iter().map(|sink| sink.write(bytes)).fold(Ok(()), Result::and);
-        written.map(|()| bytes.len())
+        for sink in &self.0 {
+            // One that fails keeps nothing from the others.
+            if let Err(error) = sink.write(bytes)
+                && !sink.has_failed.swap(true, Ordering::Relaxed)
+            {
+                tracing::warn!(%error, "output of the guest is lost");
+            }
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -77,7 +88,8 @@ impl Write for Output {
 impl Sink {
     fn new(file: Arc<File>) -> Self {
         let has_reader = !file.metadata().is_ok_and(|meta| meta.is_file());
-        Self { file, has_reader, queue: Mutex::default(), emptied: Condvar::new() }
+        let (has_failed, queue, emptied) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
+        Self { file, has_reader, has_failed, queue, emptied }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -209,7 +221,8 @@ mod tests {
         assert!(!output.0[0].lock().is_drained, "no thread was needed");
         assert_eq!(first(&mut reads, 5), b"hello");
         drop(reads);
-        assert_eq!(output.write_all(b"gone").unwrap_err().kind(), ErrorKind::BrokenPipe);
+        assert_eq!(output.0[0].write(b"gone").unwrap_err().kind(), ErrorKind::BrokenPipe);
+        output.write_all(b"gone").unwrap();
         output.finish();
     }
 
@@ -249,6 +262,6 @@ mod tests {
         drop(reads);
         output.finish();
         assert!(!output.0[0].lock().is_drained);
-        assert_eq!(output.write_all(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+        assert_eq!(output.0[0].write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
     }
 }

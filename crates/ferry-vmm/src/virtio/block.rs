@@ -219,7 +219,7 @@ impl Block {
     }
 }
 
-/// A request can be as large as guest memory, many times: whoever waits for the device does not wait for all of it.
+/// A request can have 4 GiB: whoever waits for the device does not wait for all of it.
 fn go_on(device: &Shared<'_>, done: u64) -> Result<(), Failure> {
     if done > 0 && device.must_end() { Err(Failure::Later) } else { Ok(()) }
 }

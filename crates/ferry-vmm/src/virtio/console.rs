@@ -8,14 +8,12 @@
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Instant;
 
 use ferry_migrate::MachineError;
 use ferry_state::device::{VirtioConsole, VirtioTransport};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::chain::{Chain, Malformed};
-use super::complaints::Complaints;
 use super::device::{Backend, Device};
 use super::memory::DeviceMemory;
 use super::turn::{Answer, Turn};
@@ -28,8 +26,8 @@ const OUTPUT: usize = 1;
 /// Bytes that are on their way at once.
 const BUFFER_BYTES: usize = 4096;
 
-/// The most of one request that is written; drivers write a page at most. A hostile one's can be as large as its memory,
-/// many times.
+/// The most of one request that is written; drivers write a page at most, and a hostile one could write
+/// 4 GiB.
 const REQUEST_BYTES_MAX: u64 = 1 << 20;
 
 /// A console.
@@ -39,7 +37,6 @@ pub(super) struct Console {
     /// Input of the turn at hand, and how much of it the guest has.
     input: Vec<u8>,
     taken: usize,
-    complaints: Complaints,
 }
 
 impl Console {
@@ -50,11 +47,8 @@ impl Console {
             let bytes = chain.read(memory, done, &mut buffer)?;
             let Some(part @ [_, ..]) = buffer.get(..bytes) else { return Ok(()) };
             done += bytes as u64;
-            if let Err(error) = self.output.write_all(part)
-                && let Some(unsaid) = self.complaints.may_say(Instant::now())
-            {
-                tracing::warn!(unsaid, %error, "output of the virtio console is lost");
-            }
+            // It never fails.
+            let _written = self.output.write_all(part);
         }
         Ok(())
     }

@@ -394,6 +394,13 @@ impl<B: Backend> Device<B> {
             front.registers.restore(&transport, back.backend.config()).map_err(MachineError::new)?;
         let event_idx = registers.has(VIRTIO_RING_F_EVENT_IDX);
         for (queue, (ring, saved)) in back.rings.iter_mut().zip(&transport.queues).enumerate() {
+            if saved.next_available != saved.next_used {
+                // No device here has one under way when it is quiet; the guest would wait for its answer for ever.
+                return Err(MachineError::new(format!(
+                    "queue {queue} of the device was saved in the middle of a request ({} taken, {} answered)",
+                    saved.next_available, saved.next_used
+                )));
+            }
             let progress = Progress { available: saved.next_available, used: saved.next_used };
             let place = registers.queue_in_use(queue);
             let made = place.map(|place| Ring::new(&self.memory, &place, progress, event_idx)).transpose();

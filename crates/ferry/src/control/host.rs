@@ -368,8 +368,6 @@ pub(crate) fn serve(
     answering: Option<Answering>,
 ) -> Result<End, CliError> {
     let end = attend(shared, jobs, builder);
-    // A moment for its last words, before the terminal is what it was.
-    drop(shared.guest.lock().unwrap_or_else(PoisonError::into_inner).take());
     shared.console.end();
     drop(answering);
     end

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use ferry_memory::{Layout, PageRange, PageSet, Span};
 use ferry_migrate::{Device as _, Saved};
+use ferry_state::Section;
+use ferry_state::device::{VirtioBlock, VirtioTransport};
 use rustix::fs::{MemfdFlags, SealFlags};
 use tempfile::NamedTempFile;
 
@@ -370,4 +372,39 @@ fn a_device_that_runs_saves_nothing_rather_than_what_is_wrong_in_a_moment() {
     assert!(error.contains("make it quiet first"), "{error}");
     rig.device.quiesce().unwrap();
     rig.device.save().unwrap();
+}
+
+#[test]
+fn a_state_that_leaves_the_guest_without_answers_or_reaches_outside_its_memory_is_refused() {
+    let file = image();
+    let source = rig(file.path(), false);
+    source.start();
+    assert_eq!(source.ask(0, 5, &[writes(DATA, 512)]), 0);
+    source.device.quiesce().unwrap();
+    let Saved::Section(section) = source.device.save().unwrap() else { panic!("nothing is saved") };
+    let refused = |change: fn(&mut VirtioTransport)| {
+        let mut state: VirtioBlock = section.read().unwrap();
+        change(&mut state.transport);
+        let target = Rig::new(Block::new(open(file.path(), false), 3), memory());
+        let section = Section::of(&state, 0, None).unwrap();
+        let refused = target.device.restore(&section).map(|()| String::new());
+        refused.unwrap_or_else(|error| std::error::Error::source(&error).map_or(error.to_string(), |it| it.to_string()))
+    };
+    assert_eq!(refused(|_| {}), "");
+    for (change, word) in [
+        ((|it| it.queues[0].next_available += 1) as fn(&mut VirtioTransport), "in the middle of a request (2 taken, 1"),
+        (|it| it.queues[0].used = MEMORY as u64 - 8, "the used ring: 0x"),
+        (|it| it.queues[0].descriptors = u64::MAX - 15, "the descriptor table: 0x"),
+        (|it| it.queues[0].size = 24, "a queue of 24 entries"),
+        (|it| it.queues[0].size_max = 512, "a queue of 512 entries"),
+        (|it| drop(it.queues.pop()), "has 0 queues"),
+        (|it| it.offered_features |= 1 << 40, "was offered the features 0x10000000000"),
+        (|it| it.accepted_features |= 1 << 40, "features that were not offered"),
+        (|it| it.status = 7, "features that were not offered"),
+        (|it| it.status |= 16, "there is no status"),
+        (|it| it.interrupts = 4, "there is no interrupt"),
+    ] {
+        let error = refused(change);
+        assert!(error.contains(word), "{error}");
+    }
 }
