@@ -393,8 +393,8 @@ fn a_state_that_leaves_the_guest_without_answers_or_reaches_outside_its_memory_i
     assert_eq!(refused(|_| {}), "");
     for (change, word) in [
         ((|it| it.queues[0].next_available += 1) as fn(&mut VirtioTransport), "in the middle of a request (2 taken, 1"),
-        (|it| it.queues[0].used = MEMORY as u64 - 8, "the used ring: 0x"),
-        (|it| it.queues[0].descriptors = u64::MAX - 15, "the descriptor table: 0x"),
+        (|it| it.queues[0].used = MEMORY as u64 - 8, "used ring: 0x"),
+        (|it| it.queues[0].descriptors = u64::MAX - 15, "descriptor table: 0x"),
         (|it| it.queues[0].size = 24, "a queue of 24 entries"),
         (|it| it.queues[0].size_max = 512, "a queue of 512 entries"),
         (|it| drop(it.queues.pop()), "has 0 queues"),
