@@ -1,7 +1,7 @@
 //! The serial port of guests on the real KVM, across moves by the engine.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,9 @@ fn a_guest_whose_output_nobody_reads_runs_on_and_pauses() {
     }
     let folder = tempfile::tempdir().unwrap();
     let mut guest = runs(&arch::print(), &folder.path().join("out"));
-    let (mut reads, writes) = std::io::pipe().unwrap();
+    let (mut reads, mut writes) = std::io::pipe().unwrap();
+    // It is full soon.
+    writes.write_all(&[b'\n'; 64_000]).unwrap();
     let pipe = Arc::new(File::from(std::os::fd::OwnedFd::from(writes)));
     guest.devices().serial().write_to(vec![Arc::clone(&pipe)]);
     wait_until("the pipe is full", || {
@@ -93,13 +95,13 @@ fn a_guest_whose_output_nobody_reads_runs_on_and_pauses() {
     let custody = guest.pause().unwrap();
     assert!(began.elapsed() < PATIENCE / 4, "the pause waited for a reader");
     guest.resume(custody).unwrap();
-    let mut found = [0; 200_000];
+    let mut found = [0; 72_000];
     reads.read_exact(&mut found).unwrap();
     drop((guest, pipe));
     let numbers = found.split(|byte| *byte == b'\n').filter(|line| line.len() == 8);
     let numbers: Vec<_> =
         numbers.map(|line| u32::from_str_radix(std::str::from_utf8(line).unwrap(), 16).unwrap()).collect();
-    assert!(numbers.len() > 20_000 && numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "no line is lost");
+    assert!(numbers.len() > 800 && numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "no line is lost");
 }
 
 #[test]
