@@ -213,11 +213,8 @@ fn data_that_did_not_reach_the_disk_keeps_the_guest_until_it_is_told() {
 #[test]
 fn the_pause_does_not_come_while_the_disk_is_busy() {
     let (folder, here, _, mut guest) = scene();
-    let waiting = Waiting::new(
-        Transport::Unix,
-        folder.path(),
-        DiskyBuilder::new(here.join("disk"), &guest.model),
-    );
+    let waiting =
+        Waiting::new(Transport::Unix, folder.path(), DiskyBuilder::new(here.join("disk"), &guest.model));
     let mut config = config(&guest, 2);
     config.downtime_limit = Duration::from_secs(20);
     config.timeouts.silence = Duration::from_secs(1);
@@ -247,7 +244,8 @@ fn a_disk_that_is_busy_in_the_pause_keeps_the_guest() {
     let migration = migration(&guest, &waiting.address, 2, |config| {
         config.timeouts.paused = Duration::from_millis(300);
     });
-    let (image, begins, ends) = (Arc::clone(&guest.image), Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+    let (image, begins, ends) =
+        (Arc::clone(&guest.image), Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
     let over = Arc::clone(&ends);
     let busy = move |phase| {
         if phase == SourcePhase::Pause {

@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Bytes that are written at once. A pipe or a terminal that says that it takes some takes so many (`PIPE_BUF` in
-/// pipe(7) is more; `WAKEUP_CHARS` in the kernel's drivers/tty/n_tty.c is this).
+/// pipe(7) is more; `WAKEUP_CHARS` in the kernel's `drivers/tty/n_tty.c` is this).
 const CHUNK_BYTES: usize = 256;
 
 /// How long the end of a guest waits for a reader of its last words.

@@ -42,7 +42,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
                 }
                 Ok(None)
             }
-            SourceAction::Harvest { last: true } => self.harvest_all(true).map(harvested),
+            SourceAction::Harvest { last: true } => self.harvest_all(true).map(harvested).map(Some),
             SourceAction::Harvest { last: false } => self.harvest(),
             SourceAction::Pause => self.pause(),
             SourceAction::ReleaseResources => self.machine.release_resources().map(|released| {
@@ -94,7 +94,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     /// target takes this source for dead.
     fn harvest(&mut self) -> Result<Option<SourceEvent>, MachineError> {
         if self.syncs.are_none() {
-            return self.harvest_all(false).map(harvested);
+            return self.harvest_all(false).map(harvested).map(Some);
         }
         self.syncs.begin();
         self.settling = Some(Instant::now() + self.options.config.timeouts.silence / 4);
@@ -109,7 +109,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             Standing::Done { is_fresh: true } => self.harvest_all(false).map(harvested),
             _ if Instant::now() >= until => {
                 let sync = self.syncs.for_how_long();
-                self.harvest_all(false).map(|dirty_pages| Some(SourceEvent::DisksBehind { dirty_pages, sync }))
+                self.harvest_all(false).map(|dirty_pages| SourceEvent::DisksBehind { dirty_pages, sync })
             }
             standing => {
                 if let Standing::Done { .. } = standing {
@@ -119,10 +119,10 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
             }
         };
         self.settling = None;
-        done.unwrap_or_else(|error| {
+        Some(done.unwrap_or_else(|error| {
             tracing::warn!(error = sentence(&error), "a job failed");
-            Some(SourceEvent::Failed(sentence(&error)))
-        })
+            SourceEvent::Failed(sentence(&error))
+        }))
     }
 
     /// Waits for an event, or for the disks, but not for ever.
@@ -131,7 +131,9 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         crossbeam_channel::select! {
             recv(self.events) -> incoming => incoming.ok().and_then(|incoming| self.heard(incoming)),
             recv(self.syncs.answers()) -> answer => {
-                answer.into_iter().for_each(|answer| self.syncs.heard(answer));
+                if let Ok(answer) = answer {
+                    self.syncs.heard(answer);
+                }
                 None
             }
             default(at_most) => None,
@@ -284,8 +286,8 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     }
 }
 
-fn harvested(dirty_pages: u64) -> Option<SourceEvent> {
-    Some(SourceEvent::Harvested { dirty_pages })
+fn harvested(dirty_pages: u64) -> SourceEvent {
+    SourceEvent::Harvested { dirty_pages }
 }
 
 /// What the target must take. Needed unless there is nothing to take.

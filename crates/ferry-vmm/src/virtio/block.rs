@@ -88,12 +88,7 @@ impl Block {
     }
 
     /// Does a request. `is_through` says that the driver knows no flush, so that each write is one.
-    fn request(
-        &mut self,
-        device: &Shared<'_>,
-        chain: &Chain,
-        is_through: bool,
-    ) -> Result<Answer, Malformed> {
+    fn request(&mut self, device: &Shared<'_>, chain: &Chain, is_through: bool) -> Result<Answer, Malformed> {
         let memory = device.memory;
         let wrong = |problem| Malformed::Chain { head: chain.head(), problem };
         let mut head = [0; HEAD_BYTES];
@@ -128,13 +123,7 @@ impl Block {
         Ok(Answer::Done(u32::try_from(told).unwrap_or(u32::MAX)))
     }
 
-    fn read(
-        &mut self,
-        device: &Shared<'_>,
-        chain: &Chain,
-        sector: u64,
-        bytes: u64,
-    ) -> Result<u64, Failure> {
+    fn read(&mut self, device: &Shared<'_>, chain: &Chain, sector: u64, bytes: u64) -> Result<u64, Failure> {
         let start = self.extent(sector, bytes)?;
         let mut done = 0;
         while done < bytes {

@@ -371,7 +371,9 @@ impl<B: Backend> Device<B> {
         let back = self.lock_back();
         if !back.is_quiet {
             self.kick();
-            return Err(MachineError::new("the device goes on, so what it holds cannot be saved: make it quiet first"));
+            return Err(MachineError::new(
+                "the device goes on, so what it holds cannot be saved: make it quiet first",
+            ));
         }
         let front = self.lock_front();
         let progress = |queue: usize| {

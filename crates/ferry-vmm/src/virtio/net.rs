@@ -209,8 +209,7 @@ impl Net {
                 let mac = self.mac;
                 tracing::warn!(%error, "the tap device of the guest's network card {mac:02x?} is gone: the card's link is down until the guest moves");
             }
-        } else if let Some(unsaid) = self.complaints.may_say(Instant::now())
-        {
+        } else if let Some(unsaid) = self.complaints.may_say(Instant::now()) {
             tracing::warn!(unsaid, %error, "a frame of a guest's network card cannot be {what}");
         }
     }

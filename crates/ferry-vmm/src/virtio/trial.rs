@@ -257,7 +257,11 @@ impl Trial {
             used: script.address()?,
             next_available: u16::from_le_bytes([next_low, next_high]),
             // Others are refused: mostly what is not.
-            next_used: u16::from_le_bytes(if used_low == 0xff { [used_low, used_high] } else { [next_low, next_high] }),
+            next_used: u16::from_le_bytes(if used_low == 0xff {
+                [used_low, used_high]
+            } else {
+                [next_low, next_high]
+            }),
         };
         let transport = VirtioTransport {
             status,
