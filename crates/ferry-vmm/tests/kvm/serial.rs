@@ -83,7 +83,7 @@ fn a_guest_whose_output_nobody_reads_runs_on_and_pauses() {
     let mut guest = runs(&arch::print(), &folder.path().join("out"));
     let (mut reads, mut writes) = std::io::pipe().unwrap();
     // It is full soon.
-    writes.write_all(&[b'\n'; 64_000]).unwrap();
+    writes.write_all(&vec![b'\n'; 64_000]).unwrap();
     let pipe = Arc::new(File::from(std::os::fd::OwnedFd::from(writes)));
     guest.devices().serial().write_to(vec![Arc::clone(&pipe)]);
     wait_until("the pipe is full", || {
@@ -95,7 +95,7 @@ fn a_guest_whose_output_nobody_reads_runs_on_and_pauses() {
     let custody = guest.pause().unwrap();
     assert!(began.elapsed() < PATIENCE / 4, "the pause waited for a reader");
     guest.resume(custody).unwrap();
-    let mut found = [0; 72_000];
+    let mut found = vec![0; 72_000];
     reads.read_exact(&mut found).unwrap();
     drop((guest, pipe));
     let numbers = found.split(|byte| *byte == b'\n').filter(|line| line.len() == 8);
