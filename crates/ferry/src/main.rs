@@ -12,7 +12,6 @@ mod error;
 mod folder;
 mod form;
 mod noise;
-mod outlet;
 mod output;
 mod progress;
 mod size;

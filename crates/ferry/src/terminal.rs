@@ -11,7 +11,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
@@ -21,7 +21,6 @@ use signal_hook::low_level::emulate_default_handler;
 
 use crate::control::host::{Job, Shared};
 use crate::error::CliError;
-use crate::outlet::Outlet;
 
 /// Ctrl-A.
 const ESCAPE: u8 = 1;
@@ -35,9 +34,6 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 /// Bytes that are read at once, and how many such pieces wait for the guest.
 const PIECE_BYTES: usize = 256;
 const PIECES_MAX: usize = 64;
-
-/// How long the end waits for those who take the guest's output.
-const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
 /// Standard input in raw mode; dropping it puts the terminal back as it was.
 #[derive(Debug)]
@@ -92,35 +88,30 @@ impl Drop for Raw {
 /// What the process holds of the outside while the guest's console is there.
 #[derive(Debug, Default)]
 pub(crate) struct Console {
-    held: Mutex<(Option<Raw>, Vec<Outlet>)>,
+    held: Mutex<Option<Raw>>,
 }
 
 impl Console {
     /// Keeps the terminal until the end, which puts it back.
-    pub(crate) fn begin(&self, raw: Option<Raw>, outlets: Vec<Outlet>) {
-        *self.held() = (raw, outlets);
+    pub(crate) fn begin(&self, raw: Option<Raw>) {
+        *self.held() = raw;
     }
 
-    /// What the guest wrote is out, and the terminal is as it was.
+    /// The terminal is as it was.
     pub(crate) fn end(&self) {
         let mut held = self.held();
-        let (raw, outlets) = std::mem::take(&mut *held);
-        let until = Instant::now() + LAST_OUTPUT;
-        for outlet in outlets {
-            outlet.drain(until);
-        }
         // Before the lock: whoever is told to stop waits until it is put back.
-        drop(raw);
+        drop(held.take());
     }
 
-    fn held(&self) -> MutexGuard<'_, (Option<Raw>, Vec<Outlet>)> {
+    fn held(&self) -> MutexGuard<'_, Option<Raw>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows what is asked of the process from outside; the rest is done where SIGTERM is.
     fn follow(&self, signal: i32) {
         let held = self.held();
-        match (signal, &held.0) {
+        match (signal, &*held) {
             (SIGHUP, _) => tracing::info!("the terminal went away; the guest runs on"),
             // In the background it belongs to somebody else; whoever brings it to the front says SIGCONT once more.
             (SIGCONT, Some(raw)) if is_in_front() => {

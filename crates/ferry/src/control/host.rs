@@ -368,7 +368,7 @@ pub(crate) fn serve(
     answering: Option<Answering>,
 ) -> Result<End, CliError> {
     let end = attend(shared, jobs, builder);
-    shared.console.end();
+    shared.let_go();
     drop(answering);
     end
 }

@@ -32,6 +32,14 @@ pub(super) fn look_after(shared: &Shared, builder: &mut AnyBuilder) -> Result<Op
     }
 }
 
+impl Shared {
+    /// The process ends: the guest, if it is still here, has a moment for its last words before the terminal is what it was.
+    pub(super) fn let_go(&self) {
+        drop(self.guest.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.console.end();
+    }
+}
+
 /// What a guest did by itself.
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {

@@ -27,7 +27,6 @@ use crate::cli::{Format, SerialArgs, StateArgs, TestArgs};
 use crate::control::host::{End, Shared};
 use crate::error::CliError;
 use crate::folder;
-use crate::outlet::{self, Outlet};
 use crate::output;
 use crate::terminal::{self, Raw};
 
@@ -101,24 +100,8 @@ fn birth(folder: &StateFolder, id: &GuestId, unheard: bool) -> Result<Epoch, Cli
 }
 
 /// Where the guest's serial port and virtio consoles write to.
-#[derive(Debug, Default)]
-struct SerialOutput {
-    files: Vec<Arc<File>>,
-    /// Of those that may be slow to take it.
-    outlets: Vec<Outlet>,
-}
-
-impl SerialOutput {
-    fn add(&mut self, file: File) -> std::io::Result<()> {
-        let (file, outlet) = outlet::take(file)?;
-        self.files.push(file);
-        self.outlets.extend(outlet);
-        Ok(())
-    }
-}
-
-fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<SerialOutput, CliError> {
-    let mut output = SerialOutput::default();
+fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<Vec<Arc<File>>, CliError> {
+    let mut output = Vec::new();
     if args.serial.is_none() && !args.console {
         return Ok(output);
     }
@@ -138,21 +121,21 @@ fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<S
     };
     if to_stdout {
         let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-        stdout.and_then(|stdout| output.add(File::from(stdout))).map_err(|error| failed(&"-", &error))?;
+        output.push(Arc::new(File::from(stdout.map_err(|error| failed(&"-", &error))?)));
     }
     if let Some(path) = file {
         let opened = File::options().create(true).append(true).open(path);
-        opened.and_then(|file| output.add(file)).map_err(|error| failed(&path.display(), &error))?;
+        output.push(Arc::new(opened.map_err(|error| failed(&path.display(), &error))?));
     }
     Ok(output)
 }
 
 /// Makes this terminal the guest's console, if it is to be. The guest runs already: without a console it runs on.
-fn attach(args: &SerialArgs, shared: &Arc<Shared>, outlets: Vec<Outlet>) {
+fn attach(args: &SerialArgs, shared: &Arc<Shared>) {
     let raw = if args.console { Raw::enter() } else { Ok(None) };
     let is_terminal = matches!(raw, Ok(Some(_)));
     let attached = raw.and_then(|raw| {
-        shared.console.begin(raw, outlets);
+        shared.console.begin(raw);
         if args.console { terminal::pass_on(shared, is_terminal) } else { Ok(()) }
     });
     if let Err(error) = attached {

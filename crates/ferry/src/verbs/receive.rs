@@ -37,7 +37,7 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
-    let mut builder = builder(args, &chosen, watch, serial.files)?;
+    let mut builder = builder(args, &chosen, watch, serial)?;
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(args.id.clone(), chosen.name(), jobs, Arc::clone(&journal), args.test.clone());
     let name = args.id.as_ref().map_or("receive", |id| id.as_str());
@@ -52,7 +52,7 @@ fn read(args: &ReceiveArgs, place: &Place, format: Format) -> Result<u8, CliErro
     let figures = ArrivalForm::new(&arrived.arrival);
     shared.arrived(figures.clone());
     say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
-    attach(&args.serial, &shared, serial.outlets);
+    attach(&args.serial, &shared);
     let end = serve(&shared, &wanted, &mut builder, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)
@@ -106,7 +106,7 @@ fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliE
     let watch = watch(&args.test)?;
     let chosen = choose(args.backend)?;
     let serial = serial_output(&args.serial, &chosen, format)?;
-    let mut builder = builder(args, &chosen, watch, serial.files)?;
+    let mut builder = builder(args, &chosen, watch, serial)?;
     let listener = Listener::bind(listen, args.insecure).map_err(|error| CliError::of(&error))?;
     let address = listener.address().to_string();
     let (_, journal) = keep(&args.state, &args.test)?;
@@ -131,7 +131,7 @@ fn wait(args: &ReceiveArgs, listen: &Address, format: Format) -> Result<u8, CliE
     let figures = ArrivalForm::new(&arrived.arrival);
     shared.arrived(figures.clone());
     say_arrived(format, arrived.guest.as_str(), arrived.epoch.0, &figures, socket.path());
-    attach(&args.serial, &shared, serial.outlets);
+    attach(&args.serial, &shared);
     let end = serve(&shared, &wanted, &mut builder, arrived.answering)?;
     say_end(&end, arrived.guest.as_str(), format);
     Ok(0)

@@ -64,14 +64,14 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
     };
     // The same makes its machine when it restarts.
     let mut builder =
-        builder(&chosen, watch.clone(), args.guest.huge_pages, args.guest.dirty.kind, serial.files.clone())?;
+        builder(&chosen, watch.clone(), args.guest.huge_pages, args.guest.dirty.kind, serial.clone())?;
     let mut guest = create(&chosen, &config, birth, watch).map_err(|error| unborn(&error))?;
     if args.test.fill_random {
         // The simulated guest holds its first pages against what it wrote there also before it did: zeros.
         let kept = if matches!(chosen, Chosen::Sim { .. }) { config.working_set_bytes() } else { 0 };
         fill_random(&guest.ram(), kept).map_err(|error| CliError::of(&error))?;
     }
-    guest.write_to(&serial.files);
+    guest.write_to(&serial);
     take_locks(&mut guest, &id, &args.lock)?;
     let (jobs, wanted) = bounded(8);
     let shared = Shared::new(Some(id.clone()), chosen.name(), jobs, Arc::clone(&journal), args.test.clone());
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<u8, CliError> {
             config.payload.name(),
         )),
     }
-    attach(&args.serial, &shared, serial.outlets);
+    attach(&args.serial, &shared);
     let end = serve(&shared, &wanted, &mut builder, None)?;
     say_end(&end, id.as_str(), format);
     Ok(0)
