@@ -23,7 +23,7 @@ const LOAD: &str = "FERRY_LAB_LOAD";
 /// Names the file to which the figures are written.
 const REPORT: &str = "FERRY_LAB_LINUX_REPORT";
 
-/// Moves under load in one run.
+/// Moves under load in one run, unless `FERRY_MOVES` says otherwise.
 const MOVES: usize = 10;
 
 #[test]
@@ -73,7 +73,8 @@ fn there_and_back(names: [&str; 2]) {
         guest.load(&mut stage.pair.source);
     }
     let mut loaded = Vec::new();
-    for turn in 1..=MOVES {
+    let moves = std::env::var("FERRY_MOVES").ok().and_then(|moves| moves.parse().ok()).unwrap_or(MOVES);
+    for turn in 1..=moves {
         still.works(&mut stage.pair.source);
         moved.works(&mut stage.pair.source);
         loaded.push(stage.carry(&mut moved));
@@ -161,11 +162,15 @@ impl Stage {
         guest::run(self.pair.host(guest.on_target), &save);
         let said = ok(
             self.pair.host(guest.on_target),
-            &format!("ferry inspect {file}; ls -l {file}; rm -f {}", guest.disk()),
+            &format!("ferry inspect {file} --output json; rm -f {}", guest.disk()),
         );
-        self.figure("the snapshot", &format!("\n{said}"));
+        self.figure("bytes of the state's sections", &sections(&said));
         let address = if to { Pair::TARGET } else { Pair::SOURCE };
-        ok(self.pair.host(to), &format!("nc -l -p 7001 >{file} 2>/tmp/nc.log & echo $! >/tmp/nc.pid"));
+        // Its input must not end: busybox's nc would tell the other end so, and that would take it for the end of all.
+        let take = format!(
+            "mkfifo /tmp/open; nc -l -p 7001 <>/tmp/open >{file} 2>/tmp/nc.log & echo $! >/tmp/nc.pid"
+        );
+        ok(self.pair.host(to), &take);
         guest::run(
             self.pair.host(guest.on_target),
             &format!("sleep 1; nc {address} 7001 <{file} && rm {file}"),
@@ -208,6 +213,15 @@ impl Stage {
             std::fs::write(report, before + &self.figures).unwrap();
         }
     }
+}
+
+/// The bytes of each section of a saved guest, those of its memory and disks beside them.
+fn sections(inspected: &str) -> String {
+    let saved: Value = serde_json::from_str(inspected).unwrap();
+    let sections = saved["sections"].as_array().unwrap().iter().map(|section| {
+        format!("{} {}: {}", section["name"].as_str().unwrap(), section["index"], section["body_bytes"])
+    });
+    sections.chain([format!("the file: {}", saved["file_bytes"])]).collect::<Vec<_>>().join(", ")
 }
 
 fn mean(values: &[f64]) -> f64 {
