@@ -37,7 +37,7 @@ fn a_host_takes_its_own_guests() {
     assert_eq!(compare_x86(&born(&pvm()), &pvm()).name(), "accept_with_notices");
 }
 
-/// As on an AMD host of `kvm_pvm`: KVM offers ARCH_CAPABILITIES, and refuses its MSR, for the processor has none.
+/// As on an AMD host of `kvm_pvm`: KVM offers `ARCH_CAPABILITIES`, and refuses its MSR, for the processor has none.
 #[test]
 fn a_guest_has_the_msrs_whose_bits_it_sees() {
     let has = |profile: &X86Profile| born(profile).feature_msrs.iter().any(|msr| msr.index == 0x10a);
