@@ -1,4 +1,4 @@
-//! The initial root of a lab host: busybox, KVM's modules, the programs of this run, and `init.sh`.
+//! The initial root of a lab host: busybox, KVM's modules, the programs of this run, `init.sh` and `steps.sh`.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -12,6 +12,9 @@ use crate::kernel;
 
 /// The first process; see there.
 const INIT: &str = include_str!("init.sh");
+
+/// What it reads; see there.
+pub(crate) const STEPS: &str = include_str!("steps.sh");
 
 /// Emulated hosts calibrate their TSC differently at each boot and cannot scale it: a guest from another
 /// host has a frequency that is off by more than KVM's usual 250 ppm (kernel, `arch/x86/kvm/x86.c`).
@@ -51,8 +54,12 @@ impl Root<'_> {
             files.push((format!("lab/modules/{name}"), path));
         }
         files.extend(self.files.iter().cloned());
-        let texts =
-            [("init", INIT.to_owned()), ("lab/order", order), ("lab/host", format!("{}\n", self.host))];
+        let texts = [
+            ("init", INIT.to_owned()),
+            ("lab/steps", STEPS.to_owned()),
+            ("lab/order", order),
+            ("lab/host", format!("{}\n", self.host)),
+        ];
         let mut contents = Vec::new();
         for (name, path) in files {
             contents.push((name, fs::read(&path).map_err(Error::file("read", &path))?));

@@ -1,6 +1,6 @@
 //! What a host says on one stream: bytes, and the mark that ends a step.
 //!
-//! `init.sh` writes the mark: a zero byte, `lab-end:`, a word that no other run knows, the status, a new
+//! `steps.sh` writes the mark: a zero byte, `lab-end:`, a word that no other run knows, the status, a new
 //! line. Everything before it belongs to the step.
 
 /// One stream, cut at its marks.
