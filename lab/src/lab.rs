@@ -5,7 +5,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ const INTEL_BOOT_MAX: Duration = Duration::from_secs(900);
 /// What a host starts with.
 #[derive(Debug, Clone)]
 pub struct Job {
-    files: Vec<(String, PathBuf)>,
+    pub(crate) files: Vec<(String, PathBuf)>,
     kvm_parameters: Vec<String>,
     strict_tsc: bool,
     memory_mib: u32,
@@ -261,7 +261,7 @@ impl Lab {
     fn start(&self, host: &Host, job: &Job, network: Option<&Network>) -> Result<Machine, Error> {
         let scratch = self.root(host, job)?;
         let mark = word()?;
-        let (command, listeners, way) = match host.vendor {
+        let (mut command, listeners, way) = match host.vendor {
             Vendor::Amd | Vendor::Arm64 => {
                 let listeners = [unix(scratch.path(), "out")?, unix(scratch.path(), "err")?];
                 (self.qemu(host, job, scratch.path(), Some(&mark), network), listeners, Way::Stream)
@@ -281,6 +281,7 @@ impl Lab {
                 (boot.command(&sockets, &disk)?, sockets.map(Listener::Tcp), Way::Disk(disk))
             }
         };
+        command.stdin(Stdio::null()).stdout(Stdio::null());
         Start { name: host.to_string(), command, listeners, mark, way, scratch }.go()
     }
 
@@ -400,7 +401,7 @@ fn tcp() -> Result<TcpListener, Error> {
 }
 
 /// A word that no other run knows.
-fn word() -> Result<String, Error> {
+pub(crate) fn word() -> Result<String, Error> {
     let path = Path::new("/proc/sys/kernel/random/uuid");
     let text: io::Result<String> = fs::read_to_string(path);
     Ok(text.map_err(Error::file("read", path))?.trim().to_owned())

@@ -21,6 +21,7 @@ pub mod kernel;
 
 mod bochs;
 mod command;
+mod here;
 mod initramfs;
 mod lab;
 mod linux;

@@ -62,6 +62,47 @@ pub(crate) enum Listener {
     Unix(UnixListener, PathBuf),
     /// Bochs knows TCP only.
     Tcp(TcpListener),
+    /// A host that is this machine itself has the other end from its start.
+    Joined(UnixStream),
+}
+
+impl Listener {
+    /// What ends the waiting for a stream that never came.
+    fn release(&self) -> Box<dyn FnOnce() + Send> {
+        match self {
+            Self::Unix(_, path) => {
+                let path = path.clone();
+                Box::new(move || drop(UnixStream::connect(path)))
+            }
+            Self::Tcp(listener) => {
+                let address = listener.local_addr();
+                Box::new(move || drop(address.map(TcpStream::connect)))
+            }
+            Self::Joined(_) => Box::new(|| ()),
+        }
+    }
+
+    /// Waits for the stream; answers with its two directions.
+    fn accept(self) -> io::Result<Ends> {
+        match self {
+            Self::Unix(listener, _) => listener.accept().and_then(|(stream, _)| unix_ends(stream)),
+            Self::Joined(stream) => unix_ends(stream),
+            Self::Tcp(listener) => listener.accept().and_then(|(stream, _)| {
+                stream.set_write_timeout(Some(WRITE_MAX))?;
+                let input = stream.try_clone()?;
+                Ok((Box::new(stream) as Box<dyn Read>, Box::new(input) as Box<dyn Write + Send>))
+            }),
+        }
+    }
+}
+
+/// The two directions of a stream.
+type Ends = (Box<dyn Read>, Box<dyn Write + Send>);
+
+fn unix_ends(stream: UnixStream) -> io::Result<Ends> {
+    stream.set_write_timeout(Some(WRITE_MAX))?;
+    let input = stream.try_clone()?;
+    Ok((Box::new(stream), Box::new(input)))
 }
 
 /// What happens to a host.
@@ -98,7 +139,7 @@ impl std::fmt::Debug for Machine {
 pub(crate) struct Start {
     /// The host's name.
     pub(crate) name: String,
-    /// The emulator.
+    /// The emulator, or what makes a host of this machine; its standard input and output are set.
     pub(crate) command: Command,
     /// Where the two streams arrive, standard output first.
     pub(crate) listeners: [Listener; 2],
@@ -113,8 +154,7 @@ pub(crate) struct Start {
 impl Start {
     /// Starts the emulator; [`Machine::wait`] waits until the host is up.
     pub(crate) fn go(mut self) -> Result<Machine, Error> {
-        self.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = self.command.spawn().map_err(|source| Error::Command {
+        let child = self.command.stderr(Stdio::piped()).spawn().map_err(|source| Error::Command {
             command: self.command.get_program().to_string_lossy().into_owned(),
             reason: source.to_string(),
         })?;
@@ -122,19 +162,12 @@ impl Start {
         let (sender, events) = mpsc::channel();
         let mut release: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
         for (side, listener) in [Side::Out, Side::Err].into_iter().zip(self.listeners) {
-            let address = match &listener {
-                Listener::Unix(_, path) => Ok(path.clone()),
-                Listener::Tcp(listener) => Err(listener.local_addr().ok()),
-            };
             let arrived = Arc::new(AtomicBool::new(false));
-            let waited = Arc::clone(&arrived);
+            let (waited, come) = (Arc::clone(&arrived), listener.release());
             release.push(Box::new(move || {
                 // Another host may listen there by now, if this one had it.
                 if !waited.load(Ordering::SeqCst) {
-                    match address {
-                        Ok(path) => drop(UnixStream::connect(path)),
-                        Err(address) => drop(address.map(TcpStream::connect)),
-                    }
+                    come();
                 }
             }));
             let sender = sender.clone();
@@ -168,18 +201,7 @@ impl Start {
 
 /// Takes one stream in and passes it on until it ends.
 fn listen(listener: Listener, side: Side, arrived: &AtomicBool, events: &Sender<Event>) {
-    let accepted: io::Result<(Box<dyn Read>, Box<dyn Write + Send>)> = match listener {
-        Listener::Unix(listener, _) => listener.accept().and_then(|(stream, _)| {
-            stream.set_write_timeout(Some(WRITE_MAX))?;
-            let input = stream.try_clone()?;
-            Ok((Box::new(stream) as Box<dyn Read>, Box::new(input) as Box<dyn Write + Send>))
-        }),
-        Listener::Tcp(listener) => listener.accept().and_then(|(stream, _)| {
-            stream.set_write_timeout(Some(WRITE_MAX))?;
-            let input = stream.try_clone()?;
-            Ok((Box::new(stream) as Box<dyn Read>, Box::new(input) as Box<dyn Write + Send>))
-        }),
-    };
+    let accepted = listener.accept();
     arrived.store(true, Ordering::SeqCst);
     if let Ok((mut stream, input)) = accepted {
         if side == Side::Out {
@@ -208,6 +230,11 @@ impl Machine {
         }
         let what = format!("KVM does not work there: {}", String::from_utf8_lossy(&output.stderr).trim());
         Err(Error::Gone { host: self.name.clone(), what, console: self.console() })
+    }
+
+    /// The process that started the host, on this machine.
+    pub(crate) fn process(&self) -> u32 {
+        self.running.0.id()
     }
 
     /// The host's name.
@@ -362,7 +389,7 @@ impl Machine {
     }
 
     fn gone(&mut self, what: &str) -> Error {
-        let ended = self.running.ended().map(|status| format!(" (the emulator: {status})"));
+        let ended = self.running.ended().map(|status| format!(" (its process: {status})"));
         let what = format!("{what}{}", ended.unwrap_or_default());
         Error::Gone { host: self.name.clone(), what, console: self.console() }
     }

@@ -5,6 +5,7 @@
 //! wrong in either guest fails the test; so does a warning of the moved one's kernel alone, and a file system that is not clean.
 
 mod guest;
+mod here;
 mod image;
 mod warnings;
 
@@ -28,23 +29,27 @@ const MOVES: usize = 10;
 
 #[test]
 fn linux_guests_of_amd_go_there_and_back_ten_times_under_load() {
-    there_and_back(["amd/6.1/EPYC", "amd/newest/EPYC"]);
+    let Some(stage) = stage(["amd/6.1/EPYC", "amd/newest/EPYC"]) else { return };
+    there_and_back(stage);
 }
 
 #[test]
 fn linux_guests_of_arm64_go_there_and_back_ten_times_under_load() {
-    there_and_back(["arm64/6.12/cortex-a76", "arm64/6.18/cortex-a76"]);
+    let Some(stage) = stage(["arm64/6.12/cortex-a76", "arm64/6.18/cortex-a76"]) else { return };
+    there_and_back(stage);
 }
 
 /// Two hosts with guests that move between them, and what was measured.
 struct Stage {
     pair: Pair,
     figures: String,
+    /// Whether the guest that moves is born on the second host, with what the first one offers.
+    born_on_target: bool,
     ready: Ready,
 }
 
-/// The hosts, if these tests are to run.
-fn stage(names: &[&str; 2]) -> Option<Stage> {
+/// The lab with hosts of Linux guests, if these tests are to run, and what starts each.
+fn jobs(names: &[&str]) -> Option<(Ready, Vec<Job>)> {
     let ready = ready(names)?;
     let Some(load) = told(LOAD, &ready.hosts) else {
         println!("skipped: `cargo xtask test --lab=linux` runs this, with {LOAD}");
@@ -55,13 +60,20 @@ fn stage(names: &[&str; 2]) -> Option<Stage> {
         let linux = ready.lab.linux(host, load).unwrap();
         ready.job.clone().program("ferry-load", load).memory(1536).linux(linux)
     };
-    let [source, target] = [&ready.hosts[0], &ready.hosts[1]];
-    let pair = ready.lab.pair((source, &job(source)), (target, &job(target))).unwrap();
-    Some(Stage { pair, figures: format!("{source} and {target}\n"), ready })
+    let jobs = ready.hosts.iter().map(job).collect();
+    Some((ready, jobs))
 }
 
-fn there_and_back(names: [&str; 2]) {
-    let Some(mut stage) = stage(&names) else { return };
+/// Two emulated hosts, if these tests are to run.
+fn stage(names: [&str; 2]) -> Option<Stage> {
+    let (ready, jobs) = jobs(&names)?;
+    let [source, target] = [&ready.hosts[0], &ready.hosts[1]];
+    let pair = ready.lab.pair((source, &jobs[0]), (target, &jobs[1])).unwrap();
+    let born_on_target = source.vendor == Vendor::Arm64;
+    Some(Stage { pair, figures: format!("{source} and {target}\n"), born_on_target, ready })
+}
+
+fn there_and_back(mut stage: Stage) {
     let [idle_payload, churn] = stage.payloads();
     let mut moved = Guest::new("moved", 0);
     let still = Guest::new("still", 1);
@@ -125,7 +137,7 @@ impl Stage {
             host.put(disk.path(), "/tmp/images", STEP_MAX).unwrap();
         }
         let mut born = String::new();
-        moved.on_target = self.ready.hosts[0].vendor == Vendor::Arm64;
+        moved.on_target = self.born_on_target;
         if moved.on_target {
             let profile = ok(&mut self.pair.source, "ferry probe --output json");
             let folder = tempfile::tempdir().unwrap();
@@ -208,10 +220,15 @@ impl Stage {
             let said = image::check(&self.ready.lab, host, &guest.disk());
             self.figure(&format!("the disk of `{}`", guest.name), &said);
         }
-        if let Some(report) = std::env::var_os(REPORT) {
-            let before = std::fs::read_to_string(&report).unwrap_or_default();
-            std::fs::write(report, before + &self.figures).unwrap();
-        }
+        report(&self.figures);
+    }
+}
+
+/// Adds to the file of the figures.
+fn report(text: &str) {
+    if let Some(report) = std::env::var_os(REPORT) {
+        let before = std::fs::read_to_string(&report).unwrap_or_default();
+        std::fs::write(report, before + text).unwrap();
     }
 }
 

@@ -58,7 +58,7 @@ impl Guest {
             "ferry run --id {name} --memory {MEMORY} --cpus 2 {born} \
              {KERNEL} \
              --cmdline 'console=ttyS0 net.ifnames=0 lab.address={address}' \
-             --disk {disk} --net tap{number},mac=52:54:00:77:01:0{number} --entropy --serial {serial}",
+             --disk {disk} --net ${{LAB_TAP}}{number},mac=52:54:00:77:01:0{number} --entropy --serial {serial}",
             disk = self.disk(),
             address = self.address(),
             serial = self.serial(),
@@ -153,7 +153,7 @@ impl Guest {
 
     /// Where its devices lie on a host that it comes to.
     pub(super) fn places(&self) -> String {
-        format!("--disk 0={} --net 0=tap{} {KERNEL}", self.disk(), self.number)
+        format!("--disk 0={} --net 0=${{LAB_TAP}}{} {KERNEL}", self.disk(), self.number)
     }
 }
 
