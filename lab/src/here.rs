@@ -2,7 +2,7 @@
 //!
 //! Both hosts are in a user namespace and a network namespace that `unshare` (util-linux) makes for the first and `nsenter` enters for the
 //! other: a bridge with both addresses, and taps for the guests of each. Each has processes, mounts and a root of its own, with the
-//! content of an emulated host's. It takes no privilege (user_namespaces(7)). A pid namespace ends with its first process, so nothing
+//! content of an emulated host's. It takes no privilege (`user_namespaces(7)`). A pid namespace ends with its first process, so nothing
 //! of a host outlives its value. What goes on in there is in `here.sh`.
 
 use std::fs::{self, OpenOptions, Permissions};

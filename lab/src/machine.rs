@@ -25,6 +25,9 @@ use crate::stream::Stream;
 /// A host that takes none of what is written to it for so long hangs.
 const WRITE_MAX: Duration = Duration::from_secs(60);
 
+/// A host's last process is gone within this time after the one that started it.
+const END_MAX: Duration = Duration::from_secs(10);
+
 /// How many lines of the console an error shows.
 const CONSOLE_LINES: usize = 30;
 
@@ -392,6 +395,22 @@ impl Machine {
         let ended = self.running.ended().map(|status| format!(" (its process: {status})"));
         let what = format!("{what}{}", ended.unwrap_or_default());
         Error::Gone { host: self.name.clone(), what, console: self.console() }
+    }
+}
+
+impl Drop for Machine {
+    /// Waits for the end of the streams as well: a host of namespaces has more processes than the one that is killed here, and its
+    /// files are cleared away next.
+    fn drop(&mut self) {
+        self.running.end();
+        let deadline = Instant::now() + END_MAX;
+        while self.ended < 2 {
+            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Ended) => self.ended += 1,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
     }
 }
 

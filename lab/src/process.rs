@@ -58,13 +58,18 @@ impl Running {
         }
         None
     }
+
+    /// Ends the program, if it has not ended already.
+    pub(crate) fn end(&mut self) {
+        // An error says that it has.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // An error says that it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.end();
     }
 }
 
