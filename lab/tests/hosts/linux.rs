@@ -85,8 +85,8 @@ fn there_and_back(mut stage: Stage) {
         guest.load(&mut stage.pair.source);
     }
     let mut loaded = Vec::new();
-    let moves = std::env::var("FERRY_MOVES").ok().and_then(|moves| moves.parse().ok()).unwrap_or(MOVES);
-    for turn in 1..=moves {
+    let turns = std::env::var("FERRY_MOVES").ok().and_then(|turns| turns.parse().ok()).unwrap_or(MOVES);
+    for turn in 1..=turns {
         still.works(&mut stage.pair.source);
         moved.works(&mut stage.pair.source);
         loaded.push(stage.carry(&mut moved));
