@@ -28,6 +28,9 @@ const LAB_REPORT: &str = "FERRY_LAB_REPORT";
 const LAB_LOAD: &str = "FERRY_LAB_LOAD";
 const LAB_LINUX_REPORT: &str = "FERRY_LAB_LINUX_REPORT";
 
+/// The tests of the lab with Linux guests: that they move, and that they begin and end.
+const LINUX: [&str; 2] = ["linux::", "boot::"];
+
 /// The name of a variable for hosts of an architecture.
 fn variable(name: &str, architecture: Architecture) -> String {
     match architecture {
@@ -43,7 +46,7 @@ pub(crate) enum InLab {
     Smoke,
     /// The matrix of verdicts, moves between unlike hosts, Intel: most of an hour on two cores
     All,
-    /// Linux guests that move under load, and nothing else
+    /// Linux guests that boot, restart and move under load, and nothing else
     Linux,
     /// None
     Off,
@@ -73,12 +76,19 @@ pub(crate) fn run(tree: &Tree, lab: InLab, arguments: &[String]) -> Result<(), F
         }
     }
     if lab == InLab::Linux {
-        command.args(["--package", "ferry-lab", "--test", "hosts", "linux::"]);
+        command.args(["--package", "ferry-lab", "--test", "hosts"]);
     } else if !names_a_crate(arguments) {
         command.arg("--workspace");
     }
+    command.args(arguments);
+    if lab == InLab::Linux {
+        if !arguments.iter().any(|argument| argument == "--") {
+            command.arg("--");
+        }
+        command.args(LINUX);
+    }
     let start = Instant::now();
-    let passed = run::pass(command.args(arguments));
+    let passed = run::pass(&mut command);
     // Where a test did not run, there is none.
     for report in reports {
         if let Ok(text) = fs::read_to_string(&report) {
