@@ -1,5 +1,8 @@
 //! Programs and kernels that a guest may begin with.
 
+#[path = "../../../crates/ferry-vmm/tests/support/bzimage.rs"]
+mod bzimage;
+
 use super::{Seed, seed};
 
 /// Images of both forms, and a kernel of each.
@@ -29,26 +32,11 @@ fn elf() -> Vec<u8> {
     file
 }
 
-/// A bzImage: the fields of its setup header that a loader reads, and a kernel of one HLT.
+/// A bzImage with a kernel of one HLT, and the fields that say where that wants to lie and how much it needs.
 fn bzimage() -> Vec<u8> {
-    let mut file = vec![0; 1024];
-    for (at, bytes) in [
-        (0x1f1, &[1][..]),
-        (0x202, b"HdrS\x0f\x02"),
-        (0x211, &[1]),
-        (0x214, &0x10_0000_u32.to_le_bytes()),
-        (0x22c, &0x7fff_ffff_u32.to_le_bytes()),
-        (0x230, &0x20_0000_u32.to_le_bytes()),
-        (0x234, &[1, 21, 1, 0]),
-        (0x238, &2047_u32.to_le_bytes()),
-        (0x258, &0x100_0000_u64.to_le_bytes()),
-        (0x260, &0x10_0000_u32.to_le_bytes()),
-    ] {
-        if let Some(place) = file.get_mut(at..at + bytes.len()) {
-            place.copy_from_slice(bytes);
-        }
-    }
-    file.push(0xf4);
+    let mut file = bzimage::bzimage(&[0xf4]);
+    bzimage::set(&mut file, 0x258, &0x100_0000_u64.to_le_bytes());
+    bzimage::set(&mut file, 0x260, &0x10_0000_u32.to_le_bytes());
     file
 }
 

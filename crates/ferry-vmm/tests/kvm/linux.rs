@@ -10,6 +10,10 @@ use ferry_vmm::{Birth, Board, Guest, GuestConfig, KvmBuilder, KvmGuest, Linux, P
 use crate::common::{PATIENCE, custody, kvm_is_here, wait_until};
 use crate::crossing::cross;
 
+#[cfg(target_arch = "x86_64")]
+#[path = "../support/bzimage.rs"]
+mod bzimage;
+
 const CONFIG: GuestConfig =
     GuestConfig { memory_bytes: 64 << 20, cpus: 2, payload: Payload::Linux, low_bytes: None };
 
@@ -20,24 +24,11 @@ fn kernel(wish: Wish) -> Vec<u8> {
         Wish::Off => (0x600_u32, 5 << 2 | 1 << 5),
         Wish::Restart => (0xcf9, 6),
     };
-    let mut file = vec![0; 1024 + 0x200];
-    for (at, bytes) in [
-        (0x1f1, &[1][..]),
-        (0x202, b"HdrS\x0f\x02"),
-        (0x211, &[1]),
-        (0x214, &0x10_0000_u32.to_le_bytes()),
-        (0x22c, &0x7fff_ffff_u32.to_le_bytes()),
-        (0x230, &0x20_0000_u32.to_le_bytes()),
-        (0x234, &[1, 21, 1, 0]),
-        (0x238, &2047_u32.to_le_bytes()),
-    ] {
-        file[at..at + bytes.len()].copy_from_slice(bytes);
-    }
     // mov edx, 0x3f8; mov al, 'K'; out dx, al; mov edx, port; mov al, value; out dx, al; hlt.
-    file.extend([0xba, 0xf8, 3, 0, 0, 0xb0, b'K', 0xee, 0xba]);
-    file.extend(port.to_le_bytes());
-    file.extend([0xb0, value, 0xee, 0xf4, 0xeb, 0xfd]);
-    file
+    let mut program = vec![0xba, 0xf8, 3, 0, 0, 0xb0, b'K', 0xee, 0xba];
+    program.extend(port.to_le_bytes());
+    program.extend([0xb0, value, 0xee, 0xf4, 0xeb, 0xfd]);
+    bzimage::bzimage(&program)
 }
 
 /// The same.

@@ -1,4 +1,9 @@
-//! Kernels of a few instructions: a bzImage as small as one can be.
+//! Kernels of a few instructions.
+
+#[path = "../../../../ferry-vmm/tests/support/bzimage.rs"]
+mod bzimage;
+
+pub(crate) use bzimage::bzimage as kernel;
 
 /// What comes over the serial port goes back there, until a `q`, after which the guest is off: until bit 0 of the line status is
 /// set: mov edx, 0x3fd; in al, dx; test al, 1; jz; mov edx, 0x3f8; in al, dx; out dx, al; cmp al, 'q'; jnz to the start;
@@ -17,22 +22,3 @@ pub(crate) const PRINT: &[u8] = &[0xba, 0xf8, 3, 0, 0, 0xb0, b'x', 0xee, 0xeb, 0
 /// Prints `K` and asks for a restart: mov edx, 0x3f8; mov al, 'K'; out dx, al; mov edx, 0xcf9; mov al, 6; out dx, al; hlt; jmp.
 pub(crate) const RESTART: &[u8] =
     &[0xba, 0xf8, 3, 0, 0, 0xb0, b'K', 0xee, 0xba, 0xf9, 0x0c, 0, 0, 0xb0, 6, 0xee, 0xf4, 0xeb, 0xfd];
-
-/// A kernel that begins in 64-bit mode with this.
-pub(crate) fn kernel(program: &[u8]) -> Vec<u8> {
-    let mut file = vec![0; 1024 + 0x200];
-    for (at, bytes) in [
-        (0x1f1, &[1][..]),
-        (0x202, b"HdrS\x0f\x02"),
-        (0x211, &[1]),
-        (0x214, &0x10_0000_u32.to_le_bytes()),
-        (0x22c, &0x7fff_ffff_u32.to_le_bytes()),
-        (0x230, &0x20_0000_u32.to_le_bytes()),
-        (0x234, &[1, 21, 1, 0]),
-        (0x238, &2047_u32.to_le_bytes()),
-    ] {
-        file[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-    file.extend(program);
-    file
-}
