@@ -119,8 +119,8 @@ pub enum DiskImageError {
     /// The name of an image that comes is that of somebody else's file.
     #[error("the file {} is in the way, and nothing says that Ferry made it: remove it if nobody needs it, or name another place for the disk", .0.display())]
     Foreign(PathBuf),
-    /// A target died between two images of one name.
-    #[error("{} replaced {} when a guest was about to come, and the guest did not: move the one of the two that you want to its place, and the other away", path.display(), replaced.display())]
+    /// A target died before it removed the image that the guest's had replaced. Whether the guest ran is in its journal.
+    #[error("{} replaced {} when a guest was about to come, and may be its only disk: ask `ferry recover` whether it ran here, then move one of the two away", path.display(), replaced.display())]
     Replaced {
         /// The place.
         path: PathBuf,
