@@ -106,6 +106,10 @@ impl Source {
             return Err(LinuxError::NotNamed { what });
         }
         let failed = |source| LinuxError::Open { what, path: name.clone(), source };
+        // Looked at before it is opened: to open a device may do something.
+        if !std::fs::metadata(path).map_err(failed)?.is_file() {
+            return Err(LinuxError::NoFile { what, path: name });
+        }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
         let file = File::from(file);
@@ -180,6 +184,9 @@ mod tests {
         // Nobody ever writes to it.
         rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
         assert!(looked("fifo").ends_with("/fifo is no file with something in it: give an ordinary file"));
+        // To open it would fail, and for another reason: it is looked at alone.
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        assert!(looked("socket").ends_with("/socket is no file with something in it: give an ordinary file"));
         assert!(looked("script").contains("/script is no Linux kernel: give "));
     }
 
