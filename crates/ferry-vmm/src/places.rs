@@ -81,11 +81,13 @@ impl Places {
                 own.clone_from(named);
                 None
             }
+            // A host on the guest's way was not told, and all after it must be.
+            (Some(own), None) if own.is_empty() => Some(restart_without(what, "")),
             (Some(_), None) if self.same_paths => None,
             // Not the source's path, which must not be opened here, nor on the host where the guest goes next.
             (Some(own), None) => {
                 own.clear();
-                Some(restart_without(what))
+                Some(restart_without(what, ", or with `--same-paths` if the source's path holds there"))
             }
             (None, Some(_)) => Some(no_file(what)),
             (None, None) => None,
@@ -146,15 +148,12 @@ fn refusal(subject: String, guest: String, target: String, remedy: String) -> Fi
     Finding { kind: FindingKind::Refusal, subject, layer: Layer::Vmm, guest, target, effect, remedy }
 }
 
-/// A file that is missed once the guest restarts.
-fn restart_without(what: &str) -> Finding {
+/// A file that is missed once the guest restarts, and what else than its name would do.
+fn restart_without(what: &str, or: &str) -> Finding {
     notice(
         what,
         "was not told where it has it".to_owned(),
-        format!(
-            "before the guest restarts move it to where it is received with `--{what} PATH`, or with `--same-paths` if \
-             the source's path holds there"
-        ),
+        format!("before the guest restarts move it to where it is received with `--{what} PATH`{or}"),
     )
 }
 
@@ -260,6 +259,20 @@ mod tests {
         // That the guest has one is not forgotten: it must not begin without.
         assert_eq!((kernel.as_str(), initramfs.as_deref()), ("/l", Some("")));
         assert!(found.len() == 1 && found[0].contains("`--initramfs PATH`"), "{found:?}");
+    }
+
+    #[test]
+    fn a_forgotten_path_is_told_on_every_host_until_one_is_named() {
+        let (first, _) = Places { kernel: None, initramfs: None, ..named() }.settle(full());
+        let told = findings(&Places::same(), first.clone(), FindingKind::Notice);
+        for (text, flag) in told.iter().zip(["`--kernel PATH`", "`--initramfs PATH`"]) {
+            assert!(text.contains(flag) && !text.contains("--same-paths"), "{text}");
+        }
+        assert_eq!(told.len(), 2);
+        let (second, _) = Places::same().settle(first);
+        let third = Places { kernel: Some("/l".to_owned()), initramfs: Some("/j".to_owned()), ..Places::same() };
+        let (third, found) = third.settle(second);
+        assert_eq!((third.board.linux.unwrap().kernel.as_str(), found), ("/l", Vec::new()));
     }
 
     #[test]
