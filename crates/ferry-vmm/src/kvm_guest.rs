@@ -320,6 +320,9 @@ impl KvmBuilder {
             if brought != wanted {
                 findings.push(not_its_machine(format!("{brought} images"), format!("would need {wanted}")));
             }
+        } else if self.places.runs_elsewhere {
+            let unlocked = virtio::unlocked(board).into_iter();
+            findings.extend(unlocked.map(|(disk, path)| places::another_image(disk, &path)));
         }
         let files = board.linux.iter().flat_map(linux::unusable);
         findings.extend(files.map(|(what, problem)| places::restart_with(what, &problem.to_string())));

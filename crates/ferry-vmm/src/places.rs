@@ -23,6 +23,9 @@ pub struct Places {
     pub initramfs: Option<String>,
     /// What is not named here is where the guest comes from says it is.
     pub same_paths: bool,
+    /// The guest runs while it is judged here. So each image of its disks that does not come along is locked by its source,
+    /// and one that nobody locked is another file than the guest's.
+    pub runs_elsewhere: bool,
 }
 
 impl Places {
@@ -33,7 +36,7 @@ impl Places {
 
     /// Whether nothing is named.
     pub fn is_empty(&self) -> bool {
-        let Self { disks, taps, kernel, initramfs, same_paths: _ } = self;
+        let Self { disks, taps, kernel, initramfs, same_paths: _, runs_elsewhere: _ } = self;
         disks.is_empty() && taps.is_empty() && kernel.is_none() && initramfs.is_none()
     }
 
@@ -157,6 +160,21 @@ fn restart_without(what: &str, or: &str) -> Finding {
     )
 }
 
+/// An image that nobody uses, of a disk that a guest uses.
+pub(crate) fn another_image(disk: u32, path: &str) -> Finding {
+    Finding {
+        kind: FindingKind::Refusal,
+        subject: format!("disk {disk}"),
+        layer: Layer::Vmm,
+        guest: "one, whose image its source holds the lock of".to_owned(),
+        target: format!("finds that nobody holds the lock of {path}"),
+        effect: "the guest would go on with another image than its own".to_owned(),
+        remedy: "name the image that the guest uses, on storage whose locks (flock) reach both hosts, or move it with \
+                 `migrate --copy-storage`"
+            .to_owned(),
+    }
+}
+
 /// A file that cannot be used as it is.
 pub(crate) fn restart_with(what: &str, problem: &str) -> Finding {
     notice(
@@ -213,7 +231,7 @@ mod tests {
             taps: [(0, "u".to_owned())].into(),
             kernel: Some("/l".to_owned()),
             initramfs: Some("/j".to_owned()),
-            same_paths: false,
+            ..Places::default()
         }
     }
 
@@ -270,7 +288,8 @@ mod tests {
         }
         assert_eq!(told.len(), 2);
         let (second, _) = Places::same().settle(first);
-        let third = Places { kernel: Some("/l".to_owned()), initramfs: Some("/j".to_owned()), ..Places::same() };
+        let third =
+            Places { kernel: Some("/l".to_owned()), initramfs: Some("/j".to_owned()), ..Places::same() };
         let (third, found) = third.settle(second);
         assert_eq!((third.board.linux.unwrap().kernel.as_str(), found), ("/l", Vec::new()));
     }

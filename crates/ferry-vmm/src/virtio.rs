@@ -164,6 +164,15 @@ pub(crate) fn missing(board: &Board, with_images: bool) -> Vec<(String, String)>
     found
 }
 
+/// The disks of a board whose images nobody has locked, and those images' paths; those that cannot be opened apart.
+pub(crate) fn unlocked(board: &Board) -> Vec<(u32, String)> {
+    let look = |(disk, DiskPlace { path, read_only })| {
+        let image = DiskImage::open(disk, &path, read_only).ok()?;
+        image.is_unlocked().then(|| (disk, path.display().to_string()))
+    };
+    disks(board).filter_map(look).collect()
+}
+
 /// An error with all that caused it.
 fn sentence(error: &dyn std::error::Error) -> String {
     let mut said = error.to_string();

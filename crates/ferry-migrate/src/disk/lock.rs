@@ -51,6 +51,17 @@ impl DiskImage {
         Ok(())
     }
 
+    /// Whether nobody else has its lock, of a file: a guest that runs on it holds one. Looked at by taking the lock and
+    /// letting go of it, so not for an image that is in use here. Where that cannot be known nobody is said to be missing:
+    /// of a block device, whose locks stay on their host, and of what the file system does not lock (on NFS an image that
+    /// was opened for reading alone).
+    pub fn is_unlocked(&self) -> bool {
+        let is_file = self.file().metadata().is_ok_and(|meta| meta.is_file());
+        is_file
+            && take(self.file(), self.path(), FlockOperation::NonBlockingLockExclusive).is_ok()
+            && self.unlock().is_ok()
+    }
+
     /// Lets go of it.
     pub fn unlock(&self) -> Result<(), DiskImageError> {
         let failed =

@@ -134,6 +134,20 @@ fn an_image_has_one_writer_or_many_readers_and_the_refusal_names_who() {
 }
 
 #[test]
+fn an_image_that_a_guest_uses_is_told_from_one_that_nobody_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = image(folder.path(), "a");
+    for (user, looker) in [(false, false), (false, true), (true, false), (true, true)] {
+        let open = |read_only| DiskImage::open(0, &path, read_only).unwrap();
+        let (used, looked_at) = (open(user), open(looker));
+        assert!(looked_at.is_unlocked());
+        used.lock().unwrap();
+        assert!(!looked_at.is_unlocked(), "to look takes no lock that stays");
+        assert!(!looked_at.is_unlocked(), "nor one away");
+    }
+}
+
+#[test]
 fn locks_are_resources_by_the_disks_numbers_and_none_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let images = ["a", "b"].map(|name| image(folder.path(), name));

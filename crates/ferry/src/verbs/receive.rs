@@ -8,7 +8,7 @@ use ferry_migrate::journal::StateFolder;
 use ferry_migrate::oneway::{Direction, FileCopy, Origin, Place, Stream, TakeError, TakeOptions, take};
 use ferry_migrate::{Address, Listener, ReceiveOptions, Reception, RunWatch};
 use ferry_protocol::{Epoch, GuestId};
-use ferry_vmm::{AnyBuilder, Chosen};
+use ferry_vmm::{AnyBuilder, Chosen, Places};
 use indicatif::HumanBytes;
 use serde_json::json;
 
@@ -66,7 +66,9 @@ fn builder(
     serial: Vec<Arc<File>>,
 ) -> Result<AnyBuilder, CliError> {
     let builder = super::builder(chosen, watch, args.huge_pages, args.dirty.kind, serial)?;
-    let builder = builder.with_places(args.places.places()?).map_err(|error| CliError::of(&error))?;
+    // Who comes over a link runs until it is here; a guest in a file or a descriptor may have let go of its images.
+    let places = Places { runs_elsewhere: args.listen.is_some(), ..args.places.places()? };
+    let builder = builder.with_places(places).map_err(|error| CliError::of(&error))?;
     Ok(builder.with_guest_time(args.guest_time).overwriting_disks(args.places.overwrite_disks))
 }
 

@@ -114,6 +114,32 @@ fn a_disk_that_both_hosts_see_stays_where_it_is_and_its_lock_moves() {
     is_locked_by(&house, "a", &next);
 }
 
+/// A copy of the image lies where the image was meant: locks are per file, so only that of the guest's own is held.
+#[test]
+fn another_image_than_the_guests_is_refused_while_it_runs() {
+    let Some(house) = house() else { return };
+    image(&house.path("a"), 1);
+    image(&house.path("b"), 2);
+    let source = run(&house, &["a", "b,readonly"]);
+    for (name, mark) in [("old-a", 3), ("old-b", 3)] {
+        image(&house.path(name), mark);
+    }
+    for (disks, wrong, right) in [(["old-a", "b"], "disk 0", "disk 1"), (["a", "old-b"], "disk 1", "disk 0")]
+    {
+        let target = house.receiver(&words(&at(&house, &disks)));
+        let done = house.json(&["migrate", "g", "--to", &target.listen, "--wait"]);
+        let said = [wrong, "old-", "another image than its own", "`migrate --copy-storage`"];
+        let error = done.failed(3, &said).to_string();
+        assert!(!error.contains(right), "the other image is the guest's: {error}");
+        source.await_state("running");
+    }
+    // Looking left no lock behind, and took none away.
+    is_locked_by(&house, "a", &source);
+    let target = house.receiver(&words(&at(&house, &["a", "b"])));
+    assert_eq!(house.migrate("g", &target.listen).document()["outcome"], "moved");
+    is_locked_by(&house, "a", &target);
+}
+
 #[test]
 fn a_target_opens_nothing_that_it_was_not_told_of() {
     let Some(house) = house() else { return };
