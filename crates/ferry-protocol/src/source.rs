@@ -400,6 +400,10 @@ impl Source {
                 self.await_job(Wait::Released { round });
                 vec![SourceAction::ReleaseResources]
             }
+            (Wait::Pause { .. }, SourceEvent::PausedInVain(text)) => {
+                self.paused = true;
+                self.undo(Cause::Machine(text), true, false)
+            }
             (Wait::Released { round }, SourceEvent::ResourcesReleased) => {
                 self.resources_released = true;
                 self.await_job(Wait::LastHarvest { round });

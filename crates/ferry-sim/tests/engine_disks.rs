@@ -25,6 +25,7 @@ use ferry_migrate::{
 use ferry_protocol::journal::{Past, Record};
 use ferry_protocol::message::ReasonKind;
 use ferry_protocol::{Cause, Epoch, InstanceId, SessionId, SourceConfig, SourceOutcome, SourcePhase};
+use ferry_sim::{Call, SimFaults, When};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Bytes of the disk: no whole number of pages.
@@ -103,12 +104,17 @@ fn names(folder: &Path) -> Vec<String> {
 
 /// Folders of two hosts, and a guest with a disk on the first. One test at a time: `RLIMIT_FSIZE` is one for all threads.
 fn scene() -> (Scene, PathBuf, PathBuf, Disky) {
+    scene_with(SimFaults::none())
+}
+
+/// The same with a guest whose machine fails so.
+fn scene_with(faults: SimFaults) -> (Scene, PathBuf, PathBuf, Disky) {
     let folder = Scene { folder: tempfile::tempdir().unwrap(), _alone: alone() };
     let [here, there] = ["here", "there"].map(|name| folder.path().join(name));
     for host in [&here, &there] {
         std::fs::create_dir(host).unwrap();
     }
-    let guest = Disky::running(CHURN, &here.join("disk"), BYTES);
+    let guest = Disky::running(CHURN, faults, &here.join("disk"), BYTES);
     (folder, here, there, guest)
 }
 
@@ -270,6 +276,42 @@ fn a_disk_that_is_busy_in_the_pause_keeps_the_guest() {
     over.wait();
     assert_eq!(migrate(&mut guest, &waiting.address, 3).outcome, moved(3));
     waiting.arrived().machine.is_well();
+}
+
+#[test]
+fn a_disk_that_fails_in_the_pause_keeps_the_guest_or_holds_it_paused() {
+    for held in [false, true] {
+        // The first resume is its birth's.
+        let faults = if held { SimFaults::at(Call::Resume, When::Nth(2)) } else { SimFaults::none() };
+        let (folder, here, there, mut guest) = scene_with(faults);
+        let builder = DiskyBuilder::new(there.join("disk"), &guest.model);
+        let waiting = Waiting::new(Transport::Unix, folder.path(), builder);
+        let image = Arc::clone(&guest.image);
+        let breaks = move |phase| {
+            if phase == SourcePhase::Pause {
+                image.wrote(0, 512);
+                image.sync_by(|_| Err(std::io::Error::from_raw_os_error(5))).unwrap_err();
+            }
+        };
+        let migration = migration(&guest, &waiting.address, 2, |_| {});
+        let (report, custody) = migration.run(&mut guest, &Watching::source(breaks));
+        if held {
+            let SourceOutcome::Held { cause, obstacle } = &report.outcome else { panic!("{report:?}") };
+            assert!(cause.to_string().contains("cannot be brought to the disk"), "{cause}");
+            assert!(obstacle.contains("resume"), "{obstacle}");
+            assert_eq!(report.outcome.exit_status(), 4);
+            guest.resume(custody.unwrap()).unwrap();
+            guest.is_well();
+        } else {
+            assert_eq!(custody, None);
+            let cause = kept(&mut guest, &report).to_string();
+            assert!(cause.contains("cannot be brought to the disk"), "{cause}");
+        }
+        is_locked(&here.join("disk"));
+        guest.image.take_failure().unwrap();
+        assert_eq!(migrate(&mut guest, &waiting.address, 3).outcome, moved(3));
+        waiting.arrived().machine.is_well();
+    }
 }
 
 /// A target's journal on a slow disk, which sees whether the network was told of the guest before it writes that it runs.

@@ -165,27 +165,23 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
         Ok(dirty_pages)
     }
 
-    /// If it fails the guest goes on.
+    /// If it fails the guest goes on: by itself, or by the resume that follows.
     fn pause(&mut self) -> Result<Option<SourceEvent>, MachineError> {
         self.figures.pause_ordered();
         let custody = self.machine.pause()?;
         let timeouts = &self.options.config.timeouts;
         // The target hears nothing meanwhile.
         let at_most = timeouts.paused.min(timeouts.silence / 2);
-        let Err(error) = self.may_be_given(&custody).and_then(|()| self.syncs.finish(at_most)) else {
-            self.holder = Holder::Pump(custody);
-            return Ok(Some(SourceEvent::Paused));
-        };
-        match self.machine.resume(custody) {
-            Ok(()) => {
-                self.figures.guest_runs();
-                Err(error)
-            }
-            Err(stuck) => {
-                self.holder = Holder::Pump(stuck.custody);
-                Err(MachineError::with_source(sentence(&error), stuck.source))
-            }
-        }
+        let ready = self.may_be_given(&custody).and_then(|()| self.syncs.finish(at_most));
+        self.holder = Holder::Pump(custody);
+        // What resumes it after any other failure does so now, and knows what to do if that fails as well.
+        Ok(Some(ready.map_or_else(
+            |error| {
+                tracing::warn!(error = sentence(&error), "the paused guest cannot be given away");
+                SourceEvent::PausedInVain(sentence(&error))
+            },
+            |()| SourceEvent::Paused,
+        )))
     }
 
     /// The caller's mistake would hand over an epoch that was used already.

@@ -42,7 +42,7 @@ impl Source {
             return Vec::new();
         }
         match (self.wait.clone(), event) {
-            (Wait::Halted { cause, tell }, SourceEvent::Paused) => {
+            (Wait::Halted { cause, tell }, SourceEvent::Paused | SourceEvent::PausedInVain(_)) => {
                 self.paused = true;
                 self.undo(cause, tell, false)
             }

@@ -118,6 +118,8 @@ pub enum SourceEvent {
     },
     /// [`SourceAction::Pause`] is done.
     Paused,
+    /// [`SourceAction::Pause`] is done, but the guest must not be given away, and waits for [`SourceAction::Resume`].
+    PausedInVain(String),
     /// [`SourceAction::ReleaseResources`] is done.
     ResourcesReleased,
     /// [`SourceAction::HashMemory`] is done.

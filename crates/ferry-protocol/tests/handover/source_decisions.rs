@@ -209,6 +209,26 @@ fn a_guest_that_is_just_being_paused_goes_on() {
 }
 
 #[test]
+fn a_guest_that_was_paused_in_vain_is_resumed_or_held() {
+    let in_vain = || SourceEvent::PausedInVain("the disk is broken".into());
+    for before in [None, Some(SourceEvent::Cancel)] {
+        let mut source = pausing();
+        let caused =
+            if before.is_some() { Cause::Cancelled } else { Cause::Machine("the disk is broken".into()) };
+        let actions = step(&mut source, before.into_iter().chain([in_vain()]));
+        assert_eq!(actions, [SourceAction::Resume { take_resources: false }]);
+        let mut held = source.clone();
+        let ended = step(&mut source, [SourceEvent::Resumed]);
+        let kept = SourceOutcome::Kept { cause: caused.clone() };
+        assert_eq!(ended.last(), Some(&SourceAction::Finish(kept)));
+        let obstacle = "a lock is gone".to_owned();
+        let ended = step(&mut held, [SourceEvent::Failed(obstacle.clone())]);
+        let outcome = SourceOutcome::Held { cause: caused, obstacle };
+        assert_eq!(ended.last(), Some(&SourceAction::Finish(outcome)));
+    }
+}
+
+#[test]
 fn the_failure_of_an_earlier_job_is_not_that_of_the_resume() {
     let mut source = pausing();
     step(&mut source, [SourceEvent::Paused, SourceEvent::ResourcesReleased]);

@@ -14,7 +14,7 @@ use ferry_migrate::{
     ResumeError,
 };
 use ferry_protocol::{GuestId, MachineDescription};
-use ferry_sim::{SimBuilder, SimConfig, SimMachine, SimOptions};
+use ferry_sim::{SimBuilder, SimConfig, SimFaults, SimMachine, SimOptions};
 use ferry_state::{MachineState, Resources};
 
 use super::until;
@@ -44,15 +44,15 @@ impl Disky {
         Self { sim, image, model, announced: Arc::default(), resources, writer: None }
     }
 
-    /// A guest that runs, on an image with something in it.
-    pub(crate) fn running(config: SimConfig, path: &Path, bytes: usize) -> Self {
+    /// A guest that runs, on an image with something in it, in a machine that may fail.
+    pub(crate) fn running(config: SimConfig, faults: SimFaults, path: &Path, bytes: usize) -> Self {
         let mut model = vec![0; bytes];
         for (at, byte) in model.iter_mut().enumerate().skip(bytes / 2).take(bytes / 4) {
             *byte = (at % 251 + 1).to_le_bytes()[0];
         }
         std::fs::write(path, &model).unwrap();
         let image = DiskImage::open(0, path, false).unwrap();
-        let sim = SimMachine::born(config, SimOptions::default()).unwrap();
+        let sim = SimMachine::born(config, SimOptions { faults, ..SimOptions::default() }).unwrap();
         let mut guest = Self::new(sim, Arc::clone(&image), Arc::new(Mutex::new(model)));
         let name: GuestId = "guest".parse().unwrap();
         guest.take_resources(&name, &Resources { released: vec![image.resource()] }).unwrap();
