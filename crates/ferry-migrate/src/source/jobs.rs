@@ -169,9 +169,7 @@ impl<M: Machine + ?Sized> Pump<'_, M> {
     fn pause(&mut self) -> Result<Option<SourceEvent>, MachineError> {
         self.figures.pause_ordered();
         let custody = self.machine.pause()?;
-        let timeouts = &self.options.config.timeouts;
-        // The target hears nothing meanwhile.
-        let at_most = timeouts.paused.min(timeouts.silence / 2);
+        let at_most = self.syncs.longest_wait(&self.options.config.timeouts);
         let ready = self.may_be_given(&custody).and_then(|()| self.syncs.finish(at_most));
         self.holder = Holder::Pump(custody);
         // What resumes it after any other failure does so now, and knows what to do if that fails as well.

@@ -8,17 +8,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use ferry_protocol::Timeouts;
 
 use crate::{DiskImage, MachineError};
 
 /// A pause may wait so long for a disk if less is not asked for: no disk answers faster whatever it is given.
 const LEAST_LIMIT: Duration = Duration::from_millis(250);
 
+/// A pause waits this many times the limit for a disk at most: what is left was to take no longer than the limit, and a
+/// disk that takes far longer was not what was seen before the pause.
+const TIMES_THE_LIMIT: u32 = 4;
+
 /// The images of the guest's disks on their way to the disk.
 #[derive(Debug)]
 pub(super) struct Syncs {
     images: Vec<Arc<DiskImage>>,
-    /// How long a pause may wait for them.
+    /// How long a pause is to wait for them.
     limit: Duration,
     began: Instant,
     /// Threads whose word is to come.
@@ -110,6 +115,12 @@ impl Syncs {
         }
     }
 
+    /// How long a pause waits for them before the guest goes on instead.
+    pub(super) fn longest_wait(&self, timeouts: &Timeouts) -> Duration {
+        // The target hears nothing meanwhile.
+        timeouts.paused.min(timeouts.silence / 2).min(self.limit.saturating_mul(TIMES_THE_LIMIT))
+    }
+
     /// Of a paused guest: waits until everything is on the disk, at most so long.
     pub(super) fn finish(&mut self, at_most: Duration) -> Result<(), MachineError> {
         let until = Instant::now() + at_most;
@@ -191,6 +202,20 @@ mod tests {
         });
         syncs.finish(PATIENCE).unwrap();
         assert!(matches!(syncs.standing(), Standing::Done { .. }));
+    }
+
+    #[test]
+    fn the_wait_in_the_pause_keeps_to_the_downtime_limit_and_to_every_timeout() {
+        let waits = |limit: u64, timeouts: &Timeouts| {
+            Syncs::new(Vec::new(), Duration::from_millis(limit)).longest_wait(timeouts).as_millis()
+        };
+        let usual = Timeouts::default();
+        assert_eq!(
+            [30, 300, 1000, 60_000, u64::MAX].map(|limit| waits(limit, &usual)),
+            [1000, 1200, 4000, 5000, 5000]
+        );
+        assert_eq!(waits(300, &Timeouts { paused: BOUND, ..usual.clone() }), BOUND.as_millis());
+        assert_eq!(waits(300, &Timeouts { silence: 2 * BOUND, ..usual }), BOUND.as_millis());
     }
 
     #[test]
