@@ -170,6 +170,16 @@ pub(crate) struct PortDevices {
 }
 
 impl PortDevices {
+    /// Those of a guest with a kernel and nothing else.
+    #[cfg(test)]
+    pub(crate) fn bare(vm: Arc<kvm_ioctls::VmFd>, power: Power) -> Self {
+        let payload = crate::Payload::Idle;
+        let guest = crate::GuestConfig { memory_bytes: 8 << 20, cpus: 1, payload, low_bytes: None };
+        let (debug, serial) = (Arc::new(DebugPort::new(&guest)), SerialPort::new(vm));
+        let mmio = Arc::new(MmioBus::default());
+        Self { debug, serial, mmio, power: Some(power), is_missed: AtomicBool::new(false) }
+    }
+
     /// A write by a vCPU. It may block, until [`interrupt`](Self::interrupt).
     pub(crate) fn write(&self, cpu: usize, port: u16, data: &[u8]) {
         match port.checked_sub(ports::SERIAL) {

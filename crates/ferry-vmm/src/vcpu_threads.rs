@@ -110,28 +110,11 @@ impl Vcpus for VcpuThreads {
     }
 
     fn pause(&mut self) -> Result<(), MachineError> {
-        let mut control = self.shared.lock();
-        self.shared.order_stop(&mut control, Order::Stop);
-        let deadline = Instant::now() + PAUSE_TIMEOUT;
-        while control.running > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                self.shared.order_run(&mut control);
-                return Err(MachineError::new(format!("a vCPU did not stop within {PAUSE_TIMEOUT:?}")));
-            }
-            let waited = self.shared.changed.wait_timeout(control, left);
-            control = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        control.check_alive()
+        self.shared.stop_within(PAUSE_TIMEOUT)
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
-        let mut control = self.shared.lock();
-        control.check_alive()?;
-        if !self.shared.is_to_restart() {
-            self.shared.order_run(&mut control);
-        }
-        Ok(())
+        self.shared.let_run(&mut self.shared.lock())
     }
 
     fn with_vcpu(&mut self, index: u32, use_vcpu: &mut UseVcpu<'_>) -> Result<(), MachineError> {
@@ -168,6 +151,32 @@ impl Shared {
         self.kicks.iter().for_each(Kick::kick);
         self.ports.interrupt();
         self.changed.notify_all();
+    }
+
+    /// Stops every vCPU. If one does not stop in time the guest goes on.
+    fn stop_within(&self, at_most: Duration) -> Result<(), MachineError> {
+        let mut control = self.lock();
+        self.order_stop(&mut control, Order::Stop);
+        let deadline = Instant::now() + at_most;
+        while control.running > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.let_run(&mut control)?;
+                return Err(MachineError::new(format!("a vCPU did not stop within {at_most:?}")));
+            }
+            let waited = self.changed.wait_timeout(control, left);
+            control = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        control.check_alive()
+    }
+
+    /// Lets the guest go on, unless it has ended or waits for a new machine: it must not run past its own request.
+    fn let_run(&self, control: &mut Control) -> Result<(), MachineError> {
+        control.check_alive()?;
+        if !self.is_to_restart() {
+            self.order_run(control);
+        }
+        Ok(())
     }
 
     /// Whether the guest waits for a new machine.
@@ -302,5 +311,32 @@ fn run_until_stopped(index: usize, vcpu: &mut VcpuFd, kick: &Kick, shared: &Shar
             },
         };
         return Err(Stopped::Broken(ended + &arch::place(vcpu)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Threads of a guest that asked for this, of which one does not stop; none where there is no KVM.
+    fn with_one_that_hangs(power: &Power) -> Option<Shared> {
+        let vm = kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm());
+        let vm = vm.inspect_err(|error| println!("skipped: no VM can be had of KVM: {error}")).ok()?;
+        let control = Mutex::new(Control { order: Order::Run, running: 1, ended: None });
+        let ports = PortDevices::bare(Arc::new(vm), power.clone());
+        Some(Shared { control, changed: Condvar::new(), kicks: Vec::new(), ports, ring: None })
+    }
+
+    #[test]
+    fn a_pause_that_fails_does_not_run_a_guest_past_its_request_or_its_end() {
+        let (power, brief) = (Power::default(), Duration::from_millis(20));
+        let Some(shared) = with_one_that_hangs(&power) else { return };
+        let pause = || (shared.stop_within(brief).unwrap_err().to_string(), shared.lock().order);
+        let hangs = "a vCPU did not stop within 20ms".to_owned();
+        assert_eq!(pause(), (hangs.clone(), Order::Run));
+        power.ask(Wish::Restart);
+        assert_eq!(pause(), (hangs, Order::Stop));
+        shared.note(&mut shared.lock(), Stopped::Broken("it crashed".to_owned()));
+        assert_eq!(pause(), ("the guest has ended: it crashed".to_owned(), Order::Stop));
     }
 }
