@@ -15,7 +15,7 @@ use std::path::Path;
 use ferry_lab::{Host, Job, Pair, Vendor};
 use serde_json::Value;
 
-use self::guest::{Guest, MEMORY};
+use self::guest::{Carried, Guest, MEMORY};
 use super::{Ready, STEP_MAX, ok, ready, told};
 
 /// Names the static `ferry-load` for the hosts and their guests; set for the tests of Linux guests.
@@ -26,6 +26,9 @@ const REPORT: &str = "FERRY_LAB_LINUX_REPORT";
 
 /// Moves under load in one run, unless `FERRY_MOVES` says otherwise.
 const MOVES: usize = 10;
+
+/// What a move under load may take: so little that pages and blocks cross more than once before the pause.
+const SHORT: &str = "--downtime-limit 500";
 
 #[test]
 fn linux_guests_of_amd_go_there_and_back_ten_times_under_load() {
@@ -79,20 +82,23 @@ fn there_and_back(mut stage: Stage) {
     let still = Guest::new("still", 1);
     stage.boot(&mut moved, &still);
 
-    let idle = [stage.carry(&mut moved), stage.carry(&mut moved)];
+    let idle = [(); 2].map(|()| stage.carry(&mut moved, guest::LONG).downtime_ms);
     stage.figure("an idle Linux guest: downtime in ms there and back", &list(&idle));
     for guest in [&moved, &still] {
         guest.load(&mut stage.pair.source);
     }
     let mut loaded = Vec::new();
-    let turns = std::env::var("FERRY_MOVES").ok().and_then(|turns| turns.parse().ok()).unwrap_or(MOVES);
-    for turn in 1..=turns {
+    let mut rounds = Vec::new();
+    for turn in 1..=turns() {
         still.works(&mut stage.pair.source);
         moved.works(&mut stage.pair.source);
-        loaded.push(stage.carry(&mut moved));
-        println!("move {turn}: {:?}", loaded.last());
+        let carried = stage.carry(&mut moved, SHORT);
+        println!("move {turn}: {carried:?}");
+        loaded.push(carried.downtime_ms);
+        rounds.push(carried.rounds.to_string());
     }
     stage.figure("a loaded Linux guest: downtime in ms of each move", &list(&loaded));
+    stage.figure("rounds of each, the last one in the pause", &rounds.join(" "));
     stage.figure(
         "downtime of the idle Linux guest, over payload `idle`",
         &format!("{:.1}", mean(&idle) / idle_payload),
@@ -104,6 +110,13 @@ fn there_and_back(mut stage: Stage) {
     stage.snapshot(&mut moved);
     moved.works(&mut stage.pair.source);
     stage.end(&moved, &still);
+}
+
+/// How many moves under load.
+fn turns() -> usize {
+    let Ok(told) = std::env::var("FERRY_MOVES") else { return MOVES };
+    let turns = told.parse().ok().filter(|turns| *turns > 0);
+    turns.unwrap_or_else(|| panic!("FERRY_MOVES is {told:?}: give a number of moves, 1 or more"))
 }
 
 impl Stage {
@@ -118,8 +131,8 @@ impl Stage {
             let run = format!("ferry run --id {payload} --memory {MEMORY} --payload {payload} --rate 4M");
             guest::start(&mut self.pair.source, payload, &run);
             guest::wait(&mut self.pair.source, &format!("ferry status {payload}"));
-            let there = guest::carry(&mut self.pair, payload, false, "", "");
-            let back = guest::carry(&mut self.pair, payload, true, "", "");
+            let there = guest::carry(&mut self.pair, payload, false, "", guest::LONG).downtime_ms;
+            let back = guest::carry(&mut self.pair, payload, true, "", guest::LONG).downtime_ms;
             guest::end(&mut self.pair.source, payload);
             self.figure(
                 &format!("payload `{payload}`: downtime in ms there and back"),
@@ -156,13 +169,14 @@ impl Stage {
         }
     }
 
-    /// Moves the guest to the other host with its disk; answers with the downtime in milliseconds.
-    fn carry(&mut self, guest: &mut Guest) -> f64 {
+    /// Moves the guest to the other host with its disk.
+    fn carry(&mut self, guest: &mut Guest, limit: &str) -> Carried {
         let places = guest.places();
-        let downtime = guest::carry(&mut self.pair, guest.name, guest.on_target, &places, "--copy-storage");
+        let how = format!("--copy-storage {limit}");
+        let carried = guest::carry(&mut self.pair, guest.name, guest.on_target, &places, &how);
         ok(self.pair.host(guest.on_target), &format!("rm -f {}", guest.disk()));
         guest.on_target = !guest.on_target;
-        downtime
+        carried
     }
 
     /// Saves the guest to a file, and takes it from there on the other host.

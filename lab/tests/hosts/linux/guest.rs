@@ -196,15 +196,24 @@ pub(super) fn end(host: &mut Machine, name: &str) {
     wait(host, &format!("[ -s /tmp/ended-{name} ]"));
 }
 
-/// Moves a guest to the other host, where its devices lie at those places; answers with the downtime in milliseconds.
-pub(super) fn carry(pair: &mut Pair, name: &str, from_target: bool, places: &str, how: &str) -> f64 {
+/// What a move of payload and idle guests may take, in a host that is emulated beside another one.
+pub(super) const LONG: &str = "--downtime-limit 20000";
+
+/// A move, as its report says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Carried {
+    pub(super) downtime_ms: f64,
+    pub(super) rounds: u64,
+}
+
+/// Moves a guest to the other host, where its devices lie at those places.
+pub(super) fn carry(pair: &mut Pair, name: &str, from_target: bool, places: &str, how: &str) -> Carried {
     let address = if from_target { Pair::SOURCE } else { Pair::TARGET };
     let to = pair.host(!from_target);
     let serial = format!("--serial /tmp/{name}.serial");
     start(to, name, &format!("ferry receive --insecure --listen {address}:7000 {serial} {places}"));
     wait(to, &format!("grep waiting /tmp/{name}.log"));
-    let migrate =
-        format!("ferry migrate {name} --to {address}:7000 {how} --downtime-limit 20000 --wait --output json");
+    let migrate = format!("ferry migrate {name} --to {address}:7000 {how} --wait --output json");
     let from = pair.host(from_target);
     let output = from.run(&migrate, GUEST_MAX).unwrap_or_else(|error| panic!("{error}"));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
@@ -216,5 +225,8 @@ pub(super) fn carry(pair: &mut Pair, name: &str, from_target: bool, places: &str
         "{name}: {} ms, {} bytes, {} rounds",
         report["total_ms"], report["data_bytes"], report["rounds"]
     );
-    report["downtime_ms"].as_f64().unwrap()
+    Carried {
+        downtime_ms: report["downtime_ms"].as_f64().unwrap(),
+        rounds: report["rounds"].as_u64().unwrap(),
+    }
 }

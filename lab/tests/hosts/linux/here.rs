@@ -73,7 +73,7 @@ fn a_guest_moves_between_hosts_made_of_this_machine_and_nothing_of_them_stays() 
     guest::start(&mut pair.source, &name, &run);
     guest::wait(&mut pair.source, &format!("ferry status {name}"));
     for from_target in [false, true] {
-        guest::carry(&mut pair, &name, from_target, "", "");
+        guest::carry(&mut pair, &name, from_target, "", guest::LONG);
         works(pair.host(!from_target), &name);
         assert_ne!(pair.host(from_target).run(&format!("ferry status {name}"), STEP_MAX).unwrap().status, 0);
     }
