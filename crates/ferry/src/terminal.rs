@@ -5,19 +5,24 @@
 //! program's own words are always heard.
 //!
 //! However the process ends, but by SIGKILL, the terminal is as it was; also while the process is stopped. A terminal that goes away
-//! is no end: the guest runs on, and is reached by its control socket.
+//! is no end: the guest runs on, and is reached by its control socket. In the background it runs on as well: what is typed is somebody else's then,
+//! and the terminal is left as it is found.
 //!
-//! Facts: termios(3), `cfmakeraw`; signal(7); tcgetpgrp(3).
+//! Facts: termios(3), `cfmakeraw`; signal(7); tcgetpgrp(3); `__tty_check_change` in drivers/tty/tty_jobctrl.c.
 
 use std::io::{ErrorKind, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
-use signal_hook::consts::{SIGALRM, SIGCONT, SIGHUP, SIGQUIT, SIGTSTP, SIGUSR1, SIGUSR2, SIGXCPU};
+use signal_hook::consts::{
+    SIGALRM, SIGCONT, SIGHUP, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGXCPU,
+};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
+use vmm_sys_util::signal::{Error as SignalError, block_signal};
 
 use crate::control::host::{Job, Shared};
 use crate::error::CliError;
@@ -31,52 +36,70 @@ const END: u8 = b'x';
 /// How long input waits before the guest is asked again whether it takes more.
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
+/// How long the background lasts before the terminal is looked at again: a shell that brings a running job to the front need not say so.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
+
 /// Bytes that are read at once, and how many such pieces wait for the guest.
 const PIECE_BYTES: usize = 256;
 const PIECES_MAX: usize = 64;
 
-/// Standard input in raw mode; dropping it puts the terminal back as it was.
+/// Standard input in raw mode, while it is this process's; dropping it puts the terminal back as it was.
 #[derive(Debug)]
 pub(crate) struct Raw {
-    before: Termios,
+    /// None until the terminal is this process's for the first time: in the background it is as somebody else needs it.
+    before: Option<Termios>,
 }
 
 impl Raw {
     /// Changes standard input, if it is a terminal.
     pub(crate) fn enter() -> Result<Option<Self>, CliError> {
-        let input = std::io::stdin();
-        if !rustix::termios::isatty(&input) {
+        if !rustix::termios::isatty(std::io::stdin()) {
             return Ok(None);
         }
-        let failed = |error| CliError::plain(format!("this terminal cannot be made a console: {error}"));
-        let raw = Self { before: tcgetattr(&input).map_err(failed)? };
-        raw.restore_after_panic();
-        raw.set().map_err(failed)?;
+        let mut raw = Self { before: None };
+        if !is_behind() {
+            raw.set().map_err(|error| {
+                CliError::plain(format!("this terminal cannot be made a console: {error}"))
+            })?;
+        }
         Ok(Some(raw))
     }
 
-    fn set(&self) -> rustix::io::Result<()> {
-        let mut raw = self.before.clone();
+    fn set(&mut self) -> rustix::io::Result<()> {
+        let mut raw = match &self.before {
+            Some(before) => before.clone(),
+            None => {
+                let before = tcgetattr(std::io::stdin())?;
+                restore_after_panic(before.clone());
+                self.before.insert(before).clone()
+            }
+        };
         raw.make_raw();
         tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
     }
 
     fn restore(&self) {
-        if let Err(error) = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before) {
+        let restored = self.before.as_ref().map_or(Ok(()), restore);
+        if let Err(error) = restored {
             tracing::warn!(%error, "the terminal stays in raw mode: `reset` puts it back");
         }
     }
+}
 
-    /// The main thread's panic ends the process while other threads still hold this.
-    fn restore_after_panic(&self) {
-        let (before, said) = (self.before.clone(), std::panic::take_hook());
-        std::panic::set_hook(Box::new(move |panic| {
-            if std::thread::current().name() == Some("main") {
-                let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &before);
-            }
-            said(panic);
-        }));
-    }
+/// Puts the terminal back, unless it is somebody else's, who has made it what they need.
+fn restore(before: &Termios) -> rustix::io::Result<()> {
+    if is_behind() { Ok(()) } else { tcsetattr(std::io::stdin(), OptionalActions::Now, before) }
+}
+
+/// The main thread's panic ends the process while other threads still hold the terminal.
+fn restore_after_panic(before: Termios) {
+    let said = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().name() == Some("main") {
+            let _ = restore(&before);
+        }
+        said(panic);
+    }));
 }
 
 impl Drop for Raw {
@@ -104,24 +127,46 @@ impl Console {
         drop(held.take());
     }
 
+    /// Makes the terminal the console again and says whether it is: in the background it is somebody else's.
+    fn take_up(&self) -> bool {
+        let mut held = self.held();
+        if !is_in_front() {
+            return false;
+        }
+        if let Some(Err(error)) = held.as_mut().map(Raw::set) {
+            tracing::warn!(%error, "the terminal cannot be the console again");
+        }
+        true
+    }
+
+    /// Waits in the background until this process is in front; false when the terminal is gone.
+    fn await_front(&self) -> bool {
+        loop {
+            std::thread::park_timeout(BETWEEN_LOOKS);
+            if self.take_up() {
+                return true;
+            }
+            if tcgetattr(std::io::stdin()).is_err() {
+                return false;
+            }
+        }
+    }
+
     fn held(&self) -> MutexGuard<'_, Option<Raw>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows what is asked of the process from outside; the rest is done where SIGTERM is.
     fn follow(&self, signal: i32) {
-        let held = self.held();
-        match (signal, &*held) {
-            (SIGHUP, _) => tracing::info!("the terminal went away; the guest runs on"),
-            // In the background it belongs to somebody else; whoever brings it to the front says SIGCONT once more.
-            (SIGCONT, Some(raw)) if is_in_front() => {
-                if let Err(error) = raw.set() {
-                    tracing::warn!(%error, "the terminal cannot be the console again");
-                }
+        match signal {
+            SIGHUP => tracing::info!("the terminal went away; the guest runs on"),
+            SIGCONT => {
+                self.take_up();
             }
-            (SIGCONT, _) => {}
-            (signal, raw) => {
-                if let Some(raw) = raw {
+            signal => {
+                // Held meanwhile: nobody makes it raw before the process stops.
+                let held = self.held();
+                if let Some(raw) = &*held {
                     raw.restore();
                 }
                 if let Err(error) = emulate_default_handler(signal) {
@@ -135,6 +180,23 @@ impl Console {
 /// Whether the terminal is this process's.
 fn is_in_front() -> bool {
     tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
+}
+
+/// Whether it is another's of the same session. Neither is so of a terminal of no session or another.
+fn is_behind() -> bool {
+    tcgetpgrp(std::io::stdin()).is_ok_and(|group| group != rustix::process::getpgrp())
+}
+
+/// Lets a process in the background, and its guest, run on: reading the terminal there, changing it and (with `stty tostop`) writing to
+/// it would stop all its threads. Where the signals for that are blocked, the kernel sends none: a read fails, the others pass. Threads
+/// inherit it, so this comes before them.
+pub(crate) fn outlive_background() {
+    for signal in [SIGTTIN, SIGTTOU] {
+        match block_signal(signal) {
+            Ok(()) | Err(SignalError::SignalAlreadyBlocked(_)) => {}
+            Err(error) => tracing::warn!(%error, signal, "the background stops this process"),
+        }
+    }
 }
 
 /// Passes standard input on to the guest that runs here, in threads of their own.
@@ -165,6 +227,10 @@ fn read(shared: &Shared, is_terminal: bool, typed: &Sender<Vec<u8>>) {
     loop {
         let length = match std::io::stdin().read(&mut buffer) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            // So fails a read in the background.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) && shared.console.await_front() => {
+                continue;
+            }
             Ok(length @ 1..) => length,
             Ok(0) | Err(_) => return,
         };

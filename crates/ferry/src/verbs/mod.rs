@@ -110,6 +110,9 @@ fn serial_output(args: &SerialArgs, chosen: &Chosen, format: Format) -> Result<V
             "a guest in the simulated machine has no serial port: leave --serial and --console out, or use --backend kvm",
         ));
     }
+    if args.console {
+        terminal::outlive_background();
+    }
     let file = args.serial.as_deref().filter(|path| path.as_os_str() != "-");
     let to_stdout = args.console || args.serial.as_deref() != file;
     if to_stdout && format == Format::Json {

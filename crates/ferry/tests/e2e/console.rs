@@ -4,16 +4,17 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::termios::{LocalModes, tcgetattr, tcgetpgrp};
 
 use crate::support::boot::{DEAF, ECHO, kernel};
 use crate::support::house::House;
-use crate::support::{PATIENCE, kvm_is_here, wait_until};
+use crate::support::{PATIENCE, kvm_is_here, let_pass, skipped, wait_until};
 
 /// A guest whose console is a terminal of its own.
 struct OnTerminal {
@@ -42,6 +43,19 @@ impl OnTerminal {
         })
     }
 
+    /// The terminal of a shell's session, which runs the program as its job: `SCRIPT` has it as `"$@"`. It ends with the shell.
+    fn start_job(program: &[u8], script: &str) -> Self {
+        Self::begin(program, |command| {
+            let mut shell = Command::new("setsid");
+            shell.args(["-c", "bash", "-mc", script, "bash"]).arg(command.get_program());
+            shell.args(command.get_args()).arg("--die-with-parent");
+            for (name, value) in command.get_envs() {
+                value.map(|value| shell.env(name, value));
+            }
+            shell
+        })
+    }
+
     fn begin(program: &[u8], wrap: impl FnOnce(Command) -> Command) -> Self {
         let house = House::new("kvm");
         std::fs::write(house.path("kernel"), kernel(program)).unwrap();
@@ -54,7 +68,7 @@ impl OnTerminal {
         let words = ["run", "--backend=kvm", "--id=g", "--memory=64M", "--console", &kernel];
         let end = || Stdio::from(terminal.try_clone().unwrap());
         let mut command = wrap(house.command(&words));
-        let child = command.stdin(end()).stdout(end()).stderr(Stdio::null()).spawn().unwrap();
+        let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let started = Self { house, child, user: File::from(user), terminal };
         wait_until("the terminal is raw", || started.is_raw());
         started
@@ -69,8 +83,7 @@ impl OnTerminal {
     }
 
     fn state(&self) -> char {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next()).unwrap_or('X')
+        state_of(self.child.id().cast_signed())
     }
 
     fn runs(&self) -> bool {
@@ -82,6 +95,10 @@ impl OnTerminal {
         let (mut seen, begun) = (Vec::new(), Instant::now());
         while !String::from_utf8_lossy(&seen).contains(text) {
             assert!(begun.elapsed() < PATIENCE, "{}", String::from_utf8_lossy(&seen));
+            let mut ready = [PollFd::new(&self.user, PollFlags::IN)];
+            if poll(&mut ready, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).unwrap() == 0 {
+                continue;
+            }
             let mut some = [0; 256];
             let length = self.user.read(&mut some).unwrap();
             seen.extend_from_slice(&some[..length]);
@@ -94,6 +111,12 @@ impl OnTerminal {
         assert!(!self.is_raw(), "the terminal is as it was");
         self.child.try_wait().unwrap().unwrap().code()
     }
+}
+
+/// The kernel's letter for what a process does.
+fn state_of(pid: i32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next()).unwrap_or('X')
 }
 
 impl Drop for OnTerminal {
@@ -165,4 +188,42 @@ fn a_terminal_that_goes_away_ends_nothing() {
     wait_until("it ends", || guest.child.try_wait().unwrap().is_some());
     assert_eq!(guest.child.try_wait().unwrap().unwrap().code(), Some(0));
     assert_eq!(target.status()["state"], "running");
+}
+
+#[test]
+fn a_guest_runs_on_in_the_background_and_has_the_terminal_again_in_front() {
+    if !kvm_is_here() {
+        return;
+    }
+    if Command::new("bash").args(["-c", ":"]).status().is_err() {
+        return skipped("no bash, whose jobs go to the background");
+    }
+    let script =
+        r#""$@"; bg; echo behind; read -r word; echo "the shell has $word"; fg; bg; echo again; wait %1"#;
+    let mut guest = OnTerminal::start_job(ECHO, script);
+    let job = tcgetpgrp(&guest.user).unwrap();
+    assert_ne!(job, Pid::from_child(&guest.child), "the shell has jobs");
+    let runs_behind = |guest: &OnTerminal| {
+        assert_ne!(tcgetpgrp(&guest.user).unwrap(), job);
+        // Several looks: what would stop it comes once its reader runs again.
+        for _ in 0..5 {
+            let_pass(Duration::from_millis(50));
+            assert_ne!(state_of(job.as_raw_nonzero().get()), 'T');
+        }
+        assert!(guest.runs() && !guest.is_raw());
+    };
+    kill_process(job, Signal::TSTP).unwrap();
+    guest.shows("behind");
+    runs_behind(&guest);
+    guest.user.write_all(b"line\n").unwrap();
+    guest.shows("the shell has line");
+    // Bash says nothing to a running job that it brings to the front.
+    wait_until("the terminal is raw again", || guest.is_raw());
+    guest.user.write_all(b"hello").unwrap();
+    guest.shows("hello");
+    kill_process(job, Signal::TSTP).unwrap();
+    guest.shows("again");
+    runs_behind(&guest);
+    kill_process(job, Signal::TERM).unwrap();
+    assert_eq!(guest.ended(), Some(0), "the status of the job");
 }
