@@ -15,13 +15,16 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
-use vmm_sys_util::ioctl::{_IOC_WRITE, ioctl_expr, ioctl_with_ref};
+use vmm_sys_util::ioctl::{_IOC_WRITE, ioctl_expr, ioctl_with_ref, ioctl_with_val};
 
 /// Opens descriptors of taps.
 const DEVICE: &str = "/dev/net/tun";
 
 /// `_IOW('T', 202, int)`.
 const TUNSETIFF: c_ulong = ioctl_expr(_IOC_WRITE, b'T' as u32, 202, 4);
+
+/// `_IOW('T', 208, unsigned int)`.
+const TUNSETOFFLOAD: c_ulong = ioctl_expr(_IOC_WRITE, b'T' as u32, 208, 4);
 
 /// Frames of Ethernet, with nothing in front of them.
 const FLAGS: u16 = IFF_TAP | IFF_NO_PI;
@@ -86,6 +89,7 @@ pub fn open_tap(name: &str) -> Result<OwnedFd, TapError> {
         Some(Errno::INVAL) => TapError::Kind { name: name.to_owned() },
         _ => failed(error),
     })?;
+    without_offloads(&file).map_err(failed)?;
     Ok(file.into())
 }
 
@@ -112,6 +116,17 @@ fn attach(file: &File, name: &str) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A tap that stays keeps the offloads of whoever used it last: frames without a checksum, or longer than any that a card without
+/// offloads takes, and no header that says so. A kernel that knows of none has none on.
+fn without_offloads(file: &File) -> io::Result<()> {
+    // SAFETY: the argument is a number.
+    if unsafe { ioctl_with_val(file, TUNSETOFFLOAD, 0) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if Errno::from_io_error(&error) == Some(Errno::INVAL) { Ok(()) } else { Err(error) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +136,14 @@ mod tests {
         // linux/if.h: 16 bytes of name and a union of 24; by hand: direction 1, size 4, type 'T', number 202.
         assert_eq!(size_of::<Request>(), 40);
         assert_eq!(TUNSETIFF, 0x4004_54ca);
+        assert_eq!(TUNSETOFFLOAD, 0x4004_54d0);
+    }
+
+    #[test]
+    fn a_refusal_to_turn_offloads_off_is_an_error() {
+        // A file that knows no ioctl: ENOTTY.
+        let file = File::open("/dev/null").unwrap();
+        assert_eq!(without_offloads(&file).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
     }
 
     #[test]
