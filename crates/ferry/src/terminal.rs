@@ -14,7 +14,7 @@ use std::io::{ErrorKind, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 use signal_hook::consts::{
@@ -24,8 +24,10 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use vmm_sys_util::signal::{Error as SignalError, block_signal};
 
+use crate::control::Reply;
 use crate::control::host::{Job, Shared};
 use crate::error::CliError;
+use crate::output;
 
 /// Ctrl-A.
 const ESCAPE: u8 = 1;
@@ -35,6 +37,9 @@ const END: u8 = b'x';
 
 /// How long input waits before the guest is asked again whether it takes more.
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
+
+/// How long the guest's end is waited for before that is said.
+const END_SOON: Duration = Duration::from_secs(1);
 
 /// How long the background lasts before the terminal is looked at again: a shell that brings a running job to the front need not say so.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
@@ -220,10 +225,11 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()>
     std::thread::Builder::new().name(name.into()).spawn(run).map(drop)
 }
 
-/// Reads until the input ends or the end of the guest is wanted.
+/// Reads until the input ends or the guest has ended because somebody here wanted it.
 fn read(shared: &Shared, is_terminal: bool, typed: &Sender<Vec<u8>>) {
     let mut escape = Escape { is_heard: is_terminal, is_open: false };
     let mut buffer = [0; PIECE_BYTES];
+    let mut end = None;
     loop {
         let length = match std::io::stdin().read(&mut buffer) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -235,14 +241,32 @@ fn read(shared: &Shared, is_terminal: bool, typed: &Sender<Vec<u8>>) {
             Ok(0) | Err(_) => return,
         };
         let (piece, is_over) = escape.filter(buffer.get(..length).unwrap_or_default());
-        if is_over {
-            let (replies, _answers) = bounded(1);
-            let (_hears, heard) = bounded(0);
-            let _ = shared.jobs.send(Job::Stop { replies, heard });
+        if is_over && ends(shared, &mut end) {
             return;
         }
-        keep(typed, piece, is_terminal);
+        if end.is_none() {
+            keep(typed, piece, is_terminal);
+        }
     }
+}
+
+/// Asks for the guest's end, once, and says where it is waited for; true when it came.
+fn ends(shared: &Shared, asked: &mut Option<Receiver<Reply>>) -> bool {
+    let answers = asked.get_or_insert_with(|| {
+        let (replies, answers) = bounded(1);
+        let (_hears, heard) = bounded(0);
+        let _ = shared.jobs.send(Job::Stop { replies, heard });
+        answers
+    });
+    if answers.recv_timeout(END_SOON) != Err(RecvTimeoutError::Timeout) {
+        return true;
+    }
+    // The terminal is raw: it returns no carriage by itself.
+    output::note(
+        "\r\nferry: the end of the guest is waited for: while it is being moved it ends only if it stays here; `ferry status` \
+         shows how that is\r",
+    );
+    false
 }
 
 /// Who types is heard on however much waits already, and what is more than that is lost; a file or a pipe can wait itself.

@@ -171,6 +171,25 @@ fn a_guest_that_does_not_read_can_be_ended_from_the_terminal() {
 }
 
 #[test]
+fn an_end_that_a_move_holds_up_is_said_as_often_as_it_is_asked_for() {
+    if !kvm_is_here() {
+        return;
+    }
+    let mut guest = OnTerminal::start(DEAF);
+    let target = guest.house.receiver(&["--stop-at", "restore"]);
+    let migrating = guest.house.migrating("g", &target);
+    target.await_stop();
+    for _ in 0..2 {
+        guest.user.write_all(b"\x01x").unwrap();
+        guest.shows("the end of the guest is waited for");
+    }
+    // The move fails, and the guest that stays ends.
+    target.kill();
+    assert_eq!(guest.ended(), Some(0));
+    assert_ne!(migrating.end().status, 0);
+}
+
+#[test]
 fn a_terminal_that_goes_away_ends_nothing() {
     if !kvm_is_here() {
         return;
