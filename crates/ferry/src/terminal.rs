@@ -8,7 +8,7 @@
 //! is no end: the guest runs on, and is reached by its control socket. In the background it runs on as well: what is typed is somebody else's then,
 //! and the terminal is left as it is found.
 //!
-//! Facts: termios(3), `cfmakeraw`; signal(7); tcgetpgrp(3); `__tty_check_change` in drivers/tty/tty_jobctrl.c.
+//! Facts: termios(3), `cfmakeraw`; signal(7); tcgetpgrp(3); `__tty_check_change` in `drivers/tty/tty_jobctrl.c`.
 
 use std::io::{ErrorKind, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,13 +71,12 @@ impl Raw {
     }
 
     fn set(&mut self) -> rustix::io::Result<()> {
-        let mut raw = match &self.before {
-            Some(before) => before.clone(),
-            None => {
-                let before = tcgetattr(std::io::stdin())?;
-                restore_after_panic(before.clone());
-                self.before.insert(before).clone()
-            }
+        let mut raw = if let Some(before) = &self.before {
+            before.clone()
+        } else {
+            let before = tcgetattr(std::io::stdin())?;
+            restore_after_panic(before.clone());
+            self.before.insert(before).clone()
         };
         raw.make_raw();
         tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
