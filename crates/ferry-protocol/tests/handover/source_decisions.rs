@@ -29,7 +29,8 @@ fn target_hello(version: u16) -> SourceEvent {
     SourceEvent::Received(ToSource::Hello(TargetHello { version, instance: InstanceId(77), program }))
 }
 
-fn pausing() -> Source {
+/// Up to the first round.
+fn sending() -> Source {
     let mut source = source();
     let events = [
         SourceEvent::Connected,
@@ -38,6 +39,14 @@ fn pausing() -> Source {
         SourceEvent::Received(ToSource::Built),
         SourceEvent::Journaled,
         SourceEvent::LogStarted,
+    ];
+    step(&mut source, events);
+    source
+}
+
+fn pausing() -> Source {
+    let mut source = sending();
+    let events = [
         SourceEvent::RoundSent { data_pages: 1, zero_pages: 0 },
         SourceEvent::Received(ToSource::RoundTaken(RoundTaken { round: 0 })),
         SourceEvent::Harvested { dirty_pages: 0 },
@@ -160,16 +169,7 @@ fn a_pause_waits_until_the_live_round_has_arrived() {
 
 #[test]
 fn no_pause_comes_while_the_disks_are_behind() {
-    let mut source = source();
-    let events = [
-        SourceEvent::Connected,
-        target_hello(1),
-        SourceEvent::Received(ToSource::Verdict(Verdict::accept())),
-        SourceEvent::Received(ToSource::Built),
-        SourceEvent::Journaled,
-        SourceEvent::LogStarted,
-    ];
-    step(&mut source, events);
+    let mut source = sending();
     let sync = Duration::from_secs(2);
     for round in 0..8 {
         let actions = step(

@@ -270,12 +270,8 @@ fn a_write_back_that_failed_for_somebody_else_fails_the_guests_next_flush_and_no
     image.sync_by(|_| panic!("it was not on the disk")).unwrap();
 }
 
-#[test]
-fn a_flush_under_way_holds_no_pause_up_and_is_asked_again_where_the_guest_goes_on() {
-    let file = image();
-    let image = open(file.path(), false);
-    let source = over(&image);
-    let mut its_thread = Thread::start(Arc::clone(&source.device)).unwrap();
+/// Calls `act` while the disk takes its time with the image.
+fn while_busy(image: &DiskImage, act: impl FnOnce()) {
     let (begins, ends) = (Barrier::new(2), Barrier::new(2));
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -286,6 +282,18 @@ fn a_flush_under_way_holds_no_pause_up_and_is_asked_again_where_the_guest_goes_o
             })
         });
         begins.wait();
+        act();
+        ends.wait();
+    });
+}
+
+#[test]
+fn a_flush_under_way_holds_no_pause_up_and_is_asked_again_where_the_guest_goes_on() {
+    let file = image();
+    let image = open(file.path(), false);
+    let source = over(&image);
+    let mut its_thread = Thread::start(Arc::clone(&source.device)).unwrap();
+    while_busy(&image, || {
         let users = Arc::strong_count(&image);
         source.ask_for(4, 0, &[]);
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -303,7 +311,6 @@ fn a_flush_under_way_holds_no_pause_up_and_is_asked_again_where_the_guest_goes_o
         // All is as it was when the guest was paused.
         let [_, _, used] = Rig::<Block>::rings(0);
         source.memory.write_obj(0_u16, GuestAddress(used + 2)).unwrap();
-        ends.wait();
     });
     its_thread.resume().unwrap();
     wait_for(&source, 1);
@@ -316,20 +323,10 @@ fn a_reset_in_the_middle_of_a_flush_forgets_it() {
     let image = open(file.path(), false);
     let rig = over(&image);
     let thread = Thread::start(Arc::clone(&rig.device)).unwrap();
-    let (begins, ends) = (Barrier::new(2), Barrier::new(2));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            image.sync_by(|_| {
-                begins.wait();
-                ends.wait();
-                Ok(())
-            })
-        });
-        begins.wait();
+    while_busy(&image, || {
         rig.ask_for(4, 0, &[]);
         rig.start();
         assert_eq!(rig.used(0), []);
-        ends.wait();
     });
     rig.ask_for(0, 5, &[writes(DATA, 512)]);
     wait_for(&rig, 1);
